@@ -1,0 +1,34 @@
+"""The implementations, best first. Each is a module with the three roles `y`, `x`, `w` and two questions about them.
+
+`why_not(role, geometry, dtype, platform)` answers None where the implementation can run, else a sentence that says why not.
+`pass_over(role, geometry, dtype, platform)` answers None where it is worth running, else a sentence that says why a later one
+is better. A named implementation answers only to the first; the automatic choice takes the first that has neither reason.
+"""
+
+from types import ModuleType
+
+from gconv.geometry import Geometry
+from gconv.implementations import lax
+
+TABLE: dict[str, ModuleType] = {"lax": lax}
+
+
+def check_name(name: str | None) -> None:
+    if name is not None and name not in TABLE:
+        raise ValueError(f"`implementation` must be None or one of {', '.join(map(repr, TABLE))}, got {name!r}.")
+
+
+def choose(role: str, geometry: Geometry, dtype, platform: str, name: str | None = None) -> str:
+    """The implementation that a role takes: the named one, or an error with its reason; with None, the first that can."""
+    check_name(name)
+    if name is not None:
+        if reason := TABLE[name].why_not(role, geometry, dtype, platform):
+            raise ValueError(f"implementation={name!r} cannot run role {role!r}: {reason}. implementation=None always works.")
+        return name
+    return next(n for n in TABLE if reason_against(n, role, geometry, dtype, platform) is None)
+
+
+def reason_against(name: str, role: str, geometry: Geometry, dtype, platform: str) -> str | None:
+    """Why the automatic choice would not take the implementation, or None."""
+    module, case = TABLE[name], (role, geometry, dtype, platform)
+    return module.why_not(*case) or module.pass_over(*case)

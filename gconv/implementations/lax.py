@@ -1,0 +1,101 @@
+"""The three roles through `lax.conv_general_dilated`: the reference, available for every dtype on every platform.
+
+Each role is written out as one convolution with `feature_group_count` rather than derived with `jax.linear_transpose`:
+lax's own kernel gradient goes through `batch_group_count`, which XLA's partitioner gets wrong on a mesh with an unused axis
+(the result comes out multiplied by that axis' size), and transposing inside `shard_map` lost a factor too.
+"""
+
+from functools import partial
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from gconv.geometry import Geometry
+
+SPATIAL = ("", "W", "HW", "DHW")
+
+
+def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
+    """Never: it is the reference."""
+    del role, geometry, dtype, platform
+    return None
+
+
+pass_over = why_not
+
+
+def y(x: Array, kernel: Array, geometry: Geometry, **options) -> Array:
+    """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`."""
+    g, s = geometry, SPATIAL[geometry.rank]
+    return _conv(
+        x,
+        kernel,
+        window_strides=g.strides,
+        padding=g.padding,
+        rhs_dilation=g.dilation,
+        dimension_numbers=(f"N{s}C", f"{s}IO", f"N{s}C"),
+        feature_group_count=g.groups,
+        **options,
+    )
+
+
+def x(y: Array, kernel: Array, geometry: Geometry, **options) -> Array:
+    """The transposed convolution: `y (N, *output, G*K)`, `kernel (*window, J, G*K)` -> `(N, *spatial, G*J)`.
+
+    A convolution over `y` with its strides filled by zeros, the window flipped, and channels and filters swapped per group.
+    """
+    g, s = geometry, SPATIAL[geometry.rank]
+    flipped = jnp.flip(kernel, axis=range(g.rank)).reshape(*g.window, g.channels, g.groups, g.filters)
+    swapped = flipped.swapaxes(-1, -3).reshape(*g.window, g.filters, g.in_channels)
+    padding = tuple(
+        (e - 1 - lo, n + lo - _extent(out, stride))
+        for n, out, (lo, _), e, stride in zip(g.spatial, g.output, g.padding, g.effective_window, g.strides, strict=True)
+    )
+    return _conv(
+        y,
+        swapped,
+        window_strides=(1,) * g.rank,
+        padding=padding,
+        lhs_dilation=g.strides,
+        rhs_dilation=g.dilation,
+        dimension_numbers=(f"N{s}C", f"{s}IO", f"N{s}C"),
+        feature_group_count=g.groups,
+        **options,
+    )
+
+
+def w(x: Array, y: Array, geometry: Geometry, **options) -> Array:
+    """The kernel gradient: `x (N, *spatial, G*J)`, `y (N, *output, G*K)` -> `(*window, J, G*K)`.
+
+    A convolution whose batch is J, whose window is `y` dilated by the strides, and which sums over the batch as if it were the
+    channels of each group.
+    """
+    g, s = geometry, SPATIAL[geometry.rank]
+    batch = x.shape[0]
+    grouped = x.reshape(batch, *g.spatial, g.groups, g.channels)
+    by_channel = jnp.moveaxis(grouped, (-1, 0), (0, -1)).reshape(g.channels, *g.spatial, g.groups * batch)
+    padding = tuple(
+        (lo, e - 1 + _extent(out, stride) - n - lo)
+        for n, out, (lo, _), e, stride in zip(g.spatial, g.output, g.padding, g.effective_window, g.strides, strict=True)
+    )
+    return _conv(
+        by_channel,
+        y,
+        window_strides=g.dilation,
+        padding=padding,
+        rhs_dilation=g.strides,
+        dimension_numbers=(f"N{s}C", f"I{s}O", f"{s}NC"),
+        feature_group_count=g.groups,
+        **options,
+    )
+
+
+def _extent(outputs: int, stride: int) -> int:
+    return (outputs - 1) * stride + 1
+
+
+def _conv(lhs, rhs, *, dtype, precision, **options):
+    half = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    operand = jnp.promote_types(lhs.dtype, rhs.dtype)
+    run = partial(lax.conv_general_dilated, precision=precision, preferred_element_type=jnp.float32 if half else dtype)
+    return run(lhs.astype(operand), rhs.astype(operand), **options).astype(dtype)

@@ -1,0 +1,219 @@
+"""The functions that users call: arguments -> geometry -> role.
+
+Everything numerical happens in the primitives of `gconv.roles`; here arguments are checked, promoted and padded.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from gconv import implementations, roles, sharding
+from gconv.geometry import PADDING_MODES, Geometry, check_bias, geometry, parse_padding_value, transposed_geometry
+
+
+def grouped_conv(
+    x: ArrayLike,
+    kernel: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    groups: int | str | None = None,
+    strides: int | Sequence[int] = 1,
+    padding: int | str | Sequence = 0,
+    dilation: int | Sequence[int] = 1,
+    padding_value: complex | str = 0,
+    implementation: str | None = None,
+    precision=None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Array:
+    """Grouped convolution, channels last.
+
+    Equivalent to, for each group g (J channels in, K filters out)::
+
+        y[..., g*K:(g+1)*K] = conv(x[..., g*J:(g+1)*J], kernel[..., g*K:(g+1)*K])
+
+    where `conv` is the usual cross-correlation of deep learning, `y[n] = sum_k x[n * stride + k * dilation - low] kernel[k]`.
+
+    >>> import jax.numpy as jnp, gconv
+    >>> x = jnp.ones((8, 32, 32, 6))
+    >>> gconv.grouped_conv(x, jnp.ones((3, 3, 2, 12)), groups=3, padding="same").shape
+    (8, 32, 32, 12)
+    >>> gconv.grouped_conv(x, jnp.ones((3, 3, 1, 6)), groups="channel-wise", strides=2).shape
+    (8, 15, 15, 6)
+
+    Args:
+      x: `(*batch, *spatial, C_in)`; any number of batch axes, also none; 1, 2 or 3 spatial axes, as many as the kernel has.
+        Any floating, complex or integer dtype. `x`, `kernel` and `bias` are promoted to a common one.
+      kernel: `(*window, C_in / groups, C_out)`, output channel `group * filters_per_group + filter`: the layout of Flax's
+        `Conv`. MATLAB's per-group layout converts with `gconv.interop.kernel_from_matlab`.
+      bias: `(C_out,)` or None.
+      groups: a positive integer that divides both channel counts, `"channel-wise"` (one group per channel), or None to
+        read it off the shapes.
+      strides: one integer, or one per spatial axis.
+      padding: how many samples to add: `p`, one number per axis (MATLAB's `[a b]`), `(low, high)` pairs per axis, a flat list
+        of low and high per axis in turn (MATLAB's `[t b l r]` in 2-D, `[left right]` in 1-D), `"same"` (output size
+        `ceil(input / stride)`, surplus at the end), `"same_lower"` (surplus at the start), `"valid"`, or `"causal"` (1-D).
+      dilation: the distance between the samples that a window reads; one integer, or one per spatial axis.
+      padding_value: what to add: a number, or `"symmetric-include-edge"`, `"symmetric-exclude-edge"`, `"replicate"`,
+        `"circular"` (NumPy's modes `symmetric`, `reflect`, `edge`, `wrap`; amounts larger than the input repeat as there).
+      implementation: None to let gconv choose for each platform when the program is lowered, or a name of
+        `gconv.implementations()`, which runs or raises with the reason.
+      precision: as in `jax.lax.conv_general_dilated`; also for the gradients.
+      preferred_element_type: dtype of the result (and of the accumulation), as in `jax.lax.conv_general_dilated`.
+
+    Returns:
+      `(*batch, *output, C_out)` with `output = (spatial + low + high - (window - 1) * dilation - 1) // stride + 1`.
+
+    Raises:
+      ValueError, TypeError: naming the argument, its numbers and a value that works.
+
+    Differentiable to any order in both modes, and with vmap, scan, remat and the rest; kernel gradients of float16 and
+    bfloat16 accumulate in float32. Semantics of padding and groups: MATLAB's `groupedConvolution2dLayer`.
+    """
+    implementations.check_name(implementation)
+    x, kernel, bias = _as_arrays(x=x, kernel=kernel, bias=bias)
+    batch, geom = geometry(
+        x.shape, kernel.shape, groups=groups, strides=strides, padding=padding, dilation=dilation
+    )
+    fill = parse_padding_value(padding_value)
+    if bias is not None:
+        check_bias(bias.shape, geom.out_channels, geom.groups)
+
+    def run(x, kernel, bias):
+        x = x.reshape(math.prod(batch), *x.shape[len(batch) :])
+        x, padded = _pad(x, geom, fill)
+        return _run("y", {"x": x, "w": kernel}, padded, batch, bias, implementation, precision, preferred_element_type)
+
+    shape = (*batch, *geom.output, geom.out_channels)
+    return sharding.in_auto_axes(run, shape, geom.groups, len(batch), x, kernel, bias)
+
+
+def grouped_conv_transpose(
+    y: ArrayLike,
+    kernel: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    groups: int | str,
+    strides: int | Sequence[int] = 1,
+    padding: int | str | Sequence = 0,
+    dilation: int | Sequence[int] = 1,
+    output_padding: int | Sequence[int] = 0,
+    implementation: str | None = None,
+    precision=None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Array:
+    """Transposed grouped convolution, channels last: the exact adjoint of `grouped_conv`.
+
+    With the same `kernel` and options, for every `x` of the result's shape::
+
+        vdot(grouped_conv(x, kernel), y) == vdot(x, grouped_conv_transpose(y, kernel))
+
+    so `kernel`, `groups`, `strides`, `padding` and `dilation` are those of the convolution that is transposed, `y` has its
+    output channels and the result its input channels. This is PyTorch's convention (`ConvTranspose2d`), also for the sizes.
+
+    >>> import jax.numpy as jnp, gconv
+    >>> y, kernel = jnp.ones((8, 16, 16, 12)), jnp.ones((3, 3, 2, 12))
+    >>> gconv.grouped_conv_transpose(y, kernel, groups=3, strides=2, padding=1, output_padding=1).shape
+    (8, 32, 32, 6)
+
+    Args:
+      y: `(*batch, *spatial, C_out)`.
+      kernel: `(*window, C_in / groups, C_out)`, as in `grouped_conv`.
+      bias: `(C_in,)` or None.
+      groups: a positive integer, or `"channel-wise"` (one group per channel of `y`); the shapes do not tell it.
+      padding: what the transposed convolution was padded with: it makes the result smaller. `"same"` and `"same_lower"`
+        make the result `spatial * strides` long.
+      output_padding: surplus at the end, to choose among the sizes that a strided convolution maps to the same one; smaller
+        than the stride or the dilation.
+      strides, dilation, implementation, precision, preferred_element_type: as in `grouped_conv`.
+
+    Returns:
+      `(*batch, *size, C_in)`, `size = (spatial - 1) * stride - low - high + (window - 1) * dilation + 1 + output_padding`.
+    """
+    implementations.check_name(implementation)
+    y, kernel, bias = _as_arrays(y=y, kernel=kernel, bias=bias)
+    batch, geom = transposed_geometry(
+        y.shape,
+        kernel.shape,
+        groups=groups,
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        output_padding=output_padding,
+    )
+    if bias is not None:
+        check_bias(bias.shape, geom.in_channels, geom.groups)
+
+    def run(y, kernel, bias):
+        y = y.reshape(math.prod(batch), *y.shape[len(batch) :])
+        return _run("x", {"y": y, "w": kernel}, geom, batch, bias, implementation, precision, preferred_element_type)
+
+    shape = (*batch, *geom.spatial, geom.in_channels)
+    return sharding.in_auto_axes(run, shape, geom.groups, len(batch), y, kernel, bias)
+
+
+def _run(role, operands, geom, batch, bias, implementation, precision, preferred_element_type):
+    precision = _precision_in_force(precision)
+    result = roles.bind(
+        role,
+        sharding.equally_varying(operands),
+        geometry=geom,
+        dtype=_result_dtype(operands["w"].dtype, precision, preferred_element_type),
+        precision=precision,
+        implementation=implementation,
+    )
+    result = result.reshape(*batch, *result.shape[1:])
+    return result if bias is None else result + bias.astype(result.dtype)
+
+
+def _as_arrays(**arguments) -> list:
+    """The arguments as JAX arrays of a common dtype; None stays None."""
+    for name, a in arguments.items():
+        if a is None and name == "bias":
+            continue
+        if not (hasattr(a, "shape") and hasattr(a, "dtype")):
+            raise TypeError(f"`{name}` must be an array, got {type(a).__name__}. jax.numpy.asarray({name}) makes one.")
+        if not (jnp.issubdtype(a.dtype, np.number) or jnp.issubdtype(a.dtype, jnp.inexact)):
+            raise TypeError(f"`{name}` must have a numeric dtype, got {a.dtype}. {name}.astype('float32') would work.")
+    arrays = [None if a is None else jnp.asarray(a) for a in arguments.values()]
+    dtype = jnp.result_type(*(a for a in arrays if a is not None))
+    return [None if a is None else a.astype(dtype) for a in arrays]
+
+
+def _pad(x: Array, geom: Geometry, fill) -> tuple[Array, Geometry]:
+    """Zeros are the convolution's own business; everything else is added to `x` first."""
+    if fill == 0 or not any(lo or hi for lo, hi in geom.padding):
+        return x, geom
+    width = ((0, 0), *geom.padding, (0, 0))
+    if isinstance(fill, str):
+        for i, (n, pair) in enumerate(zip(geom.spatial, geom.padding, strict=True)):
+            if n == 0 and any(pair):
+                raise ValueError(f"`padding_value`={fill!r} has nothing to repeat: spatial axis {i} of `x` has size 0.")
+        padded = jnp.pad(x, width, mode=PADDING_MODES[fill])
+    else:
+        if np.asarray(fill).astype(x.dtype) != fill and not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise TypeError(f"`padding_value`={fill} cannot be written in x.dtype={x.dtype}. A value that works: {int(fill)}.")
+        if isinstance(fill, complex) and not jnp.issubdtype(x.dtype, jnp.complexfloating):
+            raise TypeError(f"`padding_value`={fill} is complex and x.dtype={x.dtype} is not. One that works: {fill.real}.")
+        padded = jnp.pad(x, width, constant_values=fill)
+    return padded, geom.unpadded(padded.shape[1:-1])
+
+
+@lru_cache(maxsize=256)
+def _result_dtype(dtype, precision, preferred):
+    """The dtype of the result by lax's own rule, asked of lax itself, which also refuses what it does not know."""
+    one = jax.ShapeDtypeStruct((1, 1, 1), dtype)
+    conv = partial(lax.conv_general_dilated, window_strides=(1,), padding="VALID", precision=precision)
+    return jax.eval_shape(partial(conv, preferred_element_type=preferred), one, one).dtype
+
+
+def _precision_in_force(precision):
+    """Asked now: a surrounding `jax.default_matmul_precision` may be gone when the program is lowered."""
+    if precision is None:
+        return jax.config.jax_default_matmul_precision
+    return tuple(precision) if isinstance(precision, list) else precision

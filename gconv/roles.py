@@ -1,0 +1,144 @@
+"""The primitives: three roles of one trilinear form, and how JAX's transformations act on them.
+
+T(x, w, y) = <y, conv(x, w)> is linear in each argument, so its three partial derivatives are the library:
+
+    role   operands   result
+    "y"    x, w       the convolution
+    "x"    y, w       the input gradient, which is the transposed convolution
+    "w"    x, y       the kernel gradient
+
+Operands are canonical here: `x (N, *spatial, G*J)`, `w (*window, J, G*K)`, `y (N, *output, G*K)`, whose sizes but N stand in
+the geometry. Which implementation runs is decided at lowering, per platform.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from gconv import implementations
+from gconv.geometry import Geometry
+
+OPERANDS = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+PRIMITIVES = {role: Primitive(f"grouped_conv_{role}") for role in OPERANDS}
+
+
+def bind(role: str, operands: dict, *, geometry: Geometry, dtype, precision, implementation):
+    """One role of the operands, a dict with the keys OPERANDS[role]; the result has type `dtype`."""
+    first, second = (operands[name] for name in OPERANDS[role])
+    return PRIMITIVES[role].bind(
+        first,
+        second,
+        geometry=geometry,
+        dtype=jnp.dtype(dtype),
+        precision=precision,
+        implementation=implementation,
+    )
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _shape(name: str, g: Geometry, batch) -> tuple:
+    return {"x": g.x_shape(batch), "y": g.y_shape(batch), "w": g.kernel_shape}[name]
+
+
+def _abstract(role, first, second, *, geometry, dtype, **_):
+    operands = dict(zip(OPERANDS[role], (first, second), strict=True))
+    batch = next(aval.shape[0] for name, aval in operands.items() if name != "w")
+    for name, aval in operands.items():
+        if aval.shape != _shape(name, geometry, batch):
+            raise TypeError(f"role {role!r}: operand {name!r} of shape {aval.shape} does not fit {geometry}.")
+    # `update` keeps what else an abstract value knows: the manual mesh axes over which it varies in a shard_map.
+    return first.update(shape=_shape(role, geometry, batch), dtype=dtype, weak_type=False)
+
+
+# --- derivatives -----------------------------------------------------------------------------------------------------
+# T is trilinear, so the transpose of role r in operand a is role a, with the cotangent in the place of r:
+#     y: d/dx -> x(ct, w)   d/dw -> w(x, ct)
+#     x: d/dy -> y(ct, w)   d/dw -> w(ct, y)
+#     w: d/dx -> x(y, ct)   d/dy -> y(x, ct)
+
+
+def _transpose(role, unknown, ct, *operands, dtype, **params):
+    del dtype  # the cotangent's own; the result takes its operand's
+    target, other = OPERANDS[role][unknown], OPERANDS[role][1 - unknown]
+    return bind(target, {role: ct, other: operands[1 - unknown]}, dtype=operands[unknown].aval.dtype, **params)
+
+
+# --- vmap ------------------------------------------------------------------------------------------------------------
+# Every index of T appears in two or three of its arguments: batch N in x and y, channels J in x and w, filters K in w and y,
+# groups G in all. A mapped axis is one more index. It lives in the result and in the mapped operands: in one operand, so it
+# joins the index which that operand shares with the result; in both, so it joins the groups. Nothing is ever broadcast.
+
+SHARED = {frozenset("xy"): "N", frozenset("xw"): "J", frozenset("wy"): "K"}
+FIELD = {"J": "channels", "K": "filters", "G": "groups"}
+
+
+def _batch(role, operands, axes, *, geometry, dtype, **params):
+    names = OPERANDS[role]
+    mapped = {n: jnp.moveaxis(a, d, 0) for n, a, d in zip(names, operands, axes, strict=True) if d is not None}
+    whole = {n: a for n, a, d in zip(names, operands, axes, strict=True) if d is None}
+    size = next(iter(mapped.values())).shape[0]
+    batch = next(a.shape[n in mapped] for n, a in (mapped | whole).items() if n != "w")
+    index = "G" if len(mapped) == 2 else SHARED[frozenset((role, *mapped))]
+    if index == "N":
+        wider, wider_batch = geometry, batch * size
+    elif size == 0:  # no geometry has zero groups, channels or filters
+        return jnp.zeros((0, *_shape(role, geometry, batch)), dtype), 0
+    else:
+        wider, wider_batch = replace(geometry, **{FIELD[index]: size * getattr(geometry, FIELD[index])}), batch
+    folded = {}
+    for name, a in mapped.items():
+        split = a.reshape(size, *_one_axis_per_index(name, geometry, batch))
+        moved = jnp.moveaxis(split, 0, _axis(index, name, geometry) - 1)
+        folded[name] = moved.reshape(_shape(name, wider, wider_batch))
+    result = bind(role, whole | folded, geometry=wider, dtype=dtype, **params)
+    split_shape = list(_one_axis_per_index(role, geometry, batch))
+    position = _axis(index, role, geometry)
+    split_shape.insert(len(split_shape) + position, size)
+    moved = jnp.moveaxis(result.reshape(split_shape), position - 1, 0)
+    return moved.reshape(size, *_shape(role, geometry, batch)), 0
+
+
+def _one_axis_per_index(name: str, g: Geometry, batch) -> tuple:
+    return {
+        "x": (batch, *g.spatial, g.groups, g.channels),
+        "y": (batch, *g.output, g.groups, g.filters),
+        "w": (*g.window, g.channels, g.groups, g.filters),
+    }[name]
+
+
+def _axis(index: str, name: str, g: Geometry) -> int:
+    """Where `index` stands in `_one_axis_per_index`, counted from the end."""
+    if index == "N":
+        return -g.rank - 3
+    return {"x": "GJ", "y": "GK", "w": "JGK"}[name].index(index) - (3 if name == "w" else 2)
+
+
+# --- lowering --------------------------------------------------------------------------------------------------------
+
+
+def _lowering(role, platform):
+    def run(first, second, *, geometry, dtype, precision, implementation):
+        operand = jnp.promote_types(first.dtype, second.dtype)
+        name = implementations.choose(role, geometry, operand, platform, implementation)
+        run_role = getattr(implementations.TABLE[name], role)
+        with jax.named_scope(f"gconv_{role}_{name}"):  # so that a lowered text tells which implementation ran
+            return run_role(first, second, geometry, dtype=dtype, precision=precision)
+
+    return mlir.lower_fun(run, multiple_results=False)
+
+
+for _role, _primitive in PRIMITIVES.items():
+    _primitive.def_abstract_eval(partial(_abstract, _role))
+    # Outside jit: compiled once per geometry, like lax's own primitives.
+    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("geometry", "dtype", "precision", "implementation")))
+    ad.defbilinear(_primitive, partial(_transpose, _role, 0), partial(_transpose, _role, 1))
+    batching.primitive_batchers[_primitive] = partial(_batch, _role)
+    for _platform in PLATFORMS:
+        mlir.register_lowering(_primitive, _lowering(_role, _platform), platform=_platform)
