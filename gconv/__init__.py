@@ -1,6 +1,25 @@
-"""gconv: grouped convolution for JAX."""
+"""gconv: grouped convolution for JAX.
 
+`gconv.nnx`, `gconv.linen`, `gconv.optim`, `gconv.interop` and `gconv.initializers` are loaded when they are first used, so that
+the functions alone need neither Flax nor optax.
+"""
+
+import importlib
+
+from gconv.layer import describe as describe
 from gconv.op import grouped_conv as grouped_conv
 from gconv.op import grouped_conv_transpose as grouped_conv_transpose
 
 __version__ = "0.1.0"
+
+_SUBMODULES = ("initializers", "interop", "linen", "nnx", "optim")
+
+
+def __getattr__(name: str):
+    if name in _SUBMODULES:
+        return importlib.import_module(f"gconv.{name}")
+    raise AttributeError(f"module 'gconv' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_SUBMODULES])

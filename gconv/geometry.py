@@ -171,8 +171,9 @@ def parse_padding(padding, rank: int) -> str | Pairs:
             return tuple((p, p) for p in flat)
         return tuple(zip(flat[::2], flat[1::2], strict=True))
     raise ValueError(
-        f"`padding` does not fit {_count(rank, 'spatial axis')}: got {padding!r}. Values that work: 1, {(1,) * rank} (per axis), "
-        f"{((1, 1),) * rank} (low and high per axis), {[1, 1] * rank} (the same, flat), {_quoted(_names_for(rank))}."
+        f"`padding` does not fit {_count(rank, 'spatial axis')}: got {padding!r}. Values that work: 1, "
+        f"{(1,) * rank} (per axis), {((1, 1),) * rank} (low and high per axis), {[1, 1] * rank} (the same, flat), "
+        f"{_quoted(_names_for(rank))}."
     )
 
 
@@ -181,9 +182,7 @@ def parse_padding_value(padding_value):
     if isinstance(padding_value, str):
         name = padding_value.lower()
         if name not in PADDING_MODES:
-            raise ValueError(
-                f"`padding_value` must be a number or one of {_quoted(PADDING_MODES)}, got {padding_value!r}."
-            )
+            raise ValueError(f"`padding_value` must be a number or one of {_quoted(PADDING_MODES)}, got {padding_value!r}.")
         return name
     number = padding_value
     if hasattr(number, "item") and getattr(number, "ndim", None) == 0:
@@ -211,12 +210,12 @@ def split_channels(groups: int | str, channels: int, name: str = "the input chan
         groups = channels
     assert isinstance(groups, int)
     if groups < 1 or channels % groups:
-        works = [d for d in range(1, channels + 1) if channels % d == 0]
+        works = [str(d) for d in range(1, channels + 1) if channels % d == 0]
         if len(works) > 16:
-            works = works[:8] + ["..."] + works[-7:]  # type: ignore[list-item]
+            works = [*works[:8], "...", *works[-7:]]
         raise ValueError(
             f"`groups` must divide {name}: {_count(channels, 'channel')}, groups={groups}. "
-            f"Values that work: {', '.join(map(str, works)) or 'none, there must be at least one channel'}."
+            f"Values that work: {', '.join(works) or 'none, there must be at least one channel'}."
         )
     return groups, channels // groups
 
@@ -231,9 +230,7 @@ def effective_window(window: Sequence[int], dilation: Sequence[int]) -> tuple[in
     return tuple((k - 1) * d + 1 for k, d in zip(window, dilation, strict=True))
 
 
-def resolve_padding(
-    padding: str | Pairs, spatial: Sequence[int], effective: Sequence[int], strides: Sequence[int]
-) -> Pairs:
+def resolve_padding(padding: str | Pairs, spatial: Sequence[int], effective: Sequence[int], strides: Sequence[int]) -> Pairs:
     """`(low, high)` per axis; `padding` comes from `parse_padding`.
 
     "same" makes the output `ceil(input / stride)` long and puts the odd one of the surplus at the end (MATLAB, TensorFlow,
@@ -328,9 +325,7 @@ def transposed_geometry(
             for n, s, (lo, hi), e, op in zip(output, strides, pairs, effective, extra, strict=True)
         )
         # Rows beyond a whole stride belong to no window: a negative high padding keeps the convolution from counting one.
-        pairs = tuple(
-            (lo, hi - op) if op >= s else (lo, hi) for (lo, hi), op, s in zip(pairs, extra, strides, strict=True)
-        )
+        pairs = tuple((lo, hi - op) if op >= s else (lo, hi) for (lo, hi), op, s in zip(pairs, extra, strides, strict=True))
     if any(n < 1 for n in spatial):
         raise ValueError(
             f"The result would be empty: spatial size {spatial} from y.shape={tuple(y_shape)}, window={window}, "

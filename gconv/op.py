@@ -76,13 +76,11 @@ def grouped_conv(
     bfloat16 accumulate in float32. Semantics of padding and groups: MATLAB's `groupedConvolution2dLayer`.
     """
     implementations.check_name(implementation)
-    x, kernel, bias = _as_arrays(x=x, kernel=kernel, bias=bias)
-    batch, geom = geometry(
-        x.shape, kernel.shape, groups=groups, strides=strides, padding=padding, dilation=dilation
-    )
+    arrays = _as_arrays(x=x, kernel=kernel, bias=bias)
+    batch, geom = geometry(*_shapes(arrays), groups=groups, strides=strides, padding=padding, dilation=dilation)
     fill = parse_padding_value(padding_value)
     if bias is not None:
-        check_bias(bias.shape, geom.out_channels, geom.groups)
+        check_bias(arrays[2].shape, geom.out_channels, geom.groups)
 
     def run(x, kernel, bias):
         x = x.reshape(math.prod(batch), *x.shape[len(batch) :])
@@ -90,7 +88,7 @@ def grouped_conv(
         return _run("y", {"x": x, "w": kernel}, padded, batch, bias, implementation, precision, preferred_element_type)
 
     shape = (*batch, *geom.output, geom.out_channels)
-    return sharding.in_auto_axes(run, shape, geom.groups, len(batch), x, kernel, bias)
+    return sharding.in_auto_axes(run, shape, geom.groups, len(batch), *arrays)
 
 
 def grouped_conv_transpose(
@@ -136,10 +134,9 @@ def grouped_conv_transpose(
       `(*batch, *size, C_in)`, `size = (spatial - 1) * stride - low - high + (window - 1) * dilation + 1 + output_padding`.
     """
     implementations.check_name(implementation)
-    y, kernel, bias = _as_arrays(y=y, kernel=kernel, bias=bias)
+    arrays = _as_arrays(y=y, kernel=kernel, bias=bias)
     batch, geom = transposed_geometry(
-        y.shape,
-        kernel.shape,
+        *_shapes(arrays),
         groups=groups,
         strides=strides,
         padding=padding,
@@ -147,14 +144,14 @@ def grouped_conv_transpose(
         output_padding=output_padding,
     )
     if bias is not None:
-        check_bias(bias.shape, geom.in_channels, geom.groups)
+        check_bias(arrays[2].shape, geom.in_channels, geom.groups)
 
     def run(y, kernel, bias):
         y = y.reshape(math.prod(batch), *y.shape[len(batch) :])
         return _run("x", {"y": y, "w": kernel}, geom, batch, bias, implementation, precision, preferred_element_type)
 
     shape = (*batch, *geom.spatial, geom.in_channels)
-    return sharding.in_auto_axes(run, shape, geom.groups, len(batch), y, kernel, bias)
+    return sharding.in_auto_axes(run, shape, geom.groups, len(batch), *arrays)
 
 
 def _run(role, operands, geom, batch, bias, implementation, precision, preferred_element_type):
@@ -169,6 +166,10 @@ def _run(role, operands, geom, batch, bias, implementation, precision, preferred
     )
     result = result.reshape(*batch, *result.shape[1:])
     return result if bias is None else result + bias.astype(result.dtype)
+
+
+def _shapes(arrays: list) -> list[tuple]:
+    return [a.shape for a in arrays[:2]]
 
 
 def _as_arrays(**arguments) -> list:
@@ -215,5 +216,5 @@ def _result_dtype(dtype, precision, preferred):
 def _precision_in_force(precision):
     """Asked now: a surrounding `jax.default_matmul_precision` may be gone when the program is lowered."""
     if precision is None:
-        return jax.config.jax_default_matmul_precision
+        return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return tuple(precision) if isinstance(precision, list) else precision

@@ -1,0 +1,138 @@
+"""Initial values by MATLAB's names, with fans counted **per group**.
+
+JAX's `variance_scaling` on a grouped kernel `(*window, channels, groups * filters)` counts the filters of all groups as
+fan-out, which makes the initial weights too small. Here each scheme sees MATLAB's size `(*window, channels, filters, groups)`.
+
+    name             value                                                             source
+    "glorot"         uniform, variance 2 / (fan_in + fan_out)                          Glorot & Bengio 2010
+    "he"             normal, not truncated, variance 2 / fan_in                        He et al. 2015
+    "narrow-normal"  normal, standard deviation 0.01
+    "orthogonal"     orthonormal columns (or rows) per group, from a QR decomposition  Saxe et al. 2013
+    "zeros", "ones"
+
+with fan_in = prod(window) * channels and fan_out = prod(window) * filters, both per group.
+
+Every function here returns a JAX initializer `(key, shape, dtype) -> array` on the kernel's shape, so it also serves Flax's own
+layers: `nnx.Conv(..., feature_group_count=4, kernel_init=gconv.initializers.glorot(groups=4))`. In a gconv layer `groups` may
+be left out: the layer fills it in.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from gconv.layout import kernel_from_per_group
+
+
+@dataclass(frozen=True)
+class PerGroup:
+    """A JAX initializer on `(*window, channels, groups * filters)` from a scheme on the per-group size.
+
+    Attributes:
+      scheme: `(key, size, dtype, fan_in, fan_out) -> array of that size`, size `(*window, channels, filters, groups)`.
+      groups: the number of groups, or None until a layer fills it in.
+      transposed: for a transposed convolution, which reads a kernel from its filters to its channels: swaps the fans.
+    """
+
+    scheme: Callable
+    groups: int | None = None
+    transposed: bool = False
+
+    def within(self, groups: int, transposed: bool = False) -> "PerGroup":
+        return self if self.groups is not None else replace(self, groups=groups, transposed=transposed)
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+        if self.groups is None:
+            raise ValueError(
+                "`groups` is not known to this initializer: outside a gconv layer, name it, as in "
+                "gconv.initializers.glorot(groups=4)."
+            )
+        *window, channels, out = shape
+        if out % self.groups:
+            raise ValueError(f"`groups` must divide the last axis of the kernel: shape {tuple(shape)}, groups={self.groups}.")
+        size = (*window, channels, out // self.groups, self.groups)
+        fans = math.prod(window) * channels, math.prod(window) * size[-2]
+        return kernel_from_per_group(self.scheme(key, size, dtype, *(fans[::-1] if self.transposed else fans)))
+
+
+def glorot(groups: int | None = None) -> PerGroup:
+    """Uniform with variance `2 / (fan_in + fan_out)`, fans per group. See the module's table."""
+    return PerGroup(_glorot, groups)
+
+
+def he(groups: int | None = None) -> PerGroup:
+    """Normal, not truncated, with variance `2 / fan_in`, fan per group. See the module's table."""
+    return PerGroup(_he, groups)
+
+
+def orthogonal(groups: int | None = None) -> PerGroup:
+    """Per group an orthogonal `(prod(window) * channels, filters)` matrix. See the module's table."""
+    return PerGroup(_orthogonal, groups)
+
+
+def narrow_normal(stddev: float = 0.01) -> PerGroup:
+    """Normal with a small standard deviation. See the module's table."""
+    return PerGroup(lambda key, size, dtype, *_: stddev * jax.random.normal(key, size, dtype), 1)
+
+
+def zeros() -> PerGroup:
+    """All zeros."""
+    return PerGroup(lambda key, size, dtype, *_: jnp.zeros(size, dtype), 1)
+
+
+def ones() -> PerGroup:
+    """All ones."""
+    return PerGroup(lambda key, size, dtype, *_: jnp.ones(size, dtype), 1)
+
+
+def from_size(function: Callable, groups: int | None = None) -> PerGroup:
+    """An initializer from a MATLAB-style function of the size.
+
+    Args:
+      function: `size -> array`, with MATLAB's size: `(*window, channels, filters, groups)` for a kernel, `(1, 1, filters,
+        groups)` for the bias of an image layer. It may return a NumPy array. It is called once, at construction.
+      groups: as in the other initializers.
+
+    >>> import numpy as np, gconv.initializers
+    >>> init = gconv.initializers.from_size(lambda size: np.full(size, 0.5), groups=2)
+    >>> init(None, (3, 3, 1, 4)).shape
+    (3, 3, 1, 4)
+    """
+
+    def scheme(key, size, dtype, *_):
+        result = jnp.asarray(function(size), dtype)
+        if result.shape != tuple(size):
+            raise ValueError(f"the initializer's function returned shape {result.shape} for the size {tuple(size)}.")
+        return result
+
+    return PerGroup(scheme, groups)
+
+
+KERNEL = {
+    "glorot": glorot,
+    "he": he,
+    "narrow-normal": narrow_normal,
+    "orthogonal": orthogonal,
+    "zeros": zeros,
+    "ones": ones,
+}
+BIAS = {name: KERNEL[name] for name in ("zeros", "narrow-normal", "ones")}
+
+
+def _glorot(key, size, dtype, fan_in, fan_out):
+    limit = math.sqrt(6 / (fan_in + fan_out))  # a uniform on [-a, a] has variance a^2 / 3
+    return jax.random.uniform(key, size, dtype, -limit, limit)
+
+
+def _he(key, size, dtype, fan_in, fan_out):
+    return math.sqrt(2 / fan_in) * jax.random.normal(key, size, dtype)
+
+
+def _orthogonal(key, size, dtype, fan_in, fan_out):
+    *front, filters, groups = size
+    one_group = jax.nn.initializers.orthogonal()
+    per_group = jax.vmap(lambda k: one_group(k, (*front, filters), jnp.promote_types(dtype, jnp.float32)))
+    return jnp.moveaxis(per_group(jax.random.split(key, groups)), 0, -1).astype(dtype)

@@ -1,0 +1,141 @@
+"""Grouped convolution as Flax Linen modules: thin shells around `gconv.layer`.
+
+Linen's parameters are plain arrays, equal in name, shape and layout to `flax.linen.Conv`'s. What they cannot carry stands
+beside them: the collection "factors", made by `init`, holds the learn-rate and L2 factors for `gconv.optim.factors(variables)`.
+It is needed nowhere else; `apply` takes `{"params": ...}` alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import serialization
+from jax.typing import DTypeLike
+
+from gconv import layer
+from gconv.factor import Factor
+from gconv.geometry import integer
+from gconv.layer import Config, describe
+
+
+class _Shell(nn.Module):
+    """Parameters in Linen's way; everything else is the configuration's."""
+
+    kernel_size: int | Sequence[int]
+    filters_per_group: int
+    groups: int | str
+    strides: int | Sequence[int] = 1
+    padding: int | str | Sequence = 0
+    dilation: int | Sequence[int] = 1
+    num_channels_per_group: int | str | None = None
+    use_bias: bool = True
+    kernel_init: Any = "glorot"
+    bias_init: Any = "zeros"
+    kernel_learn_rate_factor: float = 1
+    bias_learn_rate_factor: float = 1
+    kernel_l2_factor: float = 1
+    bias_l2_factor: float = 0
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = None
+    implementation: str | None = None
+    kernel_metadata: Mapping[str, Any] | None = None
+    bias_metadata: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        _config(self), _factor(self, "kernel"), _factor(self, "bias")  # every error that can come at construction does
+        super().__post_init__()
+
+    @property
+    def config(self) -> Config:
+        return _config(self)
+
+    _options = [
+        *("kernel_size", "filters_per_group", "groups", "strides", "padding", "dilation", "num_channels_per_group"),
+        *("use_bias", "dtype", "param_dtype", "precision", "implementation"),
+    ]
+
+    def _parameter(self, name: str, init, shape):
+        metadata = dict(getattr(self, f"{name}_metadata") or {})
+        sharding = metadata.pop("out_sharding", None)
+        if metadata:
+            raise ValueError(
+                f"`{name}_metadata` of a Linen layer can hold 'out_sharding' only, a Linen parameter carries nothing else: got "
+                f"{sorted(metadata)}. Learn-rate and L2 factors have arguments of their own."
+            )
+        if sharding is not None:
+            init = nn.with_partitioning(init, tuple(sharding))
+        if self.is_mutable_collection("factors"):
+            self.variable("factors", name, lambda: _factor(self, name))
+        return self.param(name, init, shape, self.config.param_dtype)
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
+        """Applies the layer to `(*batch, *spatial, channels)`; see `gconv.nnx.GroupedConv`."""
+        config, in_features = self.config, integer("the channels of the input", inputs.shape[-1], 1)
+        init = layer.kernel_initializer(self.kernel_init, config, in_features)
+        kernel = self._parameter("kernel", init, config.kernel_shape(in_features))
+        bias = None
+        if config.use_bias:
+            init = layer.bias_initializer(self.bias_init, config, in_features)
+            bias = self._parameter("bias", init, (config.out_features(in_features),))
+        return layer.apply(config, in_features, inputs, kernel, bias, out_sharding)
+
+    def __str__(self) -> str:
+        return describe(self, {})
+
+
+class GroupedConv(_Shell):
+    """Grouped convolution with the semantics of MATLAB's `groupedConvolution2dLayer`, in 1-D, 2-D and 3-D.
+
+    The arguments are those of `gconv.nnx.GroupedConv`, without `in_features` and `rngs`: Linen reads the channels off the input
+    and gets its keys from `init`. `kernel_metadata` and `bias_metadata` may hold `out_sharding` (`nn.with_partitioning`).
+
+    >>> import jax, jax.numpy as jnp, gconv
+    >>> layer = gconv.linen.GroupedConv(3, 4, 2, padding="same")
+    >>> x = jnp.ones((8, 32, 32, 6))
+    >>> variables = layer.init(jax.random.key(0), x)
+    >>> layer.apply({"params": variables["params"]}, x).shape
+    (8, 32, 32, 8)
+    """
+
+    padding_value: complex | str = 0
+
+    _options = [*_Shell._options, "padding_value"]
+
+
+class GroupedConvTranspose(_Shell):
+    """The transposed twin of `GroupedConv`; see `gconv.nnx.GroupedConvTranspose`.
+
+    >>> import jax, jax.numpy as jnp, gconv
+    >>> layer = gconv.linen.GroupedConvTranspose(4, 3, 2, strides=2, padding=1)
+    >>> layer.init_with_output(jax.random.key(0), jnp.ones((1, 16, 16, 8)))[0].shape
+    (1, 32, 32, 6)
+    """
+
+    output_padding: int | Sequence[int] = 0
+
+    _options = [*_Shell._options, "output_padding", "transposed"]
+    transposed = True
+
+
+# Functions rather than methods: Linen wraps those, and they must work before the module is set up.
+
+
+def _config(module: _Shell) -> Config:
+    return layer.configure(**{name: getattr(module, name) for name in module._options})
+
+
+def _factor(module: _Shell, name: str) -> Factor:
+    given = (getattr(module, f"{name}_{kind}_factor") for kind in ("learn_rate", "l2"))
+    return Factor(*layer.learn_rate_and_l2(name, *given).values())
+
+
+serialization.register_serialization_state(
+    Factor,
+    lambda f: {"learn_rate": f.learn_rate, "l2": f.l2},
+    lambda f, state: Factor(float(state["learn_rate"]), float(state["l2"])),
+    override=True,
+)

@@ -1,0 +1,215 @@
+"""Grouped convolution as Flax NNX layers: thin shells around `gconv.layer`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from gconv import layer
+from gconv.geometry import integer
+from gconv.layer import Config, describe
+
+
+class _Shell(nnx.Module):
+    """Parameters in NNX's way; everything else is the configuration's."""
+
+    config: Config
+    kernel: nnx.Param
+    bias: nnx.Param | None
+
+    def _set_up(
+        self,
+        in_features,
+        kernel_init,
+        bias_init,
+        kernel_learn_rate_factor,
+        bias_learn_rate_factor,
+        kernel_l2_factor,
+        bias_l2_factor,
+        kernel_metadata,
+        bias_metadata,
+        name,
+        rngs,
+        **options,
+    ):
+        self.in_features = integer("in_features", in_features, 1)
+        self.config = config = layer.configure(**options)
+        self.out_features = config.out_features(self.in_features)
+        self.name = name
+        of_kernel: dict[str, Any] = layer.learn_rate_and_l2("kernel", kernel_learn_rate_factor, kernel_l2_factor)
+        of_bias: dict[str, Any] = layer.learn_rate_and_l2("bias", bias_learn_rate_factor, bias_l2_factor)
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"`rngs` must be flax.nnx.Rngs, got {type(rngs).__name__}. A value that works: nnx.Rngs(0).")
+        # Keys are drawn in the order of nnx.Conv: kernel, then bias if there is one.
+        init = layer.kernel_initializer(kernel_init, config, self.in_features)
+        value = init(rngs.params(), config.kernel_shape(self.in_features), config.param_dtype)
+        self.kernel = nnx.Param(value, **(of_kernel | dict(kernel_metadata or {})))
+        if config.use_bias:
+            init = layer.bias_initializer(bias_init, config, self.in_features)
+            value = init(rngs.params(), (self.out_features,), config.param_dtype)
+            self.bias = nnx.Param(value, **(of_bias | dict(bias_metadata or {})))
+        else:
+            self.bias = nnx.data(None)
+
+    def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
+        """Applies the layer.
+
+        Args:
+          inputs: `(*batch, *spatial, in_features)`, any number of batch axes.
+          out_sharding: sharding of the output on a mesh with explicit axes, as in `flax.nnx.Conv`.
+
+        Returns:
+          `(*batch, *output, out_features)`.
+        """
+        bias = None if self.bias is None else self.bias[...]
+        return layer.apply(self.config, self.in_features, inputs, self.kernel[...], bias, out_sharding)
+
+    def __str__(self) -> str:
+        return describe(self)
+
+    # MATLAB's read-only properties and the options, as attributes.
+    kernel_size = property(lambda self: self.config.window)
+    filters_per_group = property(lambda self: self.config.filters_per_group)
+    groups = property(lambda self: self.config.split(self.in_features)[0])
+    num_channels_per_group = property(lambda self: self.config.split(self.in_features)[1])
+    strides = property(lambda self: self.config.strides)
+    dilation = property(lambda self: self.config.dilation)
+    padding = property(lambda self: self.config.padding)
+    padding_mode = property(lambda self: self.config.padding_mode)
+    padding_size = property(lambda self: self.config.padding_size)
+    use_bias = property(lambda self: self.config.use_bias)
+    dtype = property(lambda self: self.config.dtype)
+    param_dtype = property(lambda self: self.config.param_dtype)
+
+
+class GroupedConv(_Shell):
+    """Grouped convolution with the semantics of MATLAB's `groupedConvolution2dLayer`, in 1-D, 2-D and 3-D.
+
+    Parameters and layouts are those of `flax.nnx.Conv(in_features, groups * filters_per_group, kernel_size,
+    feature_group_count=groups)`, so checkpoints interchange.
+
+    >>> import jax.numpy as jnp, gconv
+    >>> from flax import nnx
+    >>> layer = gconv.nnx.GroupedConv(6, 3, 4, 2, padding="same", rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((8, 32, 32, 6))).shape
+    (8, 32, 32, 8)
+    >>> layer.kernel.shape, layer.bias.shape
+    ((3, 3, 3, 8), (8,))
+
+    Args:
+      in_features: channels of the input.
+      kernel_size: the window; an integer means a square 2-D window, as in MATLAB (`flax.nnx.Conv` reads it as 1-D). One, two or
+        three integers choose 1-D, 2-D or 3-D.
+      filters_per_group: output channels of each group; the output has `groups * filters_per_group`.
+      groups: a positive integer that divides `in_features`, or `"channel-wise"` (one group per channel).
+      strides, padding, dilation, padding_value: as in `gconv.grouped_conv`; the default padding is 0 as in MATLAB (in
+        Flax "SAME").
+      num_channels_per_group: None or "auto" derives it; a number is checked.
+      use_bias: whether to add a bias.
+      kernel_init: `"glorot"`, `"he"`, `"narrow-normal"`, `"orthogonal"`, `"zeros"`, `"ones"` (fans per group, see
+        `gconv.initializers`), a JAX initializer `(key, shape, dtype)` on the kernel's shape, `gconv.initializers.from_size` of
+        a MATLAB-style function, or an array as the initial value, `(*window, channels, groups * filters)` or MATLAB's
+        `(*window, channels, filters, groups)`.
+      bias_init: `"zeros"`, `"narrow-normal"`, `"ones"`, an initializer, or an array, `(groups * filters,)` or MATLAB's
+        `(1, 1, filters, groups)`.
+      kernel_learn_rate_factor, bias_learn_rate_factor: times the global learning rate; 0 freezes. Stored as metadata of the
+        parameter (`learn_rate_factor`) and read by `gconv.optim.factors`.
+      kernel_l2_factor, bias_l2_factor: times the global L2 regularization; stored as `l2_factor`.
+      dtype: dtype of the computation; None infers it from input and parameters, as `flax.nnx.Conv` does.
+      param_dtype: dtype of the parameters.
+      precision, implementation: as in `gconv.grouped_conv`.
+      kernel_metadata, bias_metadata: metadata of the parameters, such as `out_sharding`; wins over the factors above.
+      name: shown by the display.
+      rngs: `flax.nnx.Rngs`, whose "params" stream draws the initial values.
+
+    Raises:
+      ValueError, TypeError: at construction, naming the argument, its numbers and a value that works.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        kernel_size: int | Sequence[int],
+        filters_per_group: int,
+        groups: int | str,
+        *,
+        strides: int | Sequence[int] = 1,
+        padding: int | str | Sequence = 0,
+        dilation: int | Sequence[int] = 1,
+        padding_value: complex | str = 0,
+        num_channels_per_group: int | str | None = None,
+        use_bias: bool = True,
+        kernel_init: Any = "glorot",
+        bias_init: Any = "zeros",
+        kernel_learn_rate_factor: float = 1,
+        bias_learn_rate_factor: float = 1,
+        kernel_l2_factor: float = 1,
+        bias_l2_factor: float = 0,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision=None,
+        implementation: str | None = None,
+        kernel_metadata: Mapping[str, Any] | None = None,
+        bias_metadata: Mapping[str, Any] | None = None,
+        name: str = "",
+        rngs: nnx.Rngs,
+    ):
+        self._set_up(**{key: value for key, value in locals().items() if key != "self"})
+
+    padding_value = property(lambda self: self.config.padding_value)
+
+
+class GroupedConvTranspose(_Shell):
+    """The transposed twin of `GroupedConv`: PyTorch's `ConvTranspose` with groups, channels last.
+
+    The kernel `(*window, filters_per_group, in_features)` and `padding`, `strides`, `dilation` are those of the convolution
+    that is transposed (see `gconv.grouped_conv_transpose`): one from `groups * filters_per_group` to `in_features` channels.
+
+    >>> import jax.numpy as jnp, gconv
+    >>> from flax import nnx
+    >>> layer = gconv.nnx.GroupedConvTranspose(8, 4, 3, 2, strides=2, padding=1, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((1, 16, 16, 8))).shape
+    (1, 32, 32, 6)
+
+    Args:
+      in_features: channels of the input.
+      filters_per_group: output channels of each group; the output has `groups * filters_per_group`.
+      output_padding: as in `gconv.grouped_conv_transpose`.
+
+    The other arguments are those of `GroupedConv`; fans are counted in the layer's own direction.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        kernel_size: int | Sequence[int],
+        filters_per_group: int,
+        groups: int | str,
+        *,
+        strides: int | Sequence[int] = 1,
+        padding: int | str | Sequence = 0,
+        dilation: int | Sequence[int] = 1,
+        output_padding: int | Sequence[int] = 0,
+        num_channels_per_group: int | str | None = None,
+        use_bias: bool = True,
+        kernel_init: Any = "glorot",
+        bias_init: Any = "zeros",
+        kernel_learn_rate_factor: float = 1,
+        bias_learn_rate_factor: float = 1,
+        kernel_l2_factor: float = 1,
+        bias_l2_factor: float = 0,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision=None,
+        implementation: str | None = None,
+        kernel_metadata: Mapping[str, Any] | None = None,
+        bias_metadata: Mapping[str, Any] | None = None,
+        name: str = "",
+        rngs: nnx.Rngs,
+    ):
+        self._set_up(transposed=True, **{key: value for key, value in locals().items() if key != "self"})
+
+    output_padding = property(lambda self: self.config.output_padding)
