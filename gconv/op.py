@@ -155,17 +155,24 @@ def grouped_conv_transpose(
 
 
 def _run(role, operands, geom, batch, bias, implementation, precision, preferred_element_type):
-    precision = _precision_in_force(precision)
+    precision = precision_in_force(precision)
     result = roles.bind(
         role,
         sharding.equally_varying(operands),
         geometry=geom,
-        dtype=_result_dtype(operands["w"].dtype, precision, preferred_element_type),
+        dtype=result_dtype(operands["w"].dtype, precision, preferred_element_type),
         precision=precision,
         implementation=implementation,
     )
     result = result.reshape(*batch, *result.shape[1:])
-    return result if bias is None else result + bias.astype(result.dtype)
+    return result if bias is None else _add_bias(result, bias)
+
+
+def _add_bias(result: Array, bias: Array) -> Array:
+    """Half precision is added in float32, because the bias' gradient is summed in the type of this addition."""
+    half = jnp.issubdtype(result.dtype, jnp.floating) and jnp.finfo(result.dtype).bits < 32
+    wide = jnp.float32 if half else result.dtype
+    return (result.astype(wide) + bias.astype(wide)).astype(result.dtype)
 
 
 def _shapes(arrays: list) -> list[tuple]:
@@ -197,23 +204,33 @@ def _pad(x: Array, geom: Geometry, fill) -> tuple[Array, Geometry]:
                 raise ValueError(f"`padding_value`={fill!r} has nothing to repeat: spatial axis {i} of `x` has size 0.")
         padded = jnp.pad(x, width, mode=PADDING_MODES[fill])
     else:
-        if np.asarray(fill).astype(x.dtype) != fill and not jnp.issubdtype(x.dtype, jnp.inexact):
-            raise TypeError(f"`padding_value`={fill} cannot be written in x.dtype={x.dtype}. A value that works: {int(fill)}.")
-        if isinstance(fill, complex) and not jnp.issubdtype(x.dtype, jnp.complexfloating):
-            raise TypeError(f"`padding_value`={fill} is complex and x.dtype={x.dtype} is not. One that works: {fill.real}.")
+        _check_fill(fill, x.dtype)
         padded = jnp.pad(x, width, constant_values=fill)
     return padded, geom.unpadded(padded.shape[1:-1])
 
 
+def _check_fill(fill, dtype) -> None:
+    """That an array of type `dtype` can hold the number `fill`."""
+    integers = jnp.issubdtype(dtype, jnp.integer)
+    if isinstance(fill, complex) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        works = 0 if integers else fill.real
+        raise TypeError(f"`padding_value`={fill} is complex and x.dtype={dtype} is not. A value that works: {works}.")
+    if integers:
+        least, most = int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max)
+        works = 0 if fill != fill else int(min(max(fill, least), most))
+        if works != fill:
+            raise TypeError(f"`padding_value`={fill} cannot be written in x.dtype={dtype}. A value that works: {works}.")
+
+
 @lru_cache(maxsize=256)
-def _result_dtype(dtype, precision, preferred):
+def result_dtype(dtype, precision, preferred):
     """The dtype of the result by lax's own rule, asked of lax itself, which also refuses what it does not know."""
     one = jax.ShapeDtypeStruct((1, 1, 1), dtype)
     conv = partial(lax.conv_general_dilated, window_strides=(1,), padding="VALID", precision=precision)
     return jax.eval_shape(partial(conv, preferred_element_type=preferred), one, one).dtype
 
 
-def _precision_in_force(precision):
+def precision_in_force(precision):
     """Asked now: a surrounding `jax.default_matmul_precision` may be gone when the program is lowered."""
     if precision is None:
         return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]

@@ -168,3 +168,69 @@ def test_a_tree_that_differs_is_named_by_its_first_path():
         scale_by_learn_rate_factors(f).update({"a": {}}, ())
     with pytest.raises(ValueError, match="`params` must be given"):
         add_l2(0.1, f).update({"a": {"w": jnp.ones(1)}}, ())
+
+
+def test_rules_by_path():
+    params = {"encoder": [{"w": jnp.ones(2), "bias": jnp.ones(2)}, {"norm": {"bias": jnp.ones(1)}}], "head": {"w": jnp.ones(1)}}
+    rules = {"encoder/**": Factor(learn_rate=0.1), "encoder/**/bias": Factor(l2=2), "*/w": Factor(learn_rate=7)}
+    assert as_dict(factors(params, rules=rules)) == {
+        "encoder/0/bias": (0.1, 2),
+        "encoder/0/w": (0.1, 1),
+        "encoder/1/norm/bias": (0.1, 2),
+        "head/w": (7, 1),
+    }
+    assert as_dict(factors(params, rules={"**/bias": Factor(3, 3), "encoder/1/**": Factor(4)}))["encoder/1/norm/bias"] == (4, 3)
+    with pytest.raises(ValueError, match=r"'encodr/\*\*/bias' matches no parameter.*encoder/0/bias"):
+        factors(params, rules={"encodr/**/bias": Factor(1)})
+
+
+def test_rules_win_over_what_layers_declare():
+    f = factors(Model(nnx.Rngs(0)), rules={"conv/kernel": Factor(learn_rate=5), "**/bias": Factor(l2=1)})
+    assert as_dict(f)["conv/kernel"] == (5, 0.5)
+    assert as_dict(f)["conv/bias"] == (2, 1)
+
+
+def test_factors_of_equinox_and_haiku_parameters():
+    equinox = pytest.importorskip("equinox", reason="equinox is not installed")
+    module = equinox.filter(equinox.nn.Conv2d(2, 2, 3, key=jax.random.key(0)), equinox.is_array)
+    assert as_dict(factors(module)) == {"weight": (1, 1), "bias": (1, 0)}
+    haiku = {"net/~/conv": {"w": jnp.ones(2), "b": jnp.ones(2)}}
+    assert as_dict(factors(haiku, rules={"net/~/conv/b": Factor(2)})) == {"net/~/conv/b": (2, 0), "net/~/conv/w": (1, 1)}
+
+
+def test_clip_by_parameter_norm_acts_on_each_tensor():
+    gradients = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.3, 0.4]), "c": jnp.full(4, 300.0, jnp.float16)}
+    clipped, _ = gconv.optim.clip_by_parameter_norm(1.0).update(gradients, ())
+    np.testing.assert_allclose(clipped["a"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(clipped["b"], gradients["b"])
+    np.testing.assert_allclose(clipped["c"].astype("float32"), 0.5, rtol=1e-3)
+    assert clipped["c"].dtype == jnp.float16
+
+
+def test_decoupled_decay_is_adamw_with_factors():
+    params = {"w": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
+    f = factors(params)
+    ours = optax.chain(optax.scale_by_adam(), gconv.optim.add_decoupled_l2(0.1, f), optax.scale_by_learning_rate(0.01))
+    theirs = optax.adamw(0.01, weight_decay=0.1, mask=decayed(f))
+    first, second = (tx.update(params, tx.init(params), params)[0] for tx in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), first, second)
+
+
+def test_freeze_zero_factors_keeps_no_state_for_frozen_parameters():
+    params = {"w": jnp.ones(5), "bias": jnp.ones(3)}
+    f = factors(params, rules={"w": Factor(learn_rate=0)})
+    tx = gconv.optim.freeze_zero_factors(optax.adam(0.1), f)
+    state = tx.init(params)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 2 * 3
+    updates, state = jax.jit(tx.update)(params, state, params)
+    assert not updates["w"].any() and updates["bias"].all()
+
+
+def test_the_loss_that_matlab_reports():
+    params = {"w": jnp.array([1.0, 2.0]), "bias": jnp.array([3.0])}
+    f = factors(params, rules={"bias": Factor(l2=0.5)})
+    loss = lambda p: gconv.optim.regularized_loss(jnp.float32(7), p, 0.1, f)
+    np.testing.assert_allclose(loss(params), 7 + 0.05 * (5 + 0.5 * 9), rtol=1e-6)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    added, _ = add_l2(0.1, f).update(zeros, (), params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.grad(loss)(params), added)

@@ -1,0 +1,235 @@
+"""MATLAB's solvers with their exact update: gradient -> L2 -> threshold -> solver.
+
+They differ from optax's of the same name: `sgdm` has the learning rate inside the velocity, `adam` has epsilon beside the root
+that is not corrected for its bias, `rmsprop` has epsilon outside the root. Source: MATLAB's documentation of `trainingOptions`.
+"""
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gconv.optim.transforms import add_l2, clip_by_parameter_norm, freeze_zero_factors
+from gconv.optim.tree import Factors, declared_factors_of, default_factor, map_by_path
+from gconv.optim.tree import factors as factors_of
+
+Schedule = Callable[[jax.Array], jax.Array | float]
+THRESHOLDS = {
+    "l2norm": clip_by_parameter_norm,
+    "global-l2norm": optax.clip_by_global_norm,
+    "absolute-value": optax.clip,
+}
+
+
+class SolverState(NamedTuple):
+    """The steps done, and one tree of the parameters' structure per moment."""
+
+    step: jax.Array
+    moments: tuple
+
+
+def sgdm(
+    learning_rate: float | Schedule = 0.01,
+    *,
+    momentum: float = 0.9,
+    l2: float = 1e-4,
+    factors: Factors | None = None,
+    gradient_threshold: float | None = None,
+    gradient_threshold_method: str = "l2norm",
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent with momentum.
+
+        v <- momentum * v - (learning_rate * learn_rate_factor) * g;    w <- w + v
+
+    After a drop of the rate the old velocity keeps the old rate; `optax.sgd` rescales it.
+
+    Args:
+      learning_rate: a number or an optax schedule of the step.
+      l2: MATLAB's L2Regularization, added to the gradient as `(l2 * l2_factor) * w`.
+      factors: from `gconv.optim.factors`; None: learn rate 1 everywhere, L2 1 except for biases. A parameter whose learn-rate
+        factor is 0 does not move and has no state.
+      gradient_threshold: None, or what `gradient_threshold_method` clips to: `"l2norm"` the norm of each parameter,
+        `"global-l2norm"` the norm of all that train, `"absolute-value"` each element.
+    """
+
+    def step(g, rate, count, v):
+        v = momentum * v - rate * g
+        return v, (v,)
+
+    return _solver(step, 1, learning_rate, l2, factors, gradient_threshold, gradient_threshold_method)
+
+
+def rmsprop(
+    learning_rate: float | Schedule = 0.001,
+    *,
+    decay: float = 0.9,
+    epsilon: float = 1e-8,
+    l2: float = 1e-4,
+    factors: Factors | None = None,
+    gradient_threshold: float | None = None,
+    gradient_threshold_method: str = "l2norm",
+) -> optax.GradientTransformation:
+    """RMSProp.
+
+        v <- decay * v + (1 - decay) * g^2;    w <- w - (learning_rate * learn_rate_factor) * g / (sqrt(v) + epsilon)
+
+    The arguments are those of `sgdm`; `decay` is MATLAB's SquaredGradientDecayFactor.
+    """
+
+    def step(g, rate, count, v):
+        v = decay * v + (1 - decay) * g * g
+        return -rate * g / (jnp.sqrt(v) + epsilon), (v,)
+
+    return _solver(step, 1, learning_rate, l2, factors, gradient_threshold, gradient_threshold_method)
+
+
+def adam(
+    learning_rate: float | Schedule = 0.001,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    epsilon: float = 1e-8,
+    l2: float = 1e-4,
+    factors: Factors | None = None,
+    gradient_threshold: float | None = None,
+    gradient_threshold_method: str = "l2norm",
+) -> optax.GradientTransformation:
+    """Adam with epsilon beside the uncorrected root.
+
+        m <- b1 * m + (1 - b1) * g;    v <- b2 * v + (1 - b2) * g^2
+        w <- w - (learning_rate * learn_rate_factor) * (sqrt(1 - b2^t) / (1 - b1^t)) * m / (sqrt(v) + epsilon)
+
+    The arguments are those of `sgdm`; `b1`, `b2` are MATLAB's GradientDecayFactor and SquaredGradientDecayFactor.
+    """
+
+    def step(g, rate, count, m, v):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g * g
+        t = (count + 1).astype(jnp.promote_types(g.dtype, jnp.float32))
+        correction = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        return (-rate * correction * m / (jnp.sqrt(v) + epsilon)), (m, v)
+
+    return _solver(step, 2, learning_rate, l2, factors, gradient_threshold, gradient_threshold_method)
+
+
+def piecewise(initial_learn_rate: float, *, steps_per_epoch: int, drop_factor: float = 0.1, drop_period: int = 10) -> Schedule:
+    """MATLAB's schedule `'piecewise'`: times `drop_factor` every `drop_period` epochs. An optax schedule of the step."""
+    if steps_per_epoch < 1 or drop_period < 1:
+        raise ValueError(
+            f"`steps_per_epoch` and `drop_period` must be at least 1, got {steps_per_epoch} and {drop_period}. "
+            "Values that work: the batches of an epoch, and 10."
+        )
+    return lambda count: initial_learn_rate * drop_factor ** (count // (steps_per_epoch * drop_period))
+
+
+_COMMON = {
+    "initial_learn_rate": "learning_rate",
+    "l2_regularization": "l2",
+    "gradient_threshold": "gradient_threshold",
+    "gradient_threshold_method": "gradient_threshold_method",
+}
+_SOLVERS: dict[str, tuple[Callable, float, dict[str, str]]] = {
+    "sgdm": (sgdm, 0.01, {"momentum": "momentum"}),
+    "rmsprop": (rmsprop, 0.001, {"squared_gradient_decay_factor": "decay", "epsilon": "epsilon"}),
+    "adam": (adam, 0.001, {"gradient_decay_factor": "b1", "squared_gradient_decay_factor": "b2", "epsilon": "epsilon"}),
+}
+_SCHEDULE = ("learn_rate_schedule", "learn_rate_drop_factor", "learn_rate_drop_period")
+
+
+def training_options(
+    solver: str, *, factors: Factors | None = None, steps_per_epoch: int | None = None, **options
+) -> optax.GradientTransformation:
+    """A solver from the option names of MATLAB's `trainingOptions`, in snake case.
+
+    >>> tx = training_options("adam", initial_learn_rate=1e-3, l2_regularization=1e-4, gradient_threshold=1.0)
+
+    Args:
+      solver: "sgdm", "rmsprop" or "adam".
+      factors: as in `sgdm`.
+      steps_per_epoch: the batches of an epoch; needed by `learn_rate_schedule="piecewise"`, which counts epochs.
+      options: `initial_learn_rate`, `learn_rate_schedule` ("none" or "piecewise"), `learn_rate_drop_factor`,
+        `learn_rate_drop_period`, `l2_regularization`, `gradient_threshold` (also infinite), `gradient_threshold_method`, and
+        per solver `momentum`, `gradient_decay_factor`, `squared_gradient_decay_factor`, `epsilon`. Defaults are MATLAB's.
+
+    Raises:
+      ValueError: for an unknown name, with the nearest one.
+    """
+    if solver not in _SOLVERS:
+        raise ValueError(f"`solver` must be one of {', '.join(map(repr, _SOLVERS))}, got {solver!r}.")
+    make, rate, own = _SOLVERS[solver]
+    names = _COMMON | own
+    for name in options:
+        if name not in names and name not in _SCHEDULE:
+            known = [*names, *_SCHEDULE, "factors", "steps_per_epoch"]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise ValueError(f"{name!r} is no option of {solver!r}. The nearest: {near!r}. All: {', '.join(known)}.")
+    rate = options.pop("initial_learn_rate", rate)
+    schedule = options.pop("learn_rate_schedule", "none")
+    drops = {name.removeprefix("learn_rate_"): options.pop(name) for name in _SCHEDULE[1:] if name in options}
+    if schedule not in ("none", "piecewise"):
+        raise ValueError(f'`learn_rate_schedule` must be "none" or "piecewise", got {schedule!r}.')
+    if schedule == "piecewise" and steps_per_epoch is None:
+        raise ValueError('`steps_per_epoch` must be given with learn_rate_schedule="piecewise", which counts epochs.')
+    learning_rate = piecewise(rate, steps_per_epoch=steps_per_epoch or 1, **drops) if schedule == "piecewise" else rate
+    return make(learning_rate, factors=factors, **{names[name]: value for name, value in options.items()})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _solver(step, moments: int, learning_rate, l2, factors: Factors | None, threshold, method: str):
+    """`step(g, rate, count, *moments) -> (update, new moments)` for one parameter as the transformation of a tree."""
+    if method not in THRESHOLDS:
+        raise ValueError(f"`gradient_threshold_method` must be one of {', '.join(map(repr, THRESHOLDS))}, got {method!r}.")
+    if threshold is not None and isinstance(threshold, (int, float)) and not threshold > 0:
+        raise ValueError(f"`gradient_threshold` must be positive or None, got {threshold}. A value that works: 1.0.")
+    clip = [] if threshold is None or threshold == math.inf else [THRESHOLDS[method](threshold)]
+
+    def whole(tree) -> optax.GradientTransformation:
+        known = factors_of(tree) if factors is None else factors
+        solve = optax.chain(add_l2(l2, known), *clip, _per_parameter(step, moments, learning_rate, known))
+        return freeze_zero_factors(solve, known)
+
+    def init(params):
+        if factors is None:
+            _refuse_declared(params)
+        return whole(params).init(params)
+
+    def update(updates, state, params=None):
+        return whole(updates).update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _per_parameter(step, moments: int, learning_rate, factors: Factors) -> optax.GradientTransformation:
+    def init(params):
+        zeros = tuple(jax.tree.map(jnp.zeros_like, params) for _ in range(moments))
+        return SolverState(jnp.zeros((), jnp.int32), zeros)
+
+    def update(updates, state, params=None):
+        del params
+        rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+        results = map_by_path(
+            lambda g, factor, *m: step(g, rate * factor, state.step, *m), factors.learn_rate, updates, *state.moments
+        )
+        is_result = lambda leaf: isinstance(leaf, tuple) and len(leaf) == 2 and isinstance(leaf[1], tuple)
+        new = jax.tree.map(lambda g, r: r[0].astype(g.dtype), updates, results)
+        kept = tuple(
+            jax.tree.map(lambda r, old, i=i: r[1][i].astype(old.dtype), results, m, is_leaf=is_result)
+            for i, m in enumerate(state.moments)
+        )
+        return new, SolverState(optax.safe_increment(state.step), kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _refuse_declared(params) -> None:
+    """Factors that a model declares must not be lost because nobody passed them on."""
+    for path, declared in declared_factors_of(params).items():
+        expected = default_factor(path)
+        if declared.learn_rate not in (None, expected.learn_rate) or declared.l2 not in (None, expected.l2):
+            raise ValueError(f"the parameter {path!r} declares {declared}: pass factors=gconv.optim.factors(model).")

@@ -1,0 +1,177 @@
+"""From layers to a tree of factors."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from optax import MaskedNode
+
+from gconv.factor import Factor
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Factors:
+    """The factors of a tree of parameters: two trees of numbers with that tree's structure, for `jax.tree.map`.
+
+    `print` shows a table of every parameter.
+
+    Attributes:
+      learn_rate: times the global learning rate.
+      l2: times the global L2 regularization.
+    """
+
+    learn_rate: Any
+    l2: Any
+
+    def __str__(self) -> str:
+        rates, l2 = by_path(self.learn_rate), by_path(self.l2)
+        width = max(map(len, rates), default=0)
+        return "\n".join(f"{path:<{width}}  learn_rate={rate}  l2={l2[path]}" for path, rate in rates.items())
+
+
+def default_factor(path: str) -> Factor:
+    """What a parameter counts that declares nothing: learn rate 1; L2 1, but 0 for biases, as MATLAB's layers have it."""
+    name = path.rsplit("/", 1)[-1]
+    return Factor(1, 0 if name in ("b", "bias") or name.endswith("_bias") else 1)
+
+
+def factors(
+    tree: Any,
+    *,
+    rules: Mapping[str, Factor] | None = None,
+    default: Factor | Callable[[str], Factor] = default_factor,
+) -> Factors:
+    """The factors of all parameters: what their layers declare, then what rules say of their paths.
+
+    Args:
+      tree: an NNX module; an NNX state, whose `nnx.Param` count; Linen's variables, `{"params": ..., "factors": ...}`; or any
+        tree of arrays (Haiku's parameters, an Equinox module filtered to arrays), whose parameters declare nothing.
+      rules: path patterns and their factors, such as `{"encoder/**/bias": Factor(learn_rate=2, l2=0)}`. `*` stands for any text
+        within one part of a path, `**` for any number of parts. Later rules win; a factor of None is left as it was.
+      default: what a parameter counts that declares nothing: a `Factor`, or a function of its path, such as "encoder/0/bias".
+        A parameter that declares only one of the two takes the other from here.
+
+    Returns:
+      `Factors`, whose trees have the structure of the parameters that an optimizer sees: for NNX the state of `nnx.Param` with
+      numbers in place of the variables, for Linen that of `variables["params"]`.
+
+    Raises:
+      ValueError: for a pattern that matches no parameter, with the paths that come near it.
+    """
+    tree, declared = _parameters(tree)
+    pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
+    paths = [path_name(key_path) for key_path, _ in pairs]
+    found = []
+    for path, (_, leaf) in zip(paths, pairs, strict=True):
+        base = default if isinstance(default, Factor) else default(path)
+        found.append(_merged(_merged(Factor(1, 1), base), declared(path, leaf)))
+    for pattern, factor in (rules or {}).items():
+        matches = [i for i, path in enumerate(paths) if _expression(pattern).fullmatch(path)]
+        if not matches:
+            near = difflib.get_close_matches(pattern.replace("*", ""), paths, n=4, cutoff=0.3) or paths[:4]
+            raise ValueError(f"`rules`: the pattern {pattern!r} matches no parameter. Paths that come near: {', '.join(near)}.")
+        for i in matches:
+            found[i] = _merged(found[i], factor)
+    trees = ([getattr(f, kind) for f in found] for kind in ("learn_rate", "l2"))
+    return Factors(*(jax.tree.unflatten(structure, leaves) for leaves in trees))
+
+
+def frozen(factors: Factors) -> Any:
+    """A mask for `optax.masked`: True where the learn-rate factor is 0."""
+    return jax.tree.map(lambda factor: factor == 0, factors.learn_rate)
+
+
+def decayed(factors: Factors) -> Any:
+    """A mask for `optax.masked`, or `optax.adamw(mask=...)`: True where the L2 factor is not 0."""
+    return jax.tree.map(lambda factor: factor != 0, factors.l2)
+
+
+# --- for the transforms ----------------------------------------------------------------------------------------------
+
+
+def map_by_path(function: Callable, factors: Any, tree: Any, *rest: Any) -> Any:
+    """`function(leaf, factor, *others)` over a tree that has the factors' paths; its containers may differ."""
+    factor_of = by_path(factors)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_masked)
+    paths = [path_name(key_path) for key_path, _ in leaves]
+    known = set(paths)
+    for path in paths:
+        if path not in factor_of:
+            raise ValueError(
+                f"the tree has a parameter {path!r} that the factors do not have: {', '.join(factor_of) or 'none'}."
+            )
+    if missing := [path for path in factor_of if path not in known]:
+        raise ValueError(f"the factors have a parameter {missing[0]!r} that the tree does not have: {', '.join(paths)}.")
+    others = [jax.tree.leaves(other, is_leaf=is_masked) for other in rest]
+    results = [
+        leaf if is_masked(leaf) else function(leaf, factor_of[path], *other)
+        for path, (_, leaf), *other in zip(paths, leaves, *others, strict=True)
+    ]
+    return jax.tree.unflatten(structure, results)
+
+
+def by_path(tree: Any, is_leaf: Callable | None = None) -> dict[str, Any]:
+    return {path_name(key_path): leaf for key_path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]}
+
+
+def path_name(key_path: tuple) -> str:
+    """A path as "encoder/0/kernel". A variable and its value, a box and what it holds, have one name."""
+    if key_path and key_path[-1] == jax.tree_util.GetAttrKey("value"):
+        key_path = key_path[:-1]
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def is_masked(leaf: Any) -> bool:
+    """What `optax.masked` puts in the place of a parameter that it hides."""
+    return isinstance(leaf, MaskedNode)
+
+
+def declared_factors_of(tree: Any) -> dict[str, Factor]:
+    """What the parameters of a tree declare themselves, by path."""
+    tree, declared = _parameters(tree)
+    return {path: declared(path, leaf) for path, leaf in by_path(tree, is_leaf=_is_variable).items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _parameters(tree: Any) -> tuple[Any, Callable[[str, Any], Factor]]:
+    """The tree of the parameters, and what each declares as a function of its path and leaf."""
+    if isinstance(tree, nnx.Module):
+        tree = nnx.state(tree, nnx.Param)
+    if isinstance(tree, nnx.State):
+        has_variables = any(map(_is_variable, jax.tree.leaves(tree, is_leaf=_is_variable)))
+        return (nnx.filter_state(tree, nnx.Param) if has_variables else tree), _declared_by_metadata
+    if isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
+        collection = by_path(tree.get("factors", {}), is_leaf=lambda leaf: isinstance(leaf, Factor))
+        return tree["params"], lambda path, leaf: collection.get(path, Factor())
+    return tree, _declared_by_metadata
+
+
+def _declared_by_metadata(path: str, leaf: Any) -> Factor:
+    metadata = leaf.get_metadata() if _is_variable(leaf) else {}
+    return Factor(metadata.get("learn_rate_factor"), metadata.get("l2_factor"))
+
+
+def _merged(first: Factor, second: Factor) -> Factor:
+    """Two factors, of which the second wins where it says something."""
+    pairs = ((first.learn_rate, second.learn_rate), (first.l2, second.l2))
+    return Factor(*(a if b is None else b for a, b in pairs))
+
+
+def _expression(pattern: str) -> re.Pattern:
+    """`**` as any number of whole parts of a path, `*` as any text without a slash."""
+    parts = []
+    for part in pattern.split("/"):
+        one = "".join("[^/]*" if c == "*" else re.escape(c) for c in part)
+        parts.append("(?:[^/]+/)*" if part == "**" else f"{one}/")
+    return re.compile("".join(parts).removesuffix("/") if parts[-1] != "(?:[^/]+/)*" else "".join(parts[:-1]) + ".*")
+
+
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
