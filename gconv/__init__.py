@@ -6,6 +6,10 @@ the functions alone need neither Flax nor optax.
 
 import importlib
 
+from gconv.causal import causal_conv1d as causal_conv1d
+from gconv.drop_in import conv_general_dilated as conv_general_dilated
+from gconv.explanation import explain as explain
+from gconv.explanation import implementations as implementations
 from gconv.layer import describe as describe
 from gconv.op import grouped_conv as grouped_conv
 from gconv.op import grouped_conv_transpose as grouped_conv_transpose

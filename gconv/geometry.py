@@ -1,7 +1,7 @@
 """The static facts of one grouped convolution, and every error about them.
 
-This file imports nothing but the standard library: whatever can be known from shapes and options alone is decided here,
-once, into one frozen value. Everything above it may trust that value.
+Nothing here or in `gconv.options`, which reads the arguments, imports more than the standard library: whatever can be known
+from shapes and options alone is decided here, once, into one frozen value. Everything above it may trust that value.
 
 Words used throughout gconv, for a convolution `y = conv(x, kernel)`:
 
@@ -13,21 +13,10 @@ Words used throughout gconv, for a convolution `y = conv(x, kernel)`:
 """
 
 import math
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-PADDING_NAMES = ("same", "same_lower", "valid", "causal")
-# MATLAB's names (and PyTorch's "circular") -> NumPy's modes of `pad`.
-PADDING_MODES = {
-    "symmetric-include-edge": "symmetric",
-    "symmetric-exclude-edge": "reflect",
-    "replicate": "edge",
-    "circular": "wrap",
-}
-CHANNEL_WISE = "channel-wise"
-
-Pairs = tuple[tuple[int, int], ...]
+from gconv.options import CHANNEL_WISE, Pairs, count, parse_groups, parse_padding, per_axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,137 +73,17 @@ class Geometry:
         return replace(self, spatial=tuple(spatial), padding=((0, 0),) * self.rank)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Options -> canonical values
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def integer(name: str, value, minimum: int) -> int:
-    """`value` as an int that is at least `minimum`, or an error that names the argument."""
-    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
-        raise TypeError(f"`{name}` must be an integer, got the boolean {value}.")
-    try:
-        result = operator.index(value)
-    except TypeError:
-        hint = f" Did you mean {int(value)}?" if isinstance(value, float) and value.is_integer() else ""
-        raise TypeError(f"`{name}` must be an integer, got {value!r} of type {type(value).__name__}.{hint}") from None
-    if result < minimum:
-        raise ValueError(f"`{name}` must be at least {minimum}, got {result}. A value that works: {max(minimum, 1)}.")
-    return result
-
-
-def per_axis(name: str, value, rank: int, minimum: int = 1) -> tuple[int, ...]:
-    """One integer per spatial axis: an integer stands for all axes."""
-    if not _is_list(value):
-        return (integer(name, value, minimum),) * rank
-    values = tuple(integer(f"{name}[{i}]", v, minimum) for i, v in enumerate(value))
-    if len(values) != rank:
-        works = values[0] if values else minimum
-        raise ValueError(
-            f"`{name}` must be an integer or one integer per spatial axis: {_count(rank, 'spatial axis')}, got "
-            f"{name}={list(values)} of length {len(values)}. A value that works: {(works,) * rank}."
-        )
-    return values
-
-
-def window_of(kernel_size, rank: int | None = None) -> tuple[int, ...]:
-    """The window of a layer: an integer means a square 2-D window, as in MATLAB (Flax's Conv reads it as 1-D)."""
-    if not _is_list(kernel_size):
-        return (integer("kernel_size", kernel_size, 1),) * (rank or 2)
-    window = tuple(integer(f"kernel_size[{i}]", k, 1) for i, k in enumerate(kernel_size))
-    if not 1 <= len(window) <= 3:
-        raise ValueError(
-            f"`kernel_size` must have 1, 2 or 3 entries, one per spatial axis, got {list(window)} of length "
-            f"{len(window)}. Values that work: (3,) for 1-D, (3, 3) for 2-D, (3, 3, 3) for 3-D."
-        )
-    return window
-
-
-def parse_padding(padding, rank: int) -> str | Pairs:
-    """Any form of the `padding` argument as a name of PADDING_NAMES or as one `(low, high)` pair per spatial axis.
-
-    Accepted: `p` for all sides; one number per axis (MATLAB's `[a b]`); `(low, high)` pairs, one per axis; a flat list of
-    low and high for each axis in turn (MATLAB's `[t b l r]` in 2-D, `[left right]` in 1-D); a name, in any case.
-    A flat list of `rank` numbers is per axis, one of `2 * rank` numbers is low and high in turn: no length is both.
-    """
-    if isinstance(padding, str):
-        name = padding.lower()
-        if name in PADDING_MODES or name in ("reflect", "symmetric", "edge", "wrap"):
-            mode = name if name in PADDING_MODES else {v: k for k, v in PADDING_MODES.items()}[name]
-            raise ValueError(
-                f"`padding` says how much to pad and `padding_value` with what: got padding={padding!r}. "
-                f'A combination that works: padding="same", padding_value={mode!r}.'
-            )
-        if name not in PADDING_NAMES:
-            raise ValueError(f"`padding` as a string must be one of {_quoted(PADDING_NAMES)}, got {padding!r}.")
-        if name == "causal" and rank != 1:
-            raise ValueError(
-                f'`padding`="causal" is defined for 1-D only, got {rank} spatial axes. '
-                'A value that works: "same", or explicit (low, high) pairs.'
-            )
-        return name
-    if not _is_list(padding):
-        p = integer("padding", padding, 0)
-        return ((p, p),) * rank
-    entries = list(padding)
-    if len(entries) == rank and all(_is_list(e) for e in entries):
-        pairs = []
-        for i, entry in enumerate(entries):
-            pair = tuple(integer(f"padding[{i}][{j}]", p, 0) for j, p in enumerate(entry))
-            if len(pair) != 2:
-                raise ValueError(f"`padding[{i}]` must be a pair (low, high), got {list(pair)}. One that works: (1, 1).")
-            pairs.append(pair)
-        return tuple(pairs)
-    if not any(_is_list(e) for e in entries) and len(entries) in (rank, 2 * rank):
-        flat = [integer(f"padding[{i}]", p, 0) for i, p in enumerate(entries)]
-        if len(flat) == rank:
-            return tuple((p, p) for p in flat)
-        return tuple(zip(flat[::2], flat[1::2], strict=True))
-    raise ValueError(
-        f"`padding` does not fit {_count(rank, 'spatial axis')}: got {padding!r}. Values that work: 1, "
-        f"{(1,) * rank} (per axis), {((1, 1),) * rank} (low and high per axis), {[1, 1] * rank} (the same, flat), "
-        f"{_quoted(_names_for(rank))}."
-    )
-
-
-def parse_padding_value(padding_value):
-    """A number, or one of PADDING_MODES (any case)."""
-    if isinstance(padding_value, str):
-        name = padding_value.lower()
-        if name not in PADDING_MODES:
-            raise ValueError(f"`padding_value` must be a number or one of {_quoted(PADDING_MODES)}, got {padding_value!r}.")
-        return name
-    number = padding_value
-    if hasattr(number, "item") and getattr(number, "ndim", None) == 0:
-        number = number.item()
-    if isinstance(number, bool) or not isinstance(number, (int, float, complex)):
-        raise TypeError(
-            f"`padding_value` must be a number or one of {_quoted(PADDING_MODES)}, got {padding_value!r} of type "
-            f"{type(padding_value).__name__}."
-        )
-    return number
-
-
-def parse_groups(groups) -> int | str:
-    """A positive integer, or "channel-wise"."""
-    if isinstance(groups, str):
-        if groups.lower() != CHANNEL_WISE:
-            raise ValueError(f'`groups` must be a positive integer or "{CHANNEL_WISE}", got {groups!r}.')
-        return CHANNEL_WISE
-    return integer("groups", groups, 1)
-
-
 def split_channels(groups: int | str, channels: int, name: str = "the input channels") -> tuple[int, int]:
     """`(groups, channels per group)` of `channels` channels, with "channel-wise" resolved."""
     if groups == CHANNEL_WISE:
         groups = channels
     assert isinstance(groups, int)
-    if groups < 1 or channels % groups:
+    if groups < 1 or channels < 1 or channels % groups:
         works = [str(d) for d in range(1, channels + 1) if channels % d == 0]
         if len(works) > 16:
             works = [*works[:8], "...", *works[-7:]]
         raise ValueError(
-            f"`groups` must divide {name}: {_count(channels, 'channel')}, groups={groups}. "
+            f"`groups` must divide {name}: {count(channels, 'channel')}, groups={groups}. "
             f"Values that work: {', '.join(works) or 'none, there must be at least one channel'}."
         )
     return groups, channels // groups
@@ -267,7 +136,7 @@ def geometry(
     batch, spatial, in_channels = _split_shape("x", x_shape, rank)
     channels, out_channels = kernel_shape[rank:]
     groups = _groups_of(groups, in_channels, channels, kernel_shape)
-    _, filters = split_channels(groups, out_channels, "the output channels, `kernel.shape[-1]`")
+    filters = _filters_of(groups, kernel_shape)
     effective = effective_window(window, dilation)
     pairs = resolve_padding(parse_padding(padding, rank), spatial, effective, strides)
     result = Geometry(spatial, window, strides, pairs, dilation, groups, channels, filters)
@@ -321,11 +190,13 @@ def transposed_geometry(
     else:
         pairs = resolve_padding(parsed, output, effective, strides)
         spatial = tuple(
-            (n - 1) * s - lo - hi + e + op if n else 0
+            (n - 1) * s - lo - hi + e + op
             for n, s, (lo, hi), e, op in zip(output, strides, pairs, effective, extra, strict=True)
         )
         # Rows beyond a whole stride belong to no window: a negative high padding keeps the convolution from counting one.
         pairs = tuple((lo, hi - op) if op >= s else (lo, hi) for (lo, hi), op, s in zip(pairs, extra, strides, strict=True))
+    if any(n < 1 for n in output):
+        raise ValueError(f"`y` must have spatial axes of at least 1, got shape {tuple(y_shape)}.")
     if any(n < 1 for n in spatial):
         raise ValueError(
             f"The result would be empty: spatial size {spatial} from y.shape={tuple(y_shape)}, window={window}, "
@@ -364,7 +235,7 @@ def _rank_of_kernel(kernel_shape: Sequence) -> int:
 def _split_shape(name: str, shape: Sequence, rank: int) -> tuple[tuple, tuple, int]:
     if len(shape) < rank + 1:
         raise ValueError(
-            f"`{name}` must have shape (*batch, *spatial, channels): the kernel has {_count(rank, 'window axis')}, so `{name}` "
+            f"`{name}` must have shape (*batch, *spatial, channels): the kernel has {count(rank, 'window axis')}, so `{name}` "
             f"needs at least {rank + 1} axes, got shape {tuple(shape)}. "
             f"A shape that works: {(1, *(32,) * rank, shape[-1] if shape else 8)}."
         )
@@ -375,22 +246,42 @@ def _split_shape(name: str, shape: Sequence, rank: int) -> tuple[tuple, tuple, i
 def _groups_of(groups, in_channels: int, channels: int, kernel_shape: Sequence) -> int:
     """The number of groups, checked against the kernel or read off the shapes."""
     if groups is None:
-        if in_channels < 1 or in_channels % channels:
+        if in_channels < 1:
+            raise ValueError(f"`x` must have at least one channel, {channels} for a kernel of shape {tuple(kernel_shape)}.")
+        if in_channels % channels:
+            nearest = in_channels // math.gcd(channels, in_channels)
             raise ValueError(
-                f"`kernel` has {_count(channels, 'channel')} per group (kernel.shape[-2]), which does not divide the "
-                f"{_count(in_channels, 'channel')} of `x`. A kernel of shape "
-                f"{(*kernel_shape[:-2], max(math.gcd(channels, in_channels), 1), kernel_shape[-1])} would fit."
+                f"`kernel` has {count(channels, 'channel')} per group (kernel.shape[-2]), which does not divide the "
+                f"{count(in_channels, 'channel')} of `x`. "
+                f"A kernel shape that works: {_fitting(kernel_shape, nearest, in_channels)}."
             )
         return in_channels // channels
     groups, expected = split_channels(parse_groups(groups), in_channels)
     if expected != channels:
-        fitting = f" groups={in_channels // channels} would fit it." if in_channels % channels == 0 else ""
+        own = in_channels // channels
+        fitting = f" groups={own} would fit it." if own * channels == in_channels and kernel_shape[-1] % own == 0 else ""
         raise ValueError(
-            f"`kernel` contradicts `groups`: {_count(in_channels, 'channel')} in groups={groups} make {expected} per group, "
+            f"`kernel` contradicts `groups`: {count(in_channels, 'channel')} in groups={groups} make {expected} per group, "
             f"but kernel.shape={tuple(kernel_shape)} has {channels}. "
-            f"A kernel shape that works: {(*kernel_shape[:-2], expected, kernel_shape[-1])}.{fitting}"
+            f"A kernel shape that works: {_fitting(kernel_shape, groups, in_channels)}.{fitting}"
         )
     return groups
+
+
+def _filters_of(groups: int, kernel_shape: Sequence) -> int:
+    *_, channels, out_channels = kernel_shape
+    if out_channels % groups:
+        raise ValueError(
+            f"`kernel` must have a multiple of {groups} output channels, one or more for each of groups={groups}: "
+            f"kernel.shape={tuple(kernel_shape)} has {out_channels}. "
+            f"A kernel shape that works: {_fitting(kernel_shape, groups, groups * channels)}."
+        )
+    return out_channels // groups
+
+
+def _fitting(kernel_shape: Sequence, groups: int, in_channels: int) -> tuple:
+    """A kernel's shape for so many groups and input channels, with at least as many output channels."""
+    return (*kernel_shape[:-2], in_channels // groups, -(-kernel_shape[-1] // groups) * groups)
 
 
 def _check_output(g: Geometry) -> None:
@@ -402,21 +293,3 @@ def _check_output(g: Geometry) -> None:
                 f"the effective window {e} (window {g.window[i]}, dilation {g.dilation[i]}). "
                 f"Values that work: at least {missing} more padding, or an input of at least {max(e - lo - hi, 1)}."
             )
-
-
-def _is_list(value) -> bool:
-    # A 0-d array claims to be iterable; a generator has no length to compare.
-    return isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) != 0
-
-
-def _count(n: int, noun: str) -> str:
-    plural = noun[:-2] + "es" if noun.endswith("is") else noun + "s"
-    return f"{n} {noun if n == 1 else plural}"
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f'"{n}"' for n in names)
-
-
-def _names_for(rank: int) -> tuple[str, ...]:
-    return PADDING_NAMES if rank == 1 else PADDING_NAMES[:-1]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gconv import geometry, implementations, initializers
+from gconv import backends, geometry, initializers, options
 from gconv.layout import bias_from_per_group, kernel_from_per_group
 from gconv.op import grouped_conv, grouped_conv_transpose
 
@@ -25,7 +25,7 @@ class Config:
     filters_per_group: int
     groups: int | str
     strides: tuple[int, ...]
-    padding: str | geometry.Pairs
+    padding: str | options.Pairs
     dilation: tuple[int, ...]
     padding_value: complex | str = 0
     output_padding: tuple[int, ...] = ()
@@ -91,9 +91,9 @@ def configure(
     implementation: str | None = None,
 ) -> Config:
     """The arguments of a layer as a `Config`, or an error at construction that says what is wrong."""
-    window = geometry.window_of(kernel_size)
+    window = options.window_of(kernel_size)
     rank = len(window)
-    implementations.check_name(implementation)
+    backends.check_name(implementation)
     for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
         if value is not None and not jnp.issubdtype(value, jnp.inexact):
             raise TypeError(f"`{name}` must be a floating or complex dtype, got {value!r}. A value that works: jnp.float32.")
@@ -102,16 +102,16 @@ def configure(
     auto = num_channels_per_group in (None, "auto")
     return Config(
         window=window,
-        filters_per_group=geometry.integer("filters_per_group", filters_per_group, 1),
-        groups=geometry.parse_groups(groups),
-        strides=geometry.per_axis("strides", strides, rank),
-        padding=geometry.parse_padding(padding, rank),
-        dilation=geometry.per_axis("dilation", dilation, rank),
-        padding_value=geometry.parse_padding_value(padding_value),
-        output_padding=geometry.per_axis("output_padding", output_padding, rank, minimum=0),
+        filters_per_group=options.integer("filters_per_group", filters_per_group, 1),
+        groups=options.parse_groups(groups),
+        strides=options.per_axis("strides", strides, rank),
+        padding=options.parse_padding(padding, rank),
+        dilation=options.per_axis("dilation", dilation, rank),
+        padding_value=options.parse_padding_value(padding_value),
+        output_padding=options.per_axis("output_padding", output_padding, rank, minimum=0),
         transposed=transposed,
         use_bias=use_bias,
-        channels_per_group=None if auto else geometry.integer("num_channels_per_group", num_channels_per_group, 1),
+        channels_per_group=None if auto else options.integer("num_channels_per_group", num_channels_per_group, 1),
         dtype=None if dtype is None else jnp.dtype(dtype),
         param_dtype=jnp.dtype(param_dtype),
         precision=tuple(precision) if isinstance(precision, list) else precision,
@@ -207,7 +207,7 @@ def apply(config: Config, in_features: int, x, kernel, bias, out_sharding=None) 
     if config.dtype is not None:
         x, kernel = jnp.asarray(x, config.dtype), jnp.asarray(kernel, config.dtype)
         bias = None if bias is None else jnp.asarray(bias, config.dtype)
-    options: dict = dict(
+    common: dict = dict(
         groups=config.split(in_features)[0],
         strides=config.strides,
         padding=config.padding,
@@ -216,9 +216,9 @@ def apply(config: Config, in_features: int, x, kernel, bias, out_sharding=None) 
         implementation=config.implementation,
     )
     if config.transposed:
-        y = grouped_conv_transpose(x, kernel, bias, output_padding=config.output_padding, **options)
+        y = grouped_conv_transpose(x, kernel, bias, output_padding=config.output_padding, **common)
     else:
-        y = grouped_conv(x, kernel, bias, padding_value=config.padding_value, **options)
+        y = grouped_conv(x, kernel, bias, padding_value=config.padding_value, **common)
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
 

@@ -16,8 +16,8 @@ from jax.typing import DTypeLike
 
 from gconv import layer
 from gconv.factor import Factor
-from gconv.geometry import integer
 from gconv.layer import Config, describe
+from gconv.options import integer
 
 
 class _Shell(nn.Module):

@@ -9,8 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gconv import layer
-from gconv.geometry import integer
 from gconv.layer import Config, describe
+from gconv.options import integer
 
 
 class _Shell(nnx.Module):

@@ -10,11 +10,13 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
+from jax.lax import conv_general_dilated
 from jax.typing import ArrayLike, DTypeLike
 
-from gconv import implementations, roles, sharding
-from gconv.geometry import PADDING_MODES, Geometry, check_bias, geometry, parse_padding_value, transposed_geometry
+from gconv import backends, roles, sharding
+from gconv.geometry import Geometry, check_bias, geometry, transposed_geometry
+from gconv.options import PADDING_MODES, parse_padding_value
 
 
 def grouped_conv(
@@ -75,7 +77,7 @@ def grouped_conv(
     Differentiable to any order in both modes, and with vmap, scan, remat and the rest; kernel gradients of float16 and
     bfloat16 accumulate in float32. Semantics of padding and groups: MATLAB's `groupedConvolution2dLayer`.
     """
-    implementations.check_name(implementation)
+    backends.check_name(implementation)
     arrays = _as_arrays(x=x, kernel=kernel, bias=bias)
     batch, geom = geometry(*_shapes(arrays), groups=groups, strides=strides, padding=padding, dilation=dilation)
     fill = parse_padding_value(padding_value)
@@ -133,7 +135,7 @@ def grouped_conv_transpose(
     Returns:
       `(*batch, *size, C_in)`, `size = (spatial - 1) * stride - low - high + (window - 1) * dilation + 1 + output_padding`.
     """
-    implementations.check_name(implementation)
+    backends.check_name(implementation)
     arrays = _as_arrays(y=y, kernel=kernel, bias=bias)
     batch, geom = transposed_geometry(
         *_shapes(arrays),
@@ -226,7 +228,7 @@ def _check_fill(fill, dtype) -> None:
 def result_dtype(dtype, precision, preferred):
     """The dtype of the result by lax's own rule, asked of lax itself, which also refuses what it does not know."""
     one = jax.ShapeDtypeStruct((1, 1, 1), dtype)
-    conv = partial(lax.conv_general_dilated, window_strides=(1,), padding="VALID", precision=precision)
+    conv = partial(conv_general_dilated, window_strides=(1,), padding="VALID", precision=precision)
     return jax.eval_shape(partial(conv, preferred_element_type=preferred), one, one).dtype
 
 

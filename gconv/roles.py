@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from gconv import implementations
+from gconv import backends
 from gconv.geometry import Geometry
 
 OPERANDS = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}
@@ -126,8 +126,8 @@ def _axis(index: str, name: str, g: Geometry) -> int:
 def _lowering(role, platform):
     def run(first, second, *, geometry, dtype, precision, implementation):
         operand = jnp.promote_types(first.dtype, second.dtype)
-        name = implementations.choose(role, geometry, operand, platform, implementation)
-        run_role = getattr(implementations.TABLE[name], role)
+        name = backends.choose(role, geometry, operand, platform, implementation)
+        run_role = getattr(backends.TABLE[name], role)
         with jax.named_scope(f"gconv_{role}_{name}"):  # so that a lowered text tells which implementation ran
             return run_role(first, second, geometry, dtype=dtype, precision=precision)
 

@@ -69,13 +69,15 @@ def test_biases():
     assert (bias(bias_init="ones") == 1).all()
     sample = bias(bias_init="narrow-normal")
     assert abs(sample.var() - 1e-4) < 3 * 1e-4 * np.sqrt(2 / sample.size)
-    assert bias(bias_init=gconv.initializers.from_size(lambda size: np.arange(64 * 64).reshape(size))).tolist()[:3] == [0, 64, 128]
+    assert bias(bias_init=gconv.initializers.from_size(lambda size: np.arange(64 * 64).reshape(size))).tolist()[:3] == [
+        0,
+        64,
+        128,
+    ]
 
 
 def test_a_transposed_layer_counts_its_own_fans():
-    layer = gconv.nnx.GroupedConvTranspose(
-        FILTERS * GROUPS, WINDOW, CHANNELS, GROUPS, kernel_init="he", rngs=nnx.Rngs(0)
-    )
+    layer = gconv.nnx.GroupedConvTranspose(FILTERS * GROUPS, WINDOW, CHANNELS, GROUPS, kernel_init="he", rngs=nnx.Rngs(0))
     sample, variance = np.asarray(layer.kernel[...], np.float64), 2 / (25 * FILTERS)
     assert abs(sample.var() - variance) < 3 * variance * np.sqrt(2 / sample.size)
 

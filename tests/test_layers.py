@@ -73,7 +73,14 @@ def test_checkpoints_of_flax_conv_load_unchanged(strides, padding):
     x = random(3, 2, 9, 11, 6)
     flax_padding = padding.upper() if isinstance(padding, str) else padding
     theirs = nnx.Conv(
-        6, 8, (3, 5), strides=strides, padding=flax_padding, feature_group_count=2, bias_init=nnx.initializers.normal(), rngs=nnx.Rngs(4)
+        6,
+        8,
+        (3, 5),
+        strides=strides,
+        padding=flax_padding,
+        feature_group_count=2,
+        bias_init=nnx.initializers.normal(),
+        rngs=nnx.Rngs(4),
     )
     ours = gconv.nnx.GroupedConv(6, (3, 5), 4, 2, strides=strides, padding=padding, rngs=nnx.Rngs(5))
     nnx.update(ours, nnx.to_pure_dict(nnx.state(theirs, nnx.Param)))
@@ -93,7 +100,11 @@ def test_the_layer_equals_numpy_loops():
     x = random(1, 2, 8, 7, 6)
     layer = gconv.nnx.GroupedConv(6, 3, 2, 3, strides=2, padding=[1, 0, 2, 1], bias_init="narrow-normal", rngs=nnx.Rngs(0))
     expected = oracle.conv(
-        *(np.asarray(a) for a in (x, layer.kernel[...], layer.bias[...])), groups=3, strides=(2, 2), pads=((1, 0), (2, 1)), dilation=(1, 1)
+        *(np.asarray(a) for a in (x, layer.kernel[...], layer.bias[...])),
+        groups=3,
+        strides=(2, 2),
+        pads=((1, 0), (2, 1)),
+        dilation=(1, 1),
     )
     np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
 
@@ -154,7 +165,15 @@ def test_an_initial_value_is_a_copy():
 
 def test_factors_are_metadata_of_the_parameters():
     layer = gconv.nnx.GroupedConv(
-        2, 3, 1, 2, kernel_learn_rate_factor=0.5, bias_learn_rate_factor=2, kernel_l2_factor=3, bias_l2_factor=4, rngs=nnx.Rngs(0)
+        2,
+        3,
+        1,
+        2,
+        kernel_learn_rate_factor=0.5,
+        bias_learn_rate_factor=2,
+        kernel_l2_factor=3,
+        bias_l2_factor=4,
+        rngs=nnx.Rngs(0),
     )
     metadata = layer.kernel.get_metadata()
     assert (metadata["learn_rate_factor"], metadata["l2_factor"]) == (0.5, 3)
@@ -175,7 +194,9 @@ def test_metadata_and_sharding_as_in_flax():
         x = random(0, 2, 5, 5, 4)
         y = ours(x, out_sharding=jax.P("groups"))
         assert jax.typeof(y).sharding.spec[0] == "groups"
-        np.testing.assert_allclose(y, gconv.grouped_conv(np.asarray(x), np.asarray(ours.kernel[...]), padding="same"), atol=1e-5)
+        np.testing.assert_allclose(
+            y, gconv.grouped_conv(np.asarray(x), np.asarray(ours.kernel[...]), padding="same"), atol=1e-5
+        )
 
 
 def test_linen_metadata_partitions_the_parameter():
@@ -225,7 +246,7 @@ WRONG = {
     "stride per axis": (lambda make: make(4, 3, 1, 2, strides=(1, 1, 1)), r"2 spatial axes.*length 3.*\(1, 1\)"),
     "padding list": (lambda make: make(4, 3, 1, 2, padding=[1, 2, 3]), r"`padding` does not fit 2 spatial axes.*\[1, 2, 3\]"),
     "negative padding": (lambda make: make(4, 3, 1, 2, padding=-1), "`padding` must be at least 0, got -1"),
-    "padding name": (lambda make: make(4, 3, 1, 2, padding="circular"), 'padding="same", padding_value=\'circular\''),
+    "padding name": (lambda make: make(4, 3, 1, 2, padding="circular"), "padding=\"same\", padding_value='circular'"),
     "causal image": (lambda make: make(4, 3, 1, 2, padding="causal"), "1-D only"),
     "padding value": (lambda make: make(4, 3, 1, 2, padding_value="mirror"), "symmetric-include-edge.*'mirror'"),
     "four axes": (lambda make: make(4, (3, 3, 3, 3), 1, 2), "1, 2 or 3 entries"),

@@ -234,3 +234,15 @@ def test_the_loss_that_matlab_reports():
     zeros = jax.tree.map(jnp.zeros_like, params)
     added, _ = add_l2(0.1, f).update(zeros, (), params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.grad(loss)(params), added)
+
+
+def test_sharded_parameters_keep_their_sharding():
+    mesh = jax.make_mesh((2,), ("groups",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P(None, None, None, "groups"))
+    params = {"kernel": jax.device_put(jnp.ones((3, 3, 1, 4)), sharding)}
+    f = factors(params, default=Factor(0.5, 2))
+    for tx in (optax.chain(add_l2(0.1, f), optax.adam(0.1), scale_by_learn_rate_factors(f)), gconv.optim.adam(0.1, factors=f)):
+        state = jax.jit(tx.init)(params)
+        updates, state = jax.jit(tx.update)(params, state, params)
+        assert updates["kernel"].sharding.is_equivalent_to(sharding, 4)
+        assert all(leaf.sharding.is_equivalent_to(sharding, 4) for leaf in jax.tree.leaves(state) if leaf.ndim)

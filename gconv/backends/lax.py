@@ -8,7 +8,10 @@ lax's own kernel gradient goes through `batch_group_count`, which XLA's partitio
 from functools import partial
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
+
+# By name, not as `lax.conv_general_dilated`: users may put gconv's drop-in in that place.
+from jax.lax import conv_general_dilated
 
 from gconv.geometry import Geometry
 
@@ -97,5 +100,7 @@ def _extent(outputs: int, stride: int) -> int:
 def _conv(lhs, rhs, *, dtype, precision, **options):
     half = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     operand = jnp.promote_types(lhs.dtype, rhs.dtype)
-    run = partial(lax.conv_general_dilated, precision=precision, preferred_element_type=jnp.float32 if half else dtype)
+    # Not narrower than an operand: a cotangent is, with `preferred_element_type`, wider than the gradient it gives.
+    wide = jnp.promote_types(operand, jnp.float32 if half else dtype)
+    run = partial(conv_general_dilated, precision=precision, preferred_element_type=wide)
     return run(lhs.astype(operand), rhs.astype(operand), **options).astype(dtype)

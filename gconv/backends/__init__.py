@@ -7,10 +7,10 @@ is better. A named implementation answers only to the first; the automatic choic
 
 from types import ModuleType
 
+from gconv.backends import lax, xla
 from gconv.geometry import Geometry
-from gconv.implementations import lax
 
-TABLE: dict[str, ModuleType] = {"lax": lax}
+TABLE: dict[str, ModuleType] = {"xla": xla, "lax": lax}
 
 
 def check_name(name: str | None) -> None:

@@ -1,0 +1,136 @@
+"""What would run, and what it costs, without running anything."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gconv import backends, op, roles
+from gconv.geometry import Geometry, geometry
+
+
+def platform_here() -> str:
+    """The platform that a program is lowered for by default on this machine, by JAX's lowering names."""
+    backend = jax.default_backend()
+    return "cuda" if backend == "gpu" else backend
+
+
+def implementations(platform: str | None = None) -> dict[str, str | None]:
+    """The names that `implementation=` takes, best first, each with the reason why it cannot run here, or None.
+
+    >>> import gconv
+    >>> gconv.implementations("cpu")
+    {'xla': None, 'lax': None}
+
+    Args:
+      platform: "cpu", "cuda", "rocm" or "tpu"; by default this machine's.
+    """
+    smallest = Geometry((1,), (1,), (1,), ((0, 0),), (1,), 1, 1, 1)
+    where = platform or platform_here()
+    return {name: module.why_not("y", smallest, jnp.dtype("float32"), where) for name, module in backends.TABLE.items()}
+
+
+@dataclass(frozen=True)
+class Role:
+    """One role of one convolution.
+
+    Attributes:
+      role: "y" (the convolution), "x" (the input gradient) or "w" (the kernel gradient).
+      implementation: the name of what would run.
+      reasons: for each implementation that would not, why.
+      flops: multiplications plus additions, padding counted as if it were data.
+      bytes: of both operands and the result, each touched once: the least that can move.
+      scratch: bytes that the compiled program holds besides, or None where this machine cannot compile for the platform.
+    """
+
+    role: str
+    implementation: str
+    reasons: dict[str, str]
+    flops: int
+    bytes: int
+    scratch: int | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `gconv.explain` found; `print` shows it, and indexing by a role ("y", "x", "w") gives its `Role`."""
+
+    geometry: Geometry
+    platform: str
+    roles: tuple[Role, ...]
+
+    def __getitem__(self, role: str) -> Role:
+        return next(r for r in self.roles if r.role == role)
+
+    def __str__(self) -> str:
+        g = self.geometry
+        lines = [
+            f"{g.groups} groups of {g.channels} -> {g.filters} channels, window {g.window}, input {g.spatial}, "
+            f"output {g.output}, on {self.platform}"
+        ]
+        for r in self.roles:
+            scratch = "scratch not known here" if r.scratch is None else f"{r.scratch:,} bytes of scratch"
+            lines.append(f"{r.role}: {r.implementation:<6} {r.flops:,} FLOPs, {r.bytes:,} bytes, {scratch}")
+            lines += [f"   not {name}: {reason}" for name, reason in r.reasons.items()]
+        return "\n".join(lines)
+
+
+def explain(
+    x,
+    kernel,
+    *,
+    groups=None,
+    strides=1,
+    padding: object = 0,
+    dilation=1,
+    implementation: str | None = None,
+    precision=None,
+    preferred_element_type=None,
+    platform: str | None = None,
+) -> Explanation:
+    """Which implementation each role of `grouped_conv` takes and why, and its FLOPs, bytes and scratch.
+
+    >>> import jax, gconv
+    >>> x = jax.ShapeDtypeStruct((8, 56, 56, 96), "float32")
+    >>> kernel = jax.ShapeDtypeStruct((7, 7, 1, 96), "float32")
+    >>> found = gconv.explain(x, kernel, padding="same", platform="cpu")
+    >>> found["y"].implementation, found["y"].flops
+    ('xla', 236027904)
+
+    Args:
+      x, kernel: arrays or `jax.ShapeDtypeStruct`s; no data is read.
+      platform: "cpu", "cuda", "rocm" or "tpu"; by default this machine's.
+      groups, strides, padding, dilation, implementation, precision, preferred_element_type: as in `gconv.grouped_conv`.
+
+    Raises:
+      ValueError, TypeError: where `grouped_conv` would raise, also for a named implementation that cannot run a role.
+    """
+    batch_axes, geom = geometry(x.shape, kernel.shape, groups=groups, strides=strides, padding=padding, dilation=dilation)
+    batch, where = math.prod(batch_axes), platform or platform_here()
+    dtype = jnp.result_type(x.dtype, kernel.dtype)
+    precision = op.precision_in_force(precision)
+    result = op.result_dtype(dtype, precision, preferred_element_type)
+    of = {
+        "x": jax.ShapeDtypeStruct(geom.x_shape(batch), dtype),
+        "w": jax.ShapeDtypeStruct(geom.kernel_shape, dtype),
+        "y": jax.ShapeDtypeStruct(geom.y_shape(batch), result),
+    }
+    flops = 2 * math.prod(of["y"].shape) * math.prod(geom.window) * geom.channels
+    moved = sum(s.size * s.dtype.itemsize for s in of.values())
+
+    def one(role: str) -> Role:
+        operand = jnp.promote_types(*(of[name].dtype for name in roles.OPERANDS[role]))
+        chosen = backends.choose(role, geom, operand, where, implementation)
+        reasons = {n: backends.reason_against(n, role, geom, operand, where) for n in backends.TABLE if n != chosen}
+        if implementation is not None:
+            reasons = {name: f"implementation={implementation!r} was named" for name in reasons}
+        scratch = None
+        if where == platform_here():
+            options = dict(geometry=geom, dtype=of[role].dtype, precision=precision, implementation=chosen)
+            run = jax.jit(lambda a, b: roles.bind(role, dict(zip(roles.OPERANDS[role], (a, b), strict=True)), **options))
+            memory = run.lower(*(of[name] for name in roles.OPERANDS[role])).compile().memory_analysis()
+            scratch = None if memory is None else memory.temp_size_in_bytes
+        return Role(role, chosen, {n: r or f"{chosen} is better" for n, r in reasons.items()}, flops, moved, scratch)
+
+    return Explanation(geom, where, tuple(one(role) for role in roles.OPERANDS))

@@ -1,0 +1,56 @@
+"""Eight CPU devices, asked for before JAX starts, and the fixtures that several files use."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+from functools import partial
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gconv import backends, grouped_conv
+from gconv.geometry import geometry
+
+# The same examples on every machine; a first example compiles and takes longer than the next ones.
+hypothesis.settings.register_profile("gconv", deadline=None, derandomize=True, max_examples=200)
+hypothesis.settings.load_profile("gconv")
+
+
+@pytest.fixture
+def x64():
+    """64-bit types for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=[*backends.TABLE])
+def implementation(request) -> str:
+    """Each implementation by name."""
+    return request.param
+
+
+@pytest.fixture
+def needs(implementation):
+    """`needs(geometry, dtype)` skips, with the reason, what the implementation says that it cannot run."""
+
+    def skip(facts, dtype="float32", roles="yxw"):
+        for role in roles:
+            if reason := backends.TABLE[implementation].why_not(role, facts, jnp.dtype(dtype), "cpu"):
+                pytest.skip(f"{implementation}: {reason}")
+
+    return skip
+
+
+@pytest.fixture
+def conv_of(implementation, needs):
+    """`conv_of(case)` is the case's `grouped_conv` by each implementation, or a skip."""
+
+    def conv(case, dtype="float32"):
+        options = {name: value for name, value in case.options.items() if name != "padding_value"}
+        needs(geometry(case.x_shape, case.kernel_shape, **options)[1], dtype)
+        return partial(grouped_conv, **case.options, implementation=implementation)
+
+    return conv
