@@ -69,6 +69,14 @@ def candidates(geom, arrays: dict, role: str) -> dict:
     return found
 
 
+def check(found: dict) -> None:
+    """What is compared must be the same: every candidate against JAX's own."""
+    expected = found["jax"]()
+    for name, run in found.items():
+        scale = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(run(), expected, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
+
+
 def environment() -> dict:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
@@ -103,20 +111,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="layers whose name contains this")
     parser.add_argument("--roles", default="yxw")
+    parser.add_argument("--candidates", nargs="+", help="only these, such as: jax automatic")
     parser.add_argument("--seconds", type=float, default=4.0, help="per layer and role, after the first calls")
-    parser.add_argument("--quick", action="store_true", help="small layers, one round")
+    parser.add_argument("--quick", action="store_true", help="few layers, small, one round, results compared")
     parser.add_argument("--output", type=Path, help="append JSON lines here")
     args = parser.parse_args()
     layers = [layer for layer in LAYERS if args.only in layer["name"]]
-    if args.quick:
-        small = sorted(layers, key=lambda layer: np.prod(layer["spatial"]) * layer["in_channels"] * np.prod(layer["window"]))
-        layers, args.seconds = [{**layer, "batch": 1} for layer in small[:3]], 0.0
+    if args.quick:  # few, and small
+        args.seconds, layers = 0.0, [{**layer, "batch": 1, "spatial": [9] * len(layer["spatial"])} for layer in layers[::9]]
     facts, rows = environment(), []
     print(json.dumps(facts))
     for layer in tqdm(layers, file=sys.stderr):
         geom, arrays = operands(layer)
         for role in args.roles:
-            times = interleaved(candidates(geom, arrays, role), seconds=args.seconds)
+            found = candidates(geom, arrays, role)
+            found = {name: run for name, run in found.items() if name in (args.candidates or found)}
+            if args.quick:
+                check(found)
+            times = interleaved(found, seconds=args.seconds)
             rows.append({**facts, "layer": layer["name"], "batch": layer["batch"], "role": role, "times": times})
             if args.output:
                 with args.output.open("a") as lines:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gconv import geometry as g
 from gconv import options as opt
 
-SOURCE = Path(__file__).parent.parent / "gconv" / "geometry.py"
+PACKAGE = Path(__file__).parent.parent / "gconv"
 
 sizes = st.integers(1, 40)
 windows = st.integers(1, 7)
@@ -24,13 +24,14 @@ steps = st.integers(1, 5)
 
 
 def test_imports_nothing_but_the_standard_library():
+    """Nor does anything below it: loaded in an empty package, and in a Python without site-packages."""
     program = f"""
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("alone", {str(SOURCE)!r})
-module = sys.modules["alone"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-assert module.geometry((1, 8, 8, 4), (3, 3, 2, 6))[1].groups == 2
-print(*{{name.partition(".")[0] for name in sys.modules}} - set(sys.stdlib_module_names) - {{"alone", "__main__"}})
+import sys, types
+sys.modules["gconv"] = types.ModuleType("gconv")
+sys.modules["gconv"].__path__ = [{str(PACKAGE)!r}]
+from gconv.geometry import geometry
+assert geometry((1, 8, 8, 4), (3, 3, 2, 6))[1].groups == 2
+print(*{{name.partition(".")[0] for name in sys.modules}} - set(sys.stdlib_module_names) - {{"gconv", "__main__"}})
 """
     loaded = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert loaded == []

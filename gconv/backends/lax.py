@@ -102,5 +102,7 @@ def _conv(lhs, rhs, *, dtype, precision, **options):
     operand = jnp.promote_types(lhs.dtype, rhs.dtype)
     # Not narrower than an operand: a cotangent is, with `preferred_element_type`, wider than the gradient it gives.
     wide = jnp.promote_types(operand, jnp.float32 if half else dtype)
+    if jnp.issubdtype(wide, jnp.complexfloating):  # lax takes them apart and sums in the operands' precision
+        operand = wide
     run = partial(conv_general_dilated, precision=precision, preferred_element_type=wide)
     return run(lhs.astype(operand), rhs.astype(operand), **options).astype(dtype)

@@ -146,9 +146,8 @@ def _products(x: Array, kernel: Array, g: Geometry) -> Array:
         return sum(terms(near, weights), total), fetch(i + 1)
 
     total = reduce(jnp.add, terms(sources, kernel[:first]))
-    if first == g.window[0]:
-        return total
-    return lax.fori_loop(0, (g.window[0] - first) // rows, body, (total, fetch(0)))[0]
+    loops = (g.window[0] - first) // rows
+    return lax.fori_loop(0, loops, body, (total, fetch(0)))[0] if loops else total
 
 
 def _matmuls(x: Array, kernel: Array, g: Geometry, precision) -> Array:
@@ -252,8 +251,7 @@ def _dense_gradient(g: Geometry) -> bool:
 def _gradient_by_matmuls(x: Array, y: Array, g: Geometry, precision) -> Array:
     """One matrix product per tap, batched over the groups."""
     x, y = _split(_pad(x, g), g.groups), _split(y, g.groups)
-    pixels = "nabc"[: g.rank + 1]
-    spec = f"{pixels}gj,{pixels}gk->jgk"
+    spec = "{0}gj,{0}gk->jgk".format("nabc"[: g.rank + 1])
     return jnp.stack([jnp.einsum(spec, _shift(x, tap, g), y, precision=precision) for tap in _taps(g.window)])
 
 

@@ -1,0 +1,29 @@
+"""The benchmarks still run, and what they compare is equal. Nothing here is about time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rich", reason="the benchmarks need the extra 'benchmarks'")
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def run(script, *arguments):
+    done = subprocess.run([sys.executable, BENCHMARKS / script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_layers_in_quick_mode(tmp_path):
+    output = run("layers.py", "--quick", "--output", str(tmp_path / "rows.jsonl"))
+    assert "geometric mean" in output
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) >= 9 and {row["role"] for row in rows} == set("yxw")
+    assert all(row["times"]["automatic"]["median"] > 0 for row in rows)
+
+
+def test_factors():
+    assert "MATLAB's adam with factors" in run("factors.py", "--millions", "0.05", "--rounds", "1")
