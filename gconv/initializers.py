@@ -42,6 +42,7 @@ class PerGroup:
     transposed: bool = False
 
     def within(self, groups: int, transposed: bool = False) -> "PerGroup":
+        """The initializer inside a layer, whose groups count where it has none of its own."""
         return self if self.groups is not None else replace(self, groups=groups, transposed=transposed)
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:

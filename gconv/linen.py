@@ -6,6 +6,7 @@ It is needed nowhere else; `apply` takes `{"params": ...}` alone.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ class _Shell(nn.Module):
     kernel_size: int | Sequence[int]
     filters_per_group: int
     groups: int | str
+    _: KW_ONLY
     strides: int | Sequence[int] = 1
     padding: int | str | Sequence = 0
     dilation: int | Sequence[int] = 1
@@ -101,6 +103,7 @@ class GroupedConv(_Shell):
     (8, 32, 32, 8)
     """
 
+    _: KW_ONLY
     padding_value: complex | str = 0
 
     _options = [*_Shell._options, "padding_value"]
@@ -115,6 +118,7 @@ class GroupedConvTranspose(_Shell):
     (1, 32, 32, 6)
     """
 
+    _: KW_ONLY
     output_padding: int | Sequence[int] = 0
 
     _options = [*_Shell._options, "output_padding", "transposed"]

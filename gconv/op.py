@@ -224,9 +224,14 @@ def _check_fill(fill, dtype) -> None:
             raise TypeError(f"`padding_value`={fill} cannot be written in x.dtype={dtype}. A value that works: {works}.")
 
 
-@lru_cache(maxsize=256)
 def result_dtype(dtype, precision, preferred):
     """The dtype of the result by lax's own rule, asked of lax itself, which also refuses what it does not know."""
+    return _ask_lax(dtype, precision, preferred, jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=256)
+def _ask_lax(dtype, precision, preferred, x64: bool):
+    del x64  # only tells one answer from another
     one = jax.ShapeDtypeStruct((1, 1, 1), dtype)
     conv = partial(conv_general_dilated, window_strides=(1,), padding="VALID", precision=precision)
     return jax.eval_shape(partial(conv, preferred_element_type=preferred), one, one).dtype
