@@ -30,7 +30,7 @@ def parameters(millions: float) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--millions", type=float, default=25.0)
-    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--rounds", type=int, default=301)
     args = parser.parse_args()
     params = parameters(args.millions)
     rules = {"block0/**": gconv.optim.Factor(learn_rate=0.5), "**/norm/*": gconv.optim.Factor(l2=0)}
