@@ -131,6 +131,6 @@ def explain(
             run = jax.jit(lambda a, b: roles.bind(role, dict(zip(roles.OPERANDS[role], (a, b), strict=True)), **options))
             memory = run.lower(*(of[name] for name in roles.OPERANDS[role])).compile().memory_analysis()
             scratch = None if memory is None else memory.temp_size_in_bytes
-        return Role(role, chosen, {n: r or f"{chosen} is better" for n, r in reasons.items()}, flops, moved, scratch)
+        return Role(role, chosen, {n: r or f"{chosen} comes before it" for n, r in reasons.items()}, flops, moved, scratch)
 
     return Explanation(geom, where, tuple(one(role) for role in roles.OPERANDS))

@@ -113,7 +113,7 @@ def train(model: Network, data, *, epochs: int, batch: int = 64, seed: int = 0) 
 
 # %%
 def draw_filters(model: Network, path: Path) -> None:
-    """The 32 channel-wise filters, each on its own scale of colours around zero."""
+    """The 32 channel-wise filters on one scale of colours around zero."""
     filters = np.asarray(model.channel_wise.kernel[...])[:, :, 0, :]
     figure, axes = plt.subplots(4, 8, figsize=(8, 4.6), layout="constrained")
     limit = np.abs(filters).max()
