@@ -6,6 +6,7 @@ Everything numerical happens in the primitives of `gconv.roles`; here arguments 
 import math
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from jax.typing import ArrayLike, DTypeLike
 from gconv import backends, roles, sharding
 from gconv.geometry import Geometry, check_bias, geometry, transposed_geometry
 from gconv.options import PADDING_MODES, parse_padding_value
+
+_CONFIG: Any = jax.config  # its options are attributes that not every version of its types knows
 
 
 def grouped_conv(
@@ -226,7 +229,7 @@ def _check_fill(fill, dtype) -> None:
 
 def result_dtype(dtype, precision, preferred):
     """The dtype of the result by lax's own rule, asked of lax itself, which also refuses what it does not know."""
-    return _ask_lax(dtype, precision, preferred, jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+    return _ask_lax(dtype, precision, preferred, _CONFIG.jax_enable_x64)
 
 
 @lru_cache(maxsize=256)
@@ -240,5 +243,5 @@ def _ask_lax(dtype, precision, preferred, x64: bool):
 def precision_in_force(precision):
     """Asked now: a surrounding `jax.default_matmul_precision` may be gone when the program is lowered."""
     if precision is None:
-        return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        return _CONFIG.jax_default_matmul_precision
     return tuple(precision) if isinstance(precision, list) else precision
