@@ -8,12 +8,19 @@ import jax.numpy as jnp
 
 from gconv import backends, op, roles
 from gconv.geometry import Geometry, geometry
+from gconv.options import parse_padding_value
 
 
 def platform_here() -> str:
     """The platform that a program is lowered for by default on this machine, by JAX's lowering names."""
     backend = jax.default_backend()
     return "cuda" if backend == "gpu" else backend
+
+
+def _known(platform: str | None) -> str:
+    if platform is not None and platform not in roles.PLATFORMS:
+        raise ValueError(f"`platform` must be one of {', '.join(map(repr, roles.PLATFORMS))} or None, got {platform!r}.")
+    return platform or platform_here()
 
 
 def implementations(platform: str | None = None) -> dict[str, str | None]:
@@ -27,7 +34,7 @@ def implementations(platform: str | None = None) -> dict[str, str | None]:
       platform: "cpu", "cuda", "rocm" or "tpu"; by default this machine's.
     """
     smallest = Geometry((1,), (1,), (1,), ((0, 0),), (1,), 1, 1, 1)
-    where = platform or platform_here()
+    where = _known(platform)
     return {name: module.why_not("y", smallest, jnp.dtype("float32"), where) for name, module in backends.TABLE.items()}
 
 
@@ -84,6 +91,7 @@ def explain(
     strides=1,
     padding: object = 0,
     dilation=1,
+    padding_value: complex | str = 0,
     implementation: str | None = None,
     precision=None,
     preferred_element_type=None,
@@ -101,13 +109,16 @@ def explain(
     Args:
       x, kernel: arrays or `jax.ShapeDtypeStruct`s; no data is read.
       platform: "cpu", "cuda", "rocm" or "tpu"; by default this machine's.
-      groups, strides, padding, dilation, implementation, precision, preferred_element_type: as in `gconv.grouped_conv`.
+      groups, strides, padding, dilation, padding_value, implementation, precision, preferred_element_type: as in
+        `gconv.grouped_conv`.
 
     Raises:
       ValueError, TypeError: where `grouped_conv` would raise, also for a named implementation that cannot run a role.
     """
     batch_axes, geom = geometry(x.shape, kernel.shape, groups=groups, strides=strides, padding=padding, dilation=dilation)
-    batch, where = math.prod(batch_axes), platform or platform_here()
+    batch, where = math.prod(batch_axes), _known(platform)
+    if parse_padding_value(padding_value) != 0:  # added to x before the convolution
+        geom = geom.unpadded([n + lo + hi for n, (lo, hi) in zip(geom.spatial, geom.padding, strict=True)])
     dtype = jnp.result_type(x.dtype, kernel.dtype)
     precision = op.precision_in_force(precision)
     result = op.result_dtype(dtype, precision, preferred_element_type)

@@ -1,5 +1,7 @@
 """The pair of factors that a parameter may carry."""
 
+import math
+import numbers
 from dataclasses import dataclass
 
 import jax
@@ -17,3 +19,18 @@ class Factor:
 
     learn_rate: float | None = None
     l2: float | None = None
+
+    def __post_init__(self):
+        for field in ("learn_rate", "l2"):
+            if (value := getattr(self, field)) is not None:
+                object.__setattr__(self, field, checked(field, value))
+
+
+def checked(name: str, value) -> float:
+    """A factor as a Python number, or an error that names it."""
+    number = value.item() if getattr(value, "ndim", None) == 0 and not isinstance(value, jax.core.Tracer) else value
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not 0 <= number < math.inf:
+        raise ValueError(
+            f"`{name}` must be a finite number of at least 0, got {value!r}. Values that work: 1, or 0 to freeze or to exempt."
+        )
+    return number  # type: ignore[return-value]

@@ -171,20 +171,10 @@ def transposed_geometry(
             f"A kernel shape that works: {(*window, channels, out_channels)}."
         )
     groups, filters = split_channels(parse_groups(groups), out_channels, "the channels of `y`")
-    for i, (op, s, d) in enumerate(zip(extra, strides, dilation, strict=True)):
-        if op >= max(s, d):
-            raise ValueError(
-                f"`output_padding[{i}]` must be smaller than the stride or the dilation: got output_padding={op}, "
-                f"strides={s}, dilation={d}. Values that work: 0 to {max(s, d) - 1}."
-            )
     effective = effective_window(window, dilation)
     parsed = parse_padding(padding, rank)
+    check_output_padding(extra, strides, dilation, parsed)
     if parsed in ("same", "same_lower"):
-        if any(extra):
-            raise ValueError(
-                f'`output_padding` must be 0 with padding="{parsed}", which fixes the size to {tuple(y_shape)} * strides: '
-                f"got {list(extra)}. Give the padding as numbers to choose the size."
-            )
         spatial = tuple(n * s for n, s in zip(output, strides, strict=True))
         pairs = resolve_padding(parsed, spatial, effective, strides)
     else:
@@ -206,6 +196,23 @@ def transposed_geometry(
     if result.output != output:
         raise ValueError(f"no convolution of size {spatial} gives an output of size {output}: {result}.")
     return batch, result
+
+
+def check_output_padding(
+    output_padding: Sequence[int], strides: Sequence[int], dilation: Sequence[int], padding: str | Pairs
+) -> None:
+    """`output_padding` must be smaller than the stride or the dilation, and 0 where the padding fixes the size."""
+    if padding in ("same", "same_lower") and any(output_padding):
+        raise ValueError(
+            f'`output_padding` must be 0 with padding="{padding}", which makes the result spatial * strides long: got '
+            f"{list(output_padding)}. Give the padding as numbers to choose the size."
+        )
+    for i, (op, s, d) in enumerate(zip(output_padding, strides, dilation, strict=True)):
+        if op and op >= max(s, d):
+            raise ValueError(
+                f"`output_padding[{i}]` must be smaller than the stride or the dilation: got output_padding={op}, "
+                f"strides={s}, dilation={d}. Values that work: 0 to {max(s, d) - 1}."
+            )
 
 
 def check_bias(shape: Sequence, channels: int, groups: int) -> None:

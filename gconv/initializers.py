@@ -125,6 +125,10 @@ BIAS = {name: KERNEL[name] for name in ("zeros", "narrow-normal", "ones")}
 
 def _glorot(key, size, dtype, fan_in, fan_out):
     limit = math.sqrt(6 / (fan_in + fan_out))  # a uniform on [-a, a] has variance a^2 / 3
+    if jnp.issubdtype(dtype, jnp.complexfloating):  # half of the variance in each part
+        real = jnp.finfo(dtype).dtype
+        parts = (jax.random.uniform(k, size, real, -limit, limit) for k in jax.random.split(key))
+        return (jax.lax.complex(*parts) / math.sqrt(2)).astype(dtype)
     return jax.random.uniform(key, size, dtype, -limit, limit)
 
 

@@ -3,7 +3,6 @@
 No Flax here. A shell turns its arguments into a `Config`, stores the parameters in its framework's way, and calls `apply`.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gconv import backends, geometry, initializers, options
+from gconv import backends, factor, geometry, initializers, options
 from gconv.layout import bias_from_per_group, kernel_from_per_group
-from gconv.op import grouped_conv, grouped_conv_transpose
+from gconv.op import grouped_conv, grouped_conv_transpose, result_dtype
 
 
 @dataclass(frozen=True)
@@ -94,38 +93,59 @@ def configure(
     window = options.window_of(kernel_size)
     rank = len(window)
     backends.check_name(implementation)
-    for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
-        if value is not None and not jnp.issubdtype(value, jnp.inexact):
-            raise TypeError(f"`{name}` must be a floating or complex dtype, got {value!r}. A value that works: jnp.float32.")
+    dtype, param_dtype = _inexact("dtype", dtype), _inexact("param_dtype", param_dtype)
+    precision = tuple(precision) if isinstance(precision, list) else precision
+    result_dtype(jnp.dtype("float32"), precision, None)  # refuses a precision that lax does not know
     if not isinstance(use_bias, bool):
         raise TypeError(f"`use_bias` must be True or False, got {use_bias!r}.")
+    strides, dilation = options.per_axis("strides", strides, rank), options.per_axis("dilation", dilation, rank)
+    padding = options.parse_padding(padding, rank)
+    output_padding = options.per_axis("output_padding", output_padding, rank, minimum=0)
+    geometry.check_output_padding(output_padding, strides, dilation, padding)
     auto = num_channels_per_group in (None, "auto")
     return Config(
         window=window,
         filters_per_group=options.integer("filters_per_group", filters_per_group, 1),
         groups=options.parse_groups(groups),
-        strides=options.per_axis("strides", strides, rank),
-        padding=options.parse_padding(padding, rank),
-        dilation=options.per_axis("dilation", dilation, rank),
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
         padding_value=options.parse_padding_value(padding_value),
-        output_padding=options.per_axis("output_padding", output_padding, rank, minimum=0),
+        output_padding=output_padding,
         transposed=transposed,
         use_bias=use_bias,
         channels_per_group=None if auto else options.integer("num_channels_per_group", num_channels_per_group, 1),
-        dtype=None if dtype is None else jnp.dtype(dtype),
-        param_dtype=jnp.dtype(param_dtype),
-        precision=tuple(precision) if isinstance(precision, list) else precision,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        precision=precision,
         implementation=implementation,
     )
 
 
+def _inexact(name: str, dtype):
+    if dtype is None and name == "dtype":
+        return None
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if dtype is None or found is None or not jnp.issubdtype(found, jnp.inexact):
+        raise TypeError(f"`{name}` must be a floating or complex dtype, got {dtype!r}. A value that works: jnp.float32.")
+    return found
+
+
 def learn_rate_and_l2(name: str, learn_rate_factor, l2_factor) -> dict[str, float]:
     """The factors of a parameter as its metadata."""
-    metadata = {"learn_rate_factor": learn_rate_factor, "l2_factor": l2_factor}
-    for key, value in metadata.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise ValueError(f"`{name}_{key}` must be a finite number of at least 0, got {value!r}. 0 freezes or exempts.")
-    return metadata
+    return {
+        "learn_rate_factor": factor.checked(f"{name}_learn_rate_factor", learn_rate_factor),
+        "l2_factor": factor.checked(f"{name}_l2_factor", l2_factor),
+    }
+
+
+def metadata_of(name: str, metadata: Mapping | None) -> dict:
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"`{name}_metadata` must be a mapping, got {metadata!r}. A value that works: {{'author': 'me'}}.")
+    return dict(metadata or {})
 
 
 # --- initial values --------------------------------------------------------------------------------------------------
@@ -172,6 +192,8 @@ def _initializer(name: str, init, named: Mapping[str, Callable], groups: int, tr
 
     def checked(key, shape, dtype):
         value = init(key, shape, dtype)
+        if callable(value) and not hasattr(value, "shape"):
+            raise TypeError(f"`{name}` returned a function: call it first, as in jax.nn.initializers.he_normal().")
         if getattr(value, "shape", shape) != tuple(shape):
             raise ValueError(f"`{name}` must return an array of shape {tuple(shape)}, got {value.shape}.")
         return value
@@ -193,17 +215,23 @@ def _is_array(value) -> bool:
 # --- application -----------------------------------------------------------------------------------------------------
 
 
+def check_input(config: Config, x, in_features: int | None = None) -> None:
+    """The input must be an array with the axes and, where they are known, the channels of the layer."""
+    if not hasattr(x, "shape"):
+        raise TypeError(f"the input must be an array, got {type(x).__name__}. jax.numpy.asarray makes one.")
+    rank = len(config.window)
+    if len(x.shape) < rank + 1 or x.shape[-1] != (in_features or x.shape[-1]):
+        spatial = {1: "length", 2: "height, width", 3: "depth, height, width"}[rank]
+        built = f"in_features={in_features} and " if in_features else ""
+        raise ValueError(
+            f"the input must have shape (*batch, {spatial}, {in_features or 'channels'}), channels last: the layer was built "
+            f"for {built}kernel_size={config.window}, got shape {tuple(x.shape)}."
+        )
+
+
 def apply(config: Config, in_features: int, x, kernel, bias, out_sharding=None) -> jax.Array:
     """The layer on an input `(*batch, *spatial, in_features)`."""
-    if not hasattr(x, "shape"):
-        raise TypeError(f"the input must be an array, got {type(x).__name__}.")
-    rank = len(config.window)
-    if len(x.shape) < rank + 1 or x.shape[-1] != in_features:
-        spatial = {1: "length", 2: "height, width", 3: "depth, height, width"}[rank]
-        raise ValueError(
-            f"the input must have shape (*batch, {spatial}, {in_features}), channels last: the layer was built for "
-            f"in_features={in_features} and kernel_size={config.window}, got shape {tuple(x.shape)}."
-        )
+    check_input(config, x, in_features)
     if config.dtype is not None:
         x, kernel = jnp.asarray(x, config.dtype), jnp.asarray(kernel, config.dtype)
         bias = None if bias is None else jnp.asarray(bias, config.dtype)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import serialization
+from flax.core import freeze
 from jax.typing import DTypeLike
 
 from gconv import layer
@@ -47,6 +48,9 @@ class _Shell(nn.Module):
     bias_metadata: Mapping[str, Any] | None = None
 
     def __post_init__(self):
+        for name in ("kernel_metadata", "bias_metadata"):  # hashable, so that a module may be a static argument
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, freeze(layer.metadata_of(name.removesuffix("_metadata"), getattr(self, name))))
         _config(self), _factor(self, "kernel"), _factor(self, "bias")  # every error that can come at construction does
         super().__post_init__()
 
@@ -60,7 +64,7 @@ class _Shell(nn.Module):
     ]
 
     def _parameter(self, name: str, init, shape):
-        metadata = dict(getattr(self, f"{name}_metadata") or {})
+        metadata = layer.metadata_of(name, getattr(self, f"{name}_metadata"))
         sharding = metadata.pop("out_sharding", None)
         if metadata:
             raise ValueError(
@@ -70,12 +74,14 @@ class _Shell(nn.Module):
         if sharding is not None:
             init = nn.with_partitioning(init, tuple(sharding))
         if self.is_mutable_collection("factors"):
-            self.variable("factors", name, lambda: _factor(self, name))
+            # Under a name of its own: NNX's bridge holds all collections of a module in one namespace.
+            self.variable("factors", f"{name}_factor", lambda: _factor(self, name))
         return self.param(name, init, shape, self.config.param_dtype)
 
     @nn.compact
     def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
         """Applies the layer to `(*batch, *spatial, channels)`; see `gconv.nnx.GroupedConv`."""
+        layer.check_input(self.config, inputs)
         config, in_features = self.config, integer("the channels of the input", inputs.shape[-1], 1)
         init = layer.kernel_initializer(self.kernel_init, config, in_features)
         kernel = self._parameter("kernel", init, config.kernel_shape(in_features))

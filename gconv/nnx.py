@@ -46,11 +46,11 @@ class _Shell(nnx.Module):
         # Keys are drawn in the order of nnx.Conv: kernel, then bias if there is one.
         init = layer.kernel_initializer(kernel_init, config, self.in_features)
         value = init(rngs.params(), config.kernel_shape(self.in_features), config.param_dtype)
-        self.kernel = nnx.Param(value, **(of_kernel | dict(kernel_metadata or {})))
+        self.kernel = nnx.Param(value, **(of_kernel | layer.metadata_of("kernel", kernel_metadata)))
         if config.use_bias:
             init = layer.bias_initializer(bias_init, config, self.in_features)
             value = init(rngs.params(), (self.out_features,), config.param_dtype)
-            self.bias = nnx.Param(value, **(of_bias | dict(bias_metadata or {})))
+            self.bias = nnx.Param(value, **(of_bias | layer.metadata_of("bias", bias_metadata)))
         else:
             self.bias = nnx.data(None)
 

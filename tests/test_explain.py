@@ -48,6 +48,15 @@ def test_other_platforms_are_explained_without_being_there():
         assert f"on {platform}" in str(found)
 
 
+def test_padding_with_a_value_is_explained_as_it_runs():
+    x, kernel = jax.ShapeDtypeStruct((2, 9, 8, 6), "float32"), jax.ShapeDtypeStruct((3, 3, 1, 6), "float32")
+    found = gconv.explain(x, kernel, padding=1, padding_value="circular")
+    assert found.geometry.spatial == (11, 10) and found.geometry.output == (9, 8)
+    assert found["y"].flops == gconv.explain(x, kernel, padding=1)["y"].flops
+    with pytest.raises(ValueError, match="`platform` must be one of 'cpu', 'cuda'.*'gpu'"):
+        gconv.explain(x, kernel, platform="gpu")
+
+
 def test_wrong_names_are_errors_here_too():
     x, kernel = jax.ShapeDtypeStruct((2, 9, 8, 6), "float32"), jax.ShapeDtypeStruct((3, 3, 1, 6), "float32")
     with pytest.raises(ValueError, match="`implementation` must be None or one of"):

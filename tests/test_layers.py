@@ -260,6 +260,13 @@ WRONG = {
     "negative factor": (lambda make: make(4, 3, 1, 2, kernel_learn_rate_factor=-1), "`kernel_learn_rate_factor`.*at least 0"),
     "integer dtype": (lambda make: make(4, 3, 1, 2, param_dtype=jnp.int32), "`param_dtype` must be a floating"),
     "implementation": (lambda make: make(4, 3, 1, 2, implementation="cudnn"), "`implementation` must be None or one of"),
+    "precision": (lambda make: make(4, 3, 1, 2, precision="hihg"), "Precision argument must be one of"),
+    "dtype misspelt": (lambda make: make(4, 3, 1, 2, dtype="flot32"), "`dtype` must be a floating.*'flot32'"),
+    "metadata": (lambda make: make(4, 3, 1, 2, kernel_metadata=["a"]), "`kernel_metadata` must be a mapping"),
+    "factory not called": (
+        lambda make: make(4, 3, 1, 2, kernel_init=jax.nn.initializers.he_normal),
+        "`kernel_init` returned a",
+    ),
 }
 
 
@@ -274,7 +281,7 @@ def test_a_wrong_nnx_layer_says_so_at_construction(build, message):
 
 @pytest.mark.parametrize("build, message", WRONG.values(), ids=WRONG)
 def test_a_wrong_linen_layer_says_so_as_early_as_it_can(build, message):
-    needs_input = ("groups must divide", "10 channels", "contradicts", "kernel_init", "bias_init")
+    needs_input = ("10 channels", "contradicts", "kernel_init", "bias_init")
 
     def make(in_features, *args, **options):
         module = gconv.linen.GroupedConv(*args, **options)
@@ -290,6 +297,32 @@ def test_a_wrong_input_names_the_shape_that_the_layer_was_built_for(shape):
     layer = gconv.nnx.GroupedConv(4, 3, 1, 2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"\(\*batch, height, width, 4\).*in_features=4.*kernel_size=\(3, 3\)"):
         layer(jnp.ones(shape))
+
+
+@pytest.mark.parametrize("options", [dict(output_padding=5), dict(strides=2, padding="same", output_padding=1)])
+def test_a_wrong_output_padding_says_so_at_construction(options):
+    with pytest.raises(ValueError, match="`output_padding"):
+        gconv.nnx.GroupedConvTranspose(4, 3, 1, 4, **options, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="`output_padding"):
+        gconv.linen.GroupedConvTranspose(3, 1, 4, **options)
+
+
+@pytest.mark.parametrize("name", ["glorot", "he", "narrow-normal", "orthogonal"])
+def test_complex_parameters(name):
+    layer = gconv.nnx.GroupedConv(16, 5, 8, 2, kernel_init=name, param_dtype=jnp.complex64, rngs=nnx.Rngs(0))
+    kernel = np.asarray(layer.kernel[...])
+    assert layer(jnp.ones((1, 6, 6, 16))).dtype == jnp.complex64 and np.abs(kernel.imag).max() > 0
+    if name == "glorot":
+        expected = 2 / (25 * 8 + 25 * 8)
+        assert abs((np.abs(kernel) ** 2).mean() / expected - 1) < 0.1
+
+
+@pytest.mark.parametrize("wrong", [[1.0, 2.0], 3.0])
+def test_an_input_that_is_no_array_is_named(wrong):
+    with pytest.raises((TypeError, ValueError), match="the input must"):
+        gconv.linen.GroupedConv(3, 1, 4).init(jax.random.key(0), wrong)
+    with pytest.raises((TypeError, ValueError), match="the input must"):
+        gconv.nnx.GroupedConv(4, 3, 1, 4, rngs=nnx.Rngs(0))(wrong)
 
 
 def test_rngs_must_be_rngs():

@@ -246,3 +246,45 @@ def test_sharded_parameters_keep_their_sharding():
         updates, state = jax.jit(tx.update)(params, state, params)
         assert updates["kernel"].sharding.is_equivalent_to(sharding, 4)
         assert all(leaf.sharding.is_equivalent_to(sharding, 4) for leaf in jax.tree.leaves(state) if leaf.ndim)
+
+
+def test_linen_factors_survive_checkpoints_or_say_that_they_did_not(tmp_path):
+    import orbax.checkpoint as ocp
+    from flax import serialization
+
+    module = gconv.linen.GroupedConv(3, 1, 4, kernel_l2_factor=7, bias_learn_rate_factor=0)
+    variables = module.init(jax.random.key(0), jnp.ones((1, 5, 5, 4)))
+    expected = {"bias": (0, 0), "kernel": (1, 7)}
+    assert as_dict(factors(serialization.from_bytes(variables, serialization.to_bytes(variables)))) == expected
+    assert as_dict(factors(serialization.msgpack_restore(serialization.to_bytes(variables)))) == expected
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "variables", variables)
+        checkpointer.wait_until_finished()
+        assert as_dict(factors(checkpointer.restore(tmp_path / "variables", variables))) == expected
+    lost = {"params": variables["params"], "factors": {"kernel_factor": None}}
+    with pytest.raises(ValueError, match="holds None for 'kernel'.*restored with a target"):
+        factors(lost)
+
+
+def test_a_linen_layer_crosses_the_bridge_to_nnx():
+    x = jnp.ones((1, 5, 5, 4))
+    module = gconv.linen.GroupedConv(3, 1, 4, kernel_metadata={"out_sharding": (None, None, None, "groups")})
+    assert hash(module) == hash(module.clone())
+    bridged = nnx.bridge.ToNNX(gconv.linen.GroupedConv(3, 1, 4), rngs=nnx.Rngs(0)).lazy_init(x)
+    kernel = nnx.state(bridged, nnx.Param)["kernel"][...]
+    np.testing.assert_allclose(bridged(x), gconv.grouped_conv(x, kernel), rtol=1e-6)
+
+
+def test_wrong_factors_are_named():
+    params = {"w": jnp.ones(1)}
+    with pytest.raises(ValueError, match="`learn_rate` must be a finite number of at least 0, got -2"):
+        factors(params, rules={"w": Factor(-2)})
+    with pytest.raises(TypeError, match=r"`rules\['w'\]` must be a Factor, got 0.1"):
+        factors(params, rules={"w": 0.1})
+    with pytest.raises(TypeError, match="`default` must be a Factor, got 2"):
+        factors(params, default=2)
+    layer = gconv.nnx.GroupedConv(2, 3, 1, 2, kernel_metadata={"learn_rate_factor": "x"}, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="the metadata of 'kernel'.*'x'"):
+        factors(layer)
+    layer = gconv.nnx.GroupedConv(2, 3, 1, 2, kernel_learn_rate_factor=np.float32(0.5), rngs=nnx.Rngs(0))
+    assert as_dict(factors(layer))["kernel"] == (0.5, 1)

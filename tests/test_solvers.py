@@ -226,3 +226,33 @@ def test_state_survives_orbax(tmp_path):
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "state", tx.init(params))
     jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+@pytest.mark.parametrize("solver", [sgdm, rmsprop, adam])
+def test_parameters_may_be_tuples_and_variables_of_any_kind(solver):
+    params = [(jnp.ones((3, 3)), jnp.ones(3)), (jnp.ones(2), (jnp.ones(1),))]
+    tx = solver(0.1, l2=0)
+    updates, _ = tx.update(params, tx.init(params), params)
+    flat = {"a": params[0][0], "b": params[0][1], "c": params[1][0], "d": params[1][1][0]}
+    expected, _ = tx.update(flat, tx.init(flat), flat)
+    for ours, theirs in zip(jax.tree.leaves(updates), expected.values(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    class Mine(nnx.Variable):
+        pass
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.w = Mine(jnp.ones(3))
+
+    model = Model()
+    optimizer = nnx.Optimizer(model, tx, wrt=Mine)
+    optimizer.update(model, nnx.grad(lambda m: (m.w[...] ** 2).sum(), argnums=nnx.DiffState(0, Mine))(model))
+    assert (model.w[...] < 1).all()
+
+
+def test_the_threshold_may_be_an_injected_hyperparameter():
+    params = {"w": jnp.full(4, 3.0)}
+    tx = optax.inject_hyperparams(sgdm)(learning_rate=0.1, gradient_threshold=1.0, l2=0.0)
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["w"], -0.05, rtol=1e-6)

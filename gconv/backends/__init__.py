@@ -14,7 +14,7 @@ TABLE: dict[str, ModuleType] = {"xla": xla, "lax": lax}
 
 
 def check_name(name: str | None) -> None:
-    if name is not None and name not in TABLE:
+    if name is not None and (not isinstance(name, str) or name not in TABLE):
         raise ValueError(f"`implementation` must be None or one of {', '.join(map(repr, TABLE))}, got {name!r}.")
 
 

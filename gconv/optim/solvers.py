@@ -7,6 +7,7 @@ that is not corrected for its bias, `rmsprop` has epsilon outside the root. Sour
 import difflib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -14,8 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from gconv.optim.transforms import add_l2, clip_by_parameter_norm, freeze_zero_factors
-from gconv.optim.tree import Factors, declared_factors_of, default_factor, map_by_path
-from gconv.optim.tree import factors as factors_of
+from gconv.optim.tree import Factors, declared_factors_of, default_factor, default_factors, map_by_path
 
 Schedule = Callable[[jax.Array], jax.Array | float]
 THRESHOLDS = {
@@ -23,6 +23,14 @@ THRESHOLDS = {
     "global-l2norm": optax.clip_by_global_norm,
     "absolute-value": optax.clip,
 }
+
+
+@dataclass
+class _Step:
+    """What one parameter's step gives. No pytree, so that it is a leaf, also among parameters that are tuples."""
+
+    update: jax.Array
+    moments: tuple[jax.Array, ...]
 
 
 class SolverState(NamedTuple):
@@ -58,7 +66,7 @@ def sgdm(
 
     def step(g, rate, count, v):
         v = momentum * v - rate * g
-        return v, (v,)
+        return _Step(v, (v,))
 
     return _solver(step, 1, learning_rate, l2, factors, gradient_threshold, gradient_threshold_method)
 
@@ -81,8 +89,8 @@ def rmsprop(
     """
 
     def step(g, rate, count, v):
-        v = decay * v + (1 - decay) * g * g
-        return -rate * g / (jnp.sqrt(v) + epsilon), (v,)
+        v = decay * v + (1 - decay) * _squared(g)
+        return _Step(-rate * g / (jnp.sqrt(v) + epsilon), (v,))
 
     return _solver(step, 1, learning_rate, l2, factors, gradient_threshold, gradient_threshold_method)
 
@@ -108,10 +116,10 @@ def adam(
 
     def step(g, rate, count, m, v):
         m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * g * g
+        v = b2 * v + (1 - b2) * _squared(g)
         t = (count + 1).astype(jnp.promote_types(g.dtype, jnp.float32))
         correction = jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        return (-rate * correction * m / (jnp.sqrt(v) + epsilon)), (m, v)
+        return _Step(-rate * correction * m / (jnp.sqrt(v) + epsilon), (m, v))
 
     return _solver(step, 2, learning_rate, l2, factors, gradient_threshold, gradient_threshold_method)
 
@@ -170,6 +178,9 @@ def training_options(
     rate = options.pop("initial_learn_rate", rate)
     schedule = options.pop("learn_rate_schedule", "none")
     drops = {name.removeprefix("learn_rate_"): options.pop(name) for name in _SCHEDULE[1:] if name in options}
+    if schedule == "none" and drops:
+        names = ", ".join(f"learn_rate_{name}" for name in drops)
+        raise ValueError(f'{names} has no effect without learn_rate_schedule="piecewise".')
     if schedule not in ("none", "piecewise"):
         raise ValueError(f'`learn_rate_schedule` must be "none" or "piecewise", got {schedule!r}.')
     if schedule == "piecewise" and steps_per_epoch is None:
@@ -185,12 +196,13 @@ def _solver(step, moments: int, learning_rate, l2, factors: Factors | None, thre
     """`step(g, rate, count, *moments) -> (update, new moments)` for one parameter as the transformation of a tree."""
     if method not in THRESHOLDS:
         raise ValueError(f"`gradient_threshold_method` must be one of {', '.join(map(repr, THRESHOLDS))}, got {method!r}.")
-    if threshold is not None and isinstance(threshold, (int, float)) and not threshold > 0:
+    if isinstance(threshold, (int, float)) and not threshold > 0:
         raise ValueError(f"`gradient_threshold` must be positive or None, got {threshold}. A value that works: 1.0.")
-    clip = [] if threshold is None or threshold == math.inf else [THRESHOLDS[method](threshold)]
+    known_number = isinstance(threshold, (int, float))  # and not a traced hyperparameter
+    clip = [] if threshold is None or known_number and threshold == math.inf else [THRESHOLDS[method](threshold)]
 
     def whole(tree) -> optax.GradientTransformation:
-        known = factors_of(tree) if factors is None else factors
+        known = default_factors(tree) if factors is None else factors
         solve = optax.chain(add_l2(l2, known), *clip, _per_parameter(step, moments, learning_rate, known))
         return freeze_zero_factors(solve, known)
 
@@ -216,15 +228,17 @@ def _per_parameter(step, moments: int, learning_rate, factors: Factors) -> optax
         results = map_by_path(
             lambda g, factor, *m: step(g, rate * factor, state.step, *m), factors.learn_rate, updates, *state.moments
         )
-        is_result = lambda leaf: isinstance(leaf, tuple) and len(leaf) == 2 and isinstance(leaf[1], tuple)
-        new = jax.tree.map(lambda g, r: r[0].astype(g.dtype), updates, results)
+        new = jax.tree.map(lambda g, r: r.update.astype(g.dtype), updates, results)
         kept = tuple(
-            jax.tree.map(lambda r, old, i=i: r[1][i].astype(old.dtype), results, m, is_leaf=is_result)
-            for i, m in enumerate(state.moments)
+            jax.tree.map(lambda r, old, i=i: r.moments[i].astype(old.dtype), results, m) for i, m in enumerate(state.moments)
         )
         return new, SolverState(optax.safe_increment(state.step), kept)
 
     return optax.GradientTransformation(init, update)
+
+
+def _squared(g: jax.Array) -> jax.Array:
+    return jnp.real(g * jnp.conj(g)) if jnp.iscomplexobj(g) else g * g
 
 
 def _refuse_declared(params) -> None:

@@ -104,9 +104,13 @@ def regularized_loss(loss: jax.Array, params, l2: float | jax.Array, factors: Fa
       factors: of the parameters.
     """
     terms = map_by_path(
-        lambda p, factor: factor * jnp.sum(jnp.square(p.astype(jnp.promote_types(p.dtype, jnp.float32)))), factors.l2, params
+        lambda p, factor: factor * jnp.sum(_squared(p.astype(jnp.promote_types(p.dtype, jnp.float32)))), factors.l2, params
     )
     return loss + l2 / 2 * sum(term for term in by_path(terms, is_masked).values())
+
+
+def _squared(p) -> jax.Array:
+    return jnp.real(p * jnp.conj(p))
 
 
 def _stateless(params) -> optax.EmptyState:

@@ -61,16 +61,19 @@ def factors(
       numbers in place of the variables, for Linen that of `variables["params"]`.
 
     Raises:
-      ValueError: for a pattern that matches no parameter, with the paths that come near it.
+      ValueError: for a pattern that matches no parameter, with the paths that come near it; for a factor that is negative or
+        not finite; for Linen factors that a checkpoint did not keep.
     """
     tree, declared = _parameters(tree)
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
     paths = [path_name(key_path) for key_path, _ in pairs]
     found = []
     for path, (_, leaf) in zip(paths, pairs, strict=True):
-        base = default if isinstance(default, Factor) else default(path)
+        base = default(path) if callable(default) else default
+        _check_factor("default", base)
         found.append(_merged(_merged(Factor(1, 1), base), declared(path, leaf)))
     for pattern, factor in (rules or {}).items():
+        _check_factor(f"rules[{pattern!r}]", factor)
         matches = [i for i, path in enumerate(paths) if _expression(pattern).fullmatch(path)]
         if not matches:
             near = difflib.get_close_matches(pattern.replace("*", ""), paths, n=4, cutoff=0.3) or paths[:4]
@@ -132,9 +135,16 @@ def is_masked(leaf: Any) -> bool:
 
 
 def declared_factors_of(tree: Any) -> dict[str, Factor]:
-    """What the parameters of a tree declare themselves, by path."""
-    tree, declared = _parameters(tree)
-    return {path: declared(path, leaf) for path, leaf in by_path(tree, is_leaf=_is_variable).items()}
+    """What the variables in a tree declare themselves, by path."""
+    return {path: _declared_by_metadata(path, leaf) for path, leaf in by_path(tree, is_leaf=_is_variable).items()}
+
+
+def default_factors(tree: Any) -> Factors:
+    """The defaults for a tree as an optimizer sees it, whatever kind of variable it holds."""
+    pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
+    found = [default_factor(path_name(key_path)) for key_path, _ in pairs]
+    trees = ([getattr(f, kind) for f in found] for kind in ("learn_rate", "l2"))
+    return Factors(*(jax.tree.unflatten(structure, leaves) for leaves in trees))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -145,17 +155,44 @@ def _parameters(tree: Any) -> tuple[Any, Callable[[str, Any], Factor]]:
     if isinstance(tree, nnx.Module):
         tree = nnx.state(tree, nnx.Param)
     if isinstance(tree, nnx.State):
-        has_variables = any(map(_is_variable, jax.tree.leaves(tree, is_leaf=_is_variable)))
-        return (nnx.filter_state(tree, nnx.Param) if has_variables else tree), _declared_by_metadata
+        parameters = nnx.filter_state(tree, nnx.Param)
+        # A state without any nnx.Param is one of somebody's own kind of variable, or of pure arrays.
+        return (parameters if jax.tree.leaves(parameters) else tree), _declared_by_metadata
     if isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
-        collection = by_path(tree.get("factors", {}), is_leaf=lambda leaf: isinstance(leaf, Factor))
+        collection = _linen_factors(tree.get("factors", {}), by_path(tree["params"]))
         return tree["params"], lambda path, leaf: collection.get(path, Factor())
     return tree, _declared_by_metadata
 
 
+def _linen_factors(collection: Mapping, parameters: Mapping) -> dict[str, Factor]:
+    """The collection "factors" by the paths of the parameters; as it was made, or as a checkpoint gave it back."""
+
+    def is_entry(leaf):
+        return leaf is None or isinstance(leaf, Factor) or isinstance(leaf, Mapping) and {*leaf} == {"learn_rate", "l2"}
+
+    found = {}
+    for name, entry in by_path(collection, is_leaf=is_entry).items():
+        path = name.removesuffix("_factor")
+        if path not in parameters or not is_entry(entry) or entry is None:
+            raise ValueError(
+                f'the collection "factors" holds {entry!r} for {path!r}, which is no factor of a parameter. A checkpoint keeps '
+                "factors when it is restored with a target: the variables that `init` returns."
+            )
+        found[path] = entry if isinstance(entry, Factor) else Factor(entry["learn_rate"], entry["l2"])
+    return found
+
+
 def _declared_by_metadata(path: str, leaf: Any) -> Factor:
     metadata = leaf.get_metadata() if _is_variable(leaf) else {}
-    return Factor(metadata.get("learn_rate_factor"), metadata.get("l2_factor"))
+    try:
+        return Factor(metadata.get("learn_rate_factor"), metadata.get("l2_factor"))
+    except ValueError as error:
+        raise ValueError(f"the metadata of {path!r}: {error}") from None
+
+
+def _check_factor(name: str, value: Any) -> None:
+    if not isinstance(value, Factor):
+        raise TypeError(f"`{name}` must be a Factor, got {value!r}. A value that works: Factor(learn_rate=2, l2=0).")
 
 
 def _merged(first: Factor, second: Factor) -> Factor:
