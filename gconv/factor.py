@@ -1,8 +1,8 @@
 """The pair of factors that a parameter may carry."""
 
 import math
-import numbers
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -28,9 +28,9 @@ class Factor:
 
 def checked(name: str, value) -> float:
     """A factor as a Python number, or an error that names it."""
-    number = value.item() if getattr(value, "ndim", None) == 0 and not isinstance(value, jax.core.Tracer) else value
-    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not 0 <= number < math.inf:
+    number: Any = value.item() if getattr(value, "ndim", None) == 0 and not isinstance(value, jax.core.Tracer) else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < math.inf:
         raise ValueError(
             f"`{name}` must be a finite number of at least 0, got {value!r}. Values that work: 1, or 0 to freeze or to exempt."
         )
-    return number  # type: ignore[return-value]
+    return number

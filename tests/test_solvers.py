@@ -193,6 +193,8 @@ def test_wrong_options_are_refused_with_the_nearest():
         training_options("lbfgs")
     with pytest.raises(ValueError, match="`steps_per_epoch` must be given"):
         training_options("sgdm", learn_rate_schedule="piecewise")
+    with pytest.raises(ValueError, match='learn_rate_drop_factor has no effect without learn_rate_schedule="piecewise"'):
+        training_options("adam", learn_rate_drop_factor=0.5)
     with pytest.raises(ValueError, match="`gradient_threshold_method` must be one of"):
         sgdm(0.1, gradient_threshold_method="norm")
     with pytest.raises(ValueError, match="`gradient_threshold` must be positive"):

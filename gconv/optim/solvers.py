@@ -179,8 +179,8 @@ def training_options(
     schedule = options.pop("learn_rate_schedule", "none")
     drops = {name.removeprefix("learn_rate_"): options.pop(name) for name in _SCHEDULE[1:] if name in options}
     if schedule == "none" and drops:
-        names = ", ".join(f"learn_rate_{name}" for name in drops)
-        raise ValueError(f'{names} has no effect without learn_rate_schedule="piecewise".')
+        given = ", ".join(f"learn_rate_{name}" for name in drops)
+        raise ValueError(f'{given} has no effect without learn_rate_schedule="piecewise".')
     if schedule not in ("none", "piecewise"):
         raise ValueError(f'`learn_rate_schedule` must be "none" or "piecewise", got {schedule!r}.')
     if schedule == "piecewise" and steps_per_epoch is None:
