@@ -80,8 +80,7 @@ def factors(
             raise ValueError(f"`rules`: the pattern {pattern!r} matches no parameter. Paths that come near: {', '.join(near)}.")
         for i in matches:
             found[i] = _merged(found[i], factor)
-    trees = ([getattr(f, kind) for f in found] for kind in ("learn_rate", "l2"))
-    return Factors(*(jax.tree.unflatten(structure, leaves) for leaves in trees))
+    return _as_trees(structure, found)
 
 
 def frozen(factors: Factors) -> Any:
@@ -143,8 +142,7 @@ def default_factors(tree: Any) -> Factors:
     """The defaults for a tree as an optimizer sees it, whatever kind of variable it holds."""
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
     found = [default_factor(path_name(key_path)) for key_path, _ in pairs]
-    trees = ([getattr(f, kind) for f in found] for kind in ("learn_rate", "l2"))
-    return Factors(*(jax.tree.unflatten(structure, leaves) for leaves in trees))
+    return _as_trees(structure, found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,6 +191,11 @@ def _declared_by_metadata(path: str, leaf: Any) -> Factor:
 def _check_factor(name: str, value: Any) -> None:
     if not isinstance(value, Factor):
         raise TypeError(f"`{name}` must be a Factor, got {value!r}. A value that works: Factor(learn_rate=2, l2=0).")
+
+
+def _as_trees(structure: Any, found: list[Factor]) -> Factors:
+    learn_rate, l2 = ([getattr(f, kind) for f in found] for kind in ("learn_rate", "l2"))
+    return Factors(jax.tree.unflatten(structure, learn_rate), jax.tree.unflatten(structure, l2))
 
 
 def _merged(first: Factor, second: Factor) -> Factor:
