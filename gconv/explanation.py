@@ -27,8 +27,8 @@ def implementations(platform: str | None = None) -> dict[str, str | None]:
     """The names that `implementation=` takes, best first, each with the reason why it cannot run here, or None.
 
     >>> import gconv
-    >>> gconv.implementations("cpu")
-    {'xla': None, 'lax': None}
+    >>> gconv.implementations("cuda")
+    {'native': "its kernels run on CPU, not on 'cuda'", 'xla': None, 'lax': None}
 
     Args:
       platform: "cpu", "cuda", "rocm" or "tpu"; by default this machine's.
@@ -103,8 +103,8 @@ def explain(
     >>> x = jax.ShapeDtypeStruct((8, 56, 56, 96), "float32")
     >>> kernel = jax.ShapeDtypeStruct((7, 7, 1, 96), "float32")
     >>> found = gconv.explain(x, kernel, padding="same", platform="cpu")
-    >>> found["y"].implementation, found["y"].flops
-    ('xla', 236027904)
+    >>> found["y"].flops, found["y"].bytes
+    (236027904, 19286400)
 
     Args:
       x, kernel: arrays or `jax.ShapeDtypeStruct`s; no data is read.

@@ -124,14 +124,33 @@ def _axis(index: str, name: str, g: Geometry) -> int:
 
 
 def _lowering(role, platform):
-    def run(first, second, *, geometry, dtype, precision, implementation):
-        operand = jnp.promote_types(first.dtype, second.dtype)
-        name = backends.choose(role, geometry, operand, platform, implementation)
-        run_role = getattr(backends.TABLE[name], role)
-        with jax.named_scope(f"gconv_{role}_{name}"):  # so that a lowered text tells which implementation ran
-            return run_role(first, second, geometry, dtype=dtype, precision=precision)
+    def lower(ctx, first, second, *, implementation, **params):
+        operand = jnp.promote_types(*(aval.dtype for aval in ctx.avals_in))
+        portable = _must_be_portable(ctx)
+        name = backends.choose(role, params["geometry"], operand, platform, implementation, portable)
+        return mlir.lower_fun(partial(_run, role, name), multiple_results=False)(ctx, first, second, **params)
 
-    return mlir.lower_fun(run, multiple_results=False)
+    return lower
+
+
+def _run(role, name, first, second, *, geometry, dtype, precision):
+    run_role = getattr(backends.TABLE[name], role)
+    with jax.named_scope(f"gconv_{role}_{name}"):  # so that a lowered text tells which implementation ran
+        return run_role(first, second, geometry, dtype=dtype, precision=precision)
+
+
+def _must_be_portable(ctx) -> str | None:
+    """Why the program may hold XLA's own operations only, or None where any code of this machine's will do."""
+    module = ctx.module_context
+    if module.lowering_parameters.for_export:
+        return "an exported program may run where gconv is not installed"
+    if not all(isinstance(n, int) for aval in ctx.avals_in for n in aval.shape):
+        return "a symbolic batch leaves open how much memory it needs"
+    axes = module.axis_context  # of a shard_map, or how many devices jit's partitioner splits the program over
+    split = getattr(axes, "num_devices", 1) > 1
+    if hasattr(axes, "manual_axes"):
+        split = any(size > 1 and name not in axes.manual_axes for name, size in axes.mesh.shape.items())
+    return "XLA's partitioner splits its own operations only" if split else None
 
 
 for _role, _primitive in PRIMITIVES.items():

@@ -52,7 +52,7 @@ def test_the_automatic_choice_takes_the_next_where_one_cannot(no_kernel_gradient
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="`implementation` must be None or one of 'xla', 'lax', got 'cudnn'"):
+    with pytest.raises(ValueError, match="`implementation` must be None or one of 'native', 'xla', 'lax', got 'cudnn'"):
         grouped_conv(X, kernel_of("grouped"), implementation="cudnn")
 
 

@@ -7,10 +7,12 @@ is better. A named implementation answers only to the first; the automatic choic
 
 from types import ModuleType
 
-from gconv.backends import lax, xla
+from gconv.backends import lax, native, xla
 from gconv.geometry import Geometry
 
-TABLE: dict[str, ModuleType] = {"xla": xla, "lax": lax}
+TABLE: dict[str, ModuleType] = {"native": native, "xla": xla, "lax": lax}
+# Those whose programs hold code that XLA does not know.
+CUSTOM_CALLS = {"native"}
 
 
 def check_name(name: str | None) -> None:
@@ -18,17 +20,20 @@ def check_name(name: str | None) -> None:
         raise ValueError(f"`implementation` must be None or one of {', '.join(map(repr, TABLE))}, got {name!r}.")
 
 
-def choose(role: str, geometry: Geometry, dtype, platform: str, name: str | None = None) -> str:
-    """The implementation that a role takes: the named one, or an error with its reason; with None, the first that can."""
+def choose(role: str, geometry: Geometry, dtype, platform: str, name: str | None = None, portable: str | None = None) -> str:
+    """The implementation that a role takes: the named one, or an error with its reason; with None, the first that can.
+
+    `portable` is a sentence that says why the program must hold XLA's own operations only, if it must. A name overrules it.
+    """
     check_name(name)
     if name is not None:
         if reason := TABLE[name].why_not(role, geometry, dtype, platform):
             raise ValueError(f"implementation={name!r} cannot run role {role!r}: {reason}. implementation=None always works.")
         return name
-    return next(n for n in TABLE if reason_against(n, role, geometry, dtype, platform) is None)
+    return next(n for n in TABLE if reason_against(n, role, geometry, dtype, platform, portable) is None)
 
 
-def reason_against(name: str, role: str, geometry: Geometry, dtype, platform: str) -> str | None:
+def reason_against(name: str, role: str, geometry: Geometry, dtype, platform: str, portable: str | None = None) -> str | None:
     """Why the automatic choice would not take the implementation, or None."""
     module, case = TABLE[name], (role, geometry, dtype, platform)
-    return module.why_not(*case) or module.pass_over(*case)
+    return module.why_not(*case) or (portable if name in CUSTOM_CALLS else None) or module.pass_over(*case)

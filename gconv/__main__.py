@@ -1,0 +1,84 @@
+"""`python -m gconv`: what runs here, and whether it computes the right numbers. Exit status 1 if it does not."""
+
+import platform
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+import gconv
+from gconv import native
+from gconv.explanation import platform_here
+
+SECONDS = 5.0  # for the self-check
+
+
+def main() -> int:
+    where = platform_here()
+    print(f"gconv {gconv.__version__}, jax {jax.__version__}, jaxlib {jaxlib.__version__}, Python {platform.python_version()}")
+    print(f"{platform.system()} {platform.machine()}, {where}: {jax.devices()[0].device_kind}, {native.threads()} threads")
+    for name, reason in gconv.implementations().items():
+        kind = f" ({native.instruction_set()})" if name == "native" and native.instruction_set() else ""
+        print(f"{name + kind:<16} {'not here: ' + reason if reason else 'runs'}")
+    failed = False
+    names = [name for name, reason in gconv.implementations().items() if reason is None]
+    for name in names:
+        cases, error = self_check(name, SECONDS / len(names))
+        print(f"self-check of {name}: {cases} random convolutions with both gradients, largest error {error:.1e}")
+        failed |= not error < 1e-5
+    print("FAILED" if failed else "all correct")
+    return int(failed)
+
+
+def self_check(name: str, seconds: float) -> tuple[int, float]:
+    """How many random cases ran, and the largest error of the three roles relative to the largest result."""
+    rng = np.random.default_rng()
+    end, cases, worst = time.perf_counter() + seconds, 0, 0.0
+    while not cases or time.perf_counter() < end:
+        groups, channels, filters = (int(n) for n in rng.integers(1, 6, 3))
+        rank = int(rng.integers(1, 4))
+        window, strides = tuple(rng.integers(1, 4, rank).tolist()), tuple(rng.integers(1, 3, rank).tolist())
+        x = rng.standard_normal((2, *rng.integers(4, 8, rank), groups * channels), np.float32)
+        kernel = rng.standard_normal((*window, channels, groups * filters), np.float32)
+
+        def conv(x, kernel, strides=strides):
+            return gconv.grouped_conv(x, kernel, strides=strides, padding="same", implementation=name)
+
+        y, pull = jax.vjp(conv, x, kernel)
+        ct = rng.standard_normal(y.shape, np.float32)
+        for found, expected in zip((y, *pull(jnp.asarray(ct))), _by_loops(x, kernel, ct, strides), strict=True):
+            difference = np.abs(np.asarray(found) - expected).max() / max(np.abs(expected).max(), 1e-9)
+            worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+        cases += 1
+    return cases, worst
+
+
+def _by_loops(x, kernel, ct, strides) -> tuple:
+    """The convolution with "same" padding and its gradients with the cotangent `ct`, in float64."""
+    x, kernel, ct = (np.asarray(a, np.float64) for a in (x, kernel, ct))
+    rank = len(strides)
+    window, spatial, output = kernel.shape[:rank], x.shape[1:-1], ct.shape[1:-1]
+    low = [max((o - 1) * s + k - n, 0) // 2 for o, s, k, n in zip(output, strides, window, spatial, strict=True)]
+    groups = x.shape[-1] // kernel.shape[-2]
+    y, dx, dw = np.zeros_like(ct), np.zeros_like(x), np.zeros_like(kernel)
+
+    def split(a):
+        return a.reshape(*a.shape[:-1], groups, -1)
+
+    for o in np.ndindex(*output):
+        for k in np.ndindex(*window):
+            i = tuple(a * s + b - lo for a, s, b, lo in zip(o, strides, k, low, strict=True))
+            if all(0 <= a < n for a, n in zip(i, spatial, strict=True)):
+                at, to = (slice(None), *i), (slice(None), *o)
+                w = split(kernel[k])
+                split(y[to])[...] += np.einsum("ngj,jgk->ngk", split(x[at]), w)
+                split(dx[at])[...] += np.einsum("ngk,jgk->ngj", split(ct[to]), w)
+                split(dw[k])[...] += np.einsum("ngj,ngk->jgk", split(x[at]), split(ct[to]))
+    return y, dx, dw
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The three roles as C++ kernels through XLA's foreign function interface, on CPU: `gconv.native` holds them."""
+
+import ctypes
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from gconv import native
+from gconv.geometry import Geometry
+
+ROLES = ("y", "x", "w")
+TYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
+    """No library, another platform, or a type that it has no kernels for."""
+    del role, geometry
+    if platform != "cpu":
+        return f"its kernels run on CPU, not on {platform!r}"
+    if jnp.dtype(dtype).name not in TYPES:
+        return f"it has kernels for {', '.join(TYPES)}, not for {jnp.dtype(dtype).name}"
+    return native.load()[1]
+
+
+def pass_over(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
+    """Never: nothing measured so far is faster."""
+    del role, geometry, dtype, platform
+    return None
+
+
+def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:
+    """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`."""
+    del precision  # float32 sums, of float64 float64 ones: never less than asked for
+    return _call("y", x, kernel, geometry, x.shape[0], dtype)
+
+
+def x(y: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:
+    """The transposed convolution: `y (N, *output, G*K)`, `kernel (*window, J, G*K)` -> `(N, *spatial, G*J)`."""
+    del precision
+    return _call("x", y, kernel, geometry, y.shape[0], dtype)
+
+
+def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision) -> Array:
+    """The kernel gradient: `x (N, *spatial, G*J)`, `y (N, *output, G*K)` -> `(*window, J, G*K)`."""
+    del precision
+    return _call("w", x, y, geometry, x.shape[0], dtype)
+
+
+# --- the call --------------------------------------------------------------------------------------------------------
+
+
+def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype) -> Array:
+    library, reason = native.load()
+    if library is None:
+        raise RuntimeError(f'implementation="native" cannot run: {reason}.')
+    if not isinstance(batch, int):
+        raise ValueError(f'implementation="native" needs a batch of known size, got {batch}. implementation="xla" works.')
+    native.register()
+    # Operands of different types meet in the wider one, in which the kernels sum (half precision in float32).
+    wide = functools.reduce(jnp.promote_types, (first.dtype, second.dtype, jnp.dtype(dtype)))
+    lead = (1,) * (3 - g.rank)
+    spatial = {
+        "input": (*lead, *g.spatial),
+        "output": (*lead, *g.output),
+        "window": (*lead, *g.window),
+        "strides": (*lead, *g.strides),
+        "low": (*(0 for _ in lead), *(lo for lo, _ in g.padding)),
+        "dilation": (*lead, *g.dilation),
+    }
+    shapes = {
+        "x": (batch, *spatial["input"], g.in_channels),
+        "y": (batch, *spatial["output"], g.out_channels),
+        "w": (*spatial["window"], g.channels, g.out_channels),
+    }
+    final = {"x": g.x_shape(batch), "y": g.y_shape(batch), "w": g.kernel_shape}[role]
+    scratch = _scratch_bytes(library, role, wide, spatial, (batch, g.groups, g.channels, g.filters))
+    operands = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}[role]
+    run = jax.ffi.ffi_call(
+        native.TARGET,
+        (jax.ShapeDtypeStruct(shapes[role], wide), jax.ShapeDtypeStruct((scratch,), jnp.uint8)),
+    )
+    result, _ = run(
+        *(a.astype(wide).reshape(shapes[name]) for name, a in zip(operands, (first, second), strict=True)),
+        role=np.int64(ROLES.index(role)),
+        groups=np.int64(g.groups),
+        channels=np.int64(g.channels),
+        filters=np.int64(g.filters),
+        **{name: np.array(sizes, np.int64) for name, sizes in spatial.items()},
+    )
+    return result.reshape(final).astype(dtype)
+
+
+def _scratch_bytes(library, role: str, dtype, spatial: dict, sizes: tuple) -> int:
+    """The packed kernel, or the partial sums of role "w": the library knows, and the program allocates."""
+    three = np.array([*spatial.values()], np.int64).reshape(-1)
+    four = np.array(sizes, np.int64)
+    pointers = (a.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)) for a in (three, four))
+    size = library.gconv_scratch_bytes(ROLES.index(role), TYPES.index(dtype.name), *pointers)
+    if size < 0:
+        raise ValueError(f"the native kernels take sizes, strides, dilations and paddings up to 2^31, got {spatial}.")
+    return size

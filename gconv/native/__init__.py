@@ -1,0 +1,82 @@
+"""The library of CPU kernels: its sources lie here, and here it is loaded.
+
+    problem.h          one grouped convolution, as the kernels see it
+    gather_narrow.h    roles y and x of narrow groups, depthwise above all
+    gather_wide.h      roles y and x of wide groups
+    reduce_narrow.h    role w of narrow groups
+    reduce_wide.h      role w of wide groups
+    kernels.cc         their choice; compiled once per instruction set
+    ffi.cc             the door to XLA: checks, threads, the choice of the instruction set
+
+It is built when gconv is installed, if there is a C++ compiler, and loaded at the first question about it, never at import.
+Whatever keeps it from running is a reason in `load`, not an error.
+"""
+
+import ctypes
+import functools
+import os
+import re
+from pathlib import Path
+
+import jax
+
+TARGET = "gconv_grouped_conv"
+FILES = ("libgconv.so", "libgconv.dylib")
+HOW_TO_BUILD = "install gconv from its sources where a C++17 compiler is at hand: pip install --force-reinstall --no-deps ."
+
+
+@functools.cache
+def load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or the reason why there is none."""
+    # An editable install has two directories: of the sources, and of what was built.
+    found = [path for base in __path__ for name in FILES if (path := Path(base) / name).is_file()]
+    if not found:
+        return None, f"it was not built: {HOW_TO_BUILD}"
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return None, f"its library does not load: {error}"
+    library.gconv_instruction_set.restype = ctypes.c_char_p
+    library.gconv_ffi_version.restype = library.gconv_scratch_bytes.restype = ctypes.c_int64
+    pointer = ctypes.POINTER(ctypes.c_int64)
+    library.gconv_scratch_bytes.argtypes = (ctypes.c_int64, ctypes.c_int64, pointer, pointer)
+    built, running = divmod(library.gconv_ffi_version(), 1000), running_ffi_version()
+    # A library built for a newer interface, once registered, would keep the whole CPU backend from starting.
+    if running is None or built[0] != running[0] or built[1] > running[1]:
+        return None, f"it was built for XLA FFI {built}, and jaxlib has {running}: {HOW_TO_BUILD}"
+    if library.gconv_instruction_set() is None:
+        return None, "this processor does not have the instruction set that GCONV_NATIVE_ISA names"
+    return library, None
+
+
+@functools.cache
+def register() -> None:
+    """Makes the library's one entry known to XLA, under the name TARGET."""
+    library, _ = load()
+    assert library is not None
+    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.gconv_call), platform="cpu")
+
+
+def instruction_set() -> str | None:
+    """The instruction set that the kernels use: "avx512", "avx2" or "baseline"; None without the library.
+
+    The environment variable GCONV_NATIVE_ISA, read once, names another one that the processor has.
+    """
+    library, _ = load()
+    return None if library is None else library.gconv_instruction_set().decode()
+
+
+def threads() -> int:
+    """How many threads a kernel may use: those of XLA's pool, one for each processor that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def running_ffi_version() -> tuple[int, int] | None:
+    """The interface of the jaxlib that runs, which only its own headers tell."""
+    header = Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    try:
+        text = header.read_text()
+    except OSError:
+        return None
+    major, minor = (re.search(rf"#define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR"))
+    return (int(major[1]), int(minor[1])) if major and minor else None

@@ -1,0 +1,196 @@
+// The door to XLA: checks everything about a call, chooses the instruction set, and hands the buffers to its kernels.
+//
+// Nothing here trusts its caller: a shape, a type or an attribute that does not fit gives an error, never an access.
+
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "parallel.h"
+#include "problem.h"
+#include "xla/ffi/api/c_api.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace gconv {
+
+extern const Kernels baseline;
+#ifdef __x86_64__
+extern const Kernels avx2, avx512;
+#endif
+
+namespace {
+
+// --- instruction sets ------------------------------------------------------------------------------------------------------
+
+// The best that this processor has, or the one that GCONV_NATIVE_ISA names; nullptr if it has not got that one.
+const Kernels* choose_kernels() {
+  const char* named = std::getenv("GCONV_NATIVE_ISA");
+  auto wanted = [&](const Kernels& k) { return !named || !*named || !std::strcmp(named, k.name); };
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  if (named && wanted(avx512) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return &avx512;
+  if (wanted(avx2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    return &avx2;
+#endif
+  return wanted(baseline) ? &baseline : nullptr;
+}
+
+const Kernels* kernels() {
+  static const Kernels* const chosen = choose_kernels();
+  return chosen;
+}
+
+// --- checks ----------------------------------------------------------------------------------------------------------------
+
+using Three = ffi::Span<const int64_t>;
+constexpr int64_t LARGEST = int64_t{1} << 31;  // of any attribute: their products of two stay far inside 64 bits
+
+std::string check(const Problem& p) {
+  for (int i = 0; i < 3; ++i) {
+    if (p.in[i] < 0 || p.in[i] > LARGEST || p.out[i] < 0 || p.out[i] > LARGEST) return "spatial sizes must lie in [0, 2^31]";
+    if (p.window[i] < 1 || p.window[i] > LARGEST) return "window sizes must lie in [1, 2^31]";
+    if (p.strides[i] < 1 || p.strides[i] > LARGEST) return "strides must lie in [1, 2^31]";
+    if (p.dilation[i] < 1 || p.dilation[i] > LARGEST) return "dilations must lie in [1, 2^31]";
+    if (p.low[i] < -LARGEST || p.low[i] > LARGEST) return "paddings must lie in [-2^31, 2^31]";
+  }
+  for (int64_t size : {p.groups, p.channels, p.filters})
+    if (size < 1 || size > LARGEST) return "groups, channels and filters must lie in [1, 2^31]";
+  return "";
+}
+
+bool read(Problem& p, Three in, Three out, Three window, Three strides, Three low, Three dilation) {
+  Three given[] = {in, out, window, strides, low, dilation};
+  int64_t* fields[] = {p.in, p.out, p.window, p.strides, p.low, p.dilation};
+  for (int f = 0; f < 6; ++f) {
+    if (given[f].size() != 3) return false;
+    for (int i = 0; i < 3; ++i) fields[f][i] = given[f][i];
+  }
+  return true;
+}
+
+// Whether a buffer has the shape of the argument that a role calls x, w or y; -1 stands for any batch.
+bool has_shape(const ffi::AnyBuffer& buffer, Role argument, const Problem& p) {
+  auto shape = buffer.dimensions();
+  if (shape.size() != 5) return false;
+  const int64_t* spatial = argument == Role::x ? p.in : argument == Role::y ? p.out : p.window;
+  int64_t in_channels = 0, out_channels = 0;
+  if (__builtin_mul_overflow(p.groups, p.channels, &in_channels) || __builtin_mul_overflow(p.groups, p.filters, &out_channels))
+    return false;
+  if (argument == Role::w)
+    return shape[0] == spatial[0] && shape[1] == spatial[1] && shape[2] == spatial[2] && shape[3] == p.channels &&
+           shape[4] == out_channels;
+  return shape[0] == p.batch && shape[1] == spatial[0] && shape[2] == spatial[1] && shape[3] == spatial[2] &&
+         shape[4] == (argument == Role::x ? in_channels : out_channels);
+}
+
+bool known(ffi::DataType from, Type& to) {
+  switch (from) {
+    case ffi::DataType::F32: to = Type::f32; return true;
+    case ffi::DataType::F64: to = Type::f64; return true;
+    case ffi::DataType::BF16: to = Type::bf16; return true;
+    case ffi::DataType::F16: to = Type::f16; return true;
+    default: return false;
+  }
+}
+
+// --- the call --------------------------------------------------------------------------------------------------------------
+
+// Work that is done sooner than another thread wakes up: fewer multiply-adds than these, a touched element counted as some.
+constexpr double SMALL = 500e3, ELEMENT = 4;
+
+ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
+                ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number, Three in, Three out, Three window, Three strides,
+                Three low, Three dilation, int64_t groups, int64_t channels, int64_t filters) {
+  auto refuse = [](const std::string& why) { return ffi::Error::InvalidArgument("gconv: " + why); };
+  if (!kernels()) return refuse("this processor does not have the instruction set that GCONV_NATIVE_ISA names");
+  if (role_number < 0 || role_number > 2) return refuse("the role must be 0 (y), 1 (x) or 2 (w)");
+  Role role = static_cast<Role>(role_number);
+  Role a = role == Role::x ? Role::y : Role::x, b = role == Role::w ? Role::y : Role::w;
+  Problem p{};
+  p.groups = groups, p.channels = channels, p.filters = filters;
+  if (!read(p, in, out, window, strides, low, dilation)) return refuse("spatial attributes must have three entries");
+  if (std::string why = check(p); !why.empty()) return refuse(why);
+  if (first.dimensions().size() != 5 || second.dimensions().size() != 5 || result->dimensions().size() != 5)
+    return refuse("operands and result must have five axes");
+  p.batch = first.dimensions()[0];
+  if (!has_shape(first, a, p) || !has_shape(second, b, p) || !has_shape(*result, role, p))
+    return refuse("a shape does not fit the attributes");
+  Type type;
+  if (!known(first.element_type(), type)) return refuse("elements must be float32, float64, bfloat16 or float16");
+  if (second.element_type() != first.element_type() || result->element_type() != first.element_type())
+    return refuse("operands and result must have one type");
+  if (result->element_count() == 0) return ffi::Error::Success();
+  if (first.element_count() == 0 || second.element_count() == 0) {
+    std::memset(result->untyped_data(), 0, result->size_bytes());
+    return ffi::Error::Success();
+  }
+  if (static_cast<int64_t>(scratch->size_bytes()) < kernels()->scratch_bytes(role, type, p))
+    return refuse("the scratch is too small: the program was compiled for another instruction set");
+
+  double pixels = double(p.batch) * p.out[0] * p.out[1] * p.out[2];
+  double work = pixels * p.window[0] * p.window[1] * p.window[2] * groups * channels * filters +
+                ELEMENT * (double(first.element_count()) + double(second.element_count()) + double(result->element_count()));
+  auto run = [&](const Parallel& parallel) {
+    kernels()->run(role, type, p, first.untyped_data(), second.untyped_data(), result->untyped_data(), scratch->untyped_data(),
+                   parallel);
+  };
+  int64_t threads = work < SMALL ? 1 : pool.num_threads();
+  if (threads > 1)
+    run(OnPool<ffi::ThreadPool>(&pool, threads));
+  else
+    run(Parallel{in_the_caller, 1});
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace gconv
+
+// --- what the library exports ----------------------------------------------------------------------------------------------
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) {
+  using namespace gconv;
+  static auto* const handler = ffi::Ffi::Bind()
+                                   .Ctx<ffi::ThreadPool>()
+                                   .Arg<ffi::AnyBuffer>()
+                                   .Arg<ffi::AnyBuffer>()
+                                   .Ret<ffi::AnyBuffer>()
+                                   .Ret<ffi::AnyBuffer>()
+                                   .Attr<int64_t>("role")
+                                   .Attr<Three>("input")
+                                   .Attr<Three>("output")
+                                   .Attr<Three>("window")
+                                   .Attr<Three>("strides")
+                                   .Attr<Three>("low")
+                                   .Attr<Three>("dilation")
+                                   .Attr<int64_t>("groups")
+                                   .Attr<int64_t>("channels")
+                                   .Attr<int64_t>("filters")
+                                   .To(call)
+                                   .release();
+  return handler->Call(frame);
+}
+
+// The XLA FFI version of the headers that this was built with: major * 1000 + minor.
+EXPORT int64_t gconv_ffi_version() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
+
+// The instruction set in use, or nullptr.
+EXPORT const char* gconv_instruction_set() { return gconv::kernels() ? gconv::kernels()->name : nullptr; }
+
+// Bytes of scratch of a call: type 0 to 3 is float32, float64, bfloat16, float16; spatial holds in, out, window, strides, low and
+// dilation, three of each, and sizes holds batch, groups, channels and filters. -1 for attributes that do not fit.
+EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes) {
+  using namespace gconv;
+  Problem p{};
+  Three of[6] = {Three(spatial, 3),     Three(spatial + 3, 3),  Three(spatial + 6, 3),
+                 Three(spatial + 9, 3), Three(spatial + 12, 3), Three(spatial + 15, 3)};
+  read(p, of[0], of[1], of[2], of[3], of[4], of[5]);
+  p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3];
+  if (!kernels() || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || !check(p).empty()) return -1;
+  return kernels()->scratch_bytes(static_cast<Role>(role), static_cast<Type>(type), p);
+}

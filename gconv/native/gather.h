@@ -1,0 +1,90 @@
+// Roles y and x are one loop: every result gathers its sources, the pixels that its window meets.
+//
+//   role y   result o, source o * stride + tap * dilation - low
+//   role x   result i, source (i + low - tap * dilation) / stride where that is whole
+//
+// Along one axis the results fall into phases, and all results of a phase use the same taps: with role y there is one phase; with
+// role x the phase is the remainder by the stride, and a phase uses only the taps that meet it, so no product with the zeros
+// between strides is ever formed. Result q of a phase is pixel first + q * step and meets, at each of the phase's taps, the source
+// pixel tap.source + q * stride.
+
+#pragma once
+
+#include "problem.h"
+#include "vector.h"
+
+namespace gconv {
+namespace {
+
+struct Tap {
+  int64_t index, source;
+};
+
+struct Phase {
+  int64_t first, count;  // of results
+  const Tap* taps;
+  int64_t size;  // number of taps
+
+  // The results, from q to its end, that find all of the taps' sources inside [0, sources).
+  void interior(int64_t stride, int64_t sources, int64_t& from, int64_t& to) const {
+    from = 0, to = count;
+    for (int64_t t = 0; t < size; ++t) {
+      from = maximum(from, -floor_div(taps[t].source, stride));
+      to = minimum(to, floor_div(sources - 1 - taps[t].source, stride) + 1);
+    }
+    to = maximum(from, to);
+  }
+};
+
+struct Axis {
+  int64_t sources, results, step, stride;
+  List<Tap> taps;
+  List<Phase> phases;
+
+  void plan(Role role, int64_t in, int64_t out, int64_t window, int64_t strides, int64_t low, int64_t dilation) {
+    bool forward = role == Role::y;
+    sources = forward ? in : out, results = forward ? out : in;
+    step = forward ? 1 : strides, stride = forward ? strides : 1;
+    int64_t count = minimum(step, results);
+    List<int64_t> end;  // of each phase's taps, by counting
+    end.reserve(count + 1);
+    for (int64_t r = 0; r <= count; ++r) end.push(0);
+    auto remainder = [&](int64_t t) { return forward ? 0 : t * dilation - low - floor_div(t * dilation - low, step) * step; };
+    for (int64_t t = 0; t < window; ++t)
+      if (remainder(t) < count) ++end[remainder(t) + 1];
+    for (int64_t r = 0; r < count; ++r) end[r + 1] += end[r];
+    taps.reserve(window);
+    List<int64_t> next;
+    for (int64_t r = 0; r < count; ++r) next.push(end[r]);
+    for (int64_t t = 0; t < window; ++t)
+      if (int64_t r = remainder(t); r < count)
+        taps[next[r]++] = {t, forward ? t * dilation - low : floor_div(r + low - t * dilation, step)};
+    for (int64_t r = 0; r < count; ++r)
+      phases.push({r, ceil_div(results - r, step), taps.data + end[r], end[r + 1] - end[r]});
+  }
+};
+
+// A problem seen from role y or x: what is gathered, what results, and where the kernel keeps each product's weight.
+struct Gather {
+  int64_t batch, groups, sources, results;  // channels per group on both sides
+  int64_t taps;
+  int64_t tap_stride, source_stride, group_stride, result_stride;  // of the kernel
+  Axis axis[3];
+
+  Gather(Role role, const Problem& p) {
+    bool forward = role == Role::y;
+    batch = p.batch, groups = p.groups, taps = p.window[0] * p.window[1] * p.window[2];
+    sources = forward ? p.channels : p.filters, results = forward ? p.filters : p.channels;
+    tap_stride = p.channels * p.groups * p.filters, group_stride = p.filters;
+    source_stride = forward ? p.groups * p.filters : 1, result_stride = forward ? 1 : p.groups * p.filters;
+    for (int i = 0; i < 3; ++i)
+      axis[i].plan(role, p.in[i], p.out[i], p.window[i], p.strides[i], p.low[i], p.dilation[i]);
+  }
+
+  int64_t source_channels() const { return groups * sources; }
+  int64_t result_channels() const { return groups * results; }
+  int64_t tap(int64_t d, int64_t h, int64_t w, const Problem& p) const { return (d * p.window[1] + h) * p.window[2] + w; }
+};
+
+}  // namespace
+}  // namespace gconv

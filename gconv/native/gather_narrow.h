@@ -1,0 +1,277 @@
+// Roles y and x of narrow groups, depthwise above all: lanes are source channels (see lanes.h).
+//
+// The register tile is Q results of one row by K filters of the group, one vector of lanes each:
+//
+//   for each tap:  K loads of weights;  for each of Q results: 1 load of x, K multiply-adds
+//
+// which is K + Q loads for K * Q multiply-adds: 7 for 12 with four filters (K = 4, Q = 3). Depthwise (K = 1) the tile is Q results
+// by V = 2 neighbouring blocks: V + V * Q loads for V * Q multiply-adds, 16 for 14 with Q = 7. The two blocks share cache lines,
+// and that is their point: loads of one half of many lines meet in the same banks of the cache, one a cycle instead of two.
+// Two multiply-adds a cycle of latency 4 need 8 running sums, and 16 registers hold 14 besides the weights.
+//
+// A sum over the channels of a group is a sum of lanes, done once per result after all taps. Tiles that reach over a border
+// carry a mask per tap that says which of the Q results meet a source; nothing is padded.
+
+#pragma once
+
+#include "gather.h"
+#include "lanes.h"
+
+namespace gconv {
+namespace {
+
+struct TapOfRow {  // offsets in bytes, so that a tap costs no multiplication
+  int64_t source;  // of the first result's source
+  int64_t weights;
+  uint32_t mask;   // of the results that meet a source
+};
+
+// V is the number of neighbouring blocks, K that of filters; one of them is 1.
+template <class T, int Q, int K, int V, bool EDGE, bool PART>
+ALWAYS_INLINE void accumulate(Vector<T> (&sums)[Q][K * V], const T* x, int64_t step, const TapOfRow* taps, int64_t count,
+                              const Wide<T>* weights, int64_t block_weights, int64_t lanes) {
+  constexpr int L = LANES<Wide<T>>;
+  int64_t step3 = 3 * step;
+  for (int64_t t = 0; t < count; ++t) {
+    // Every third source has a register; the next two are at one and two steps from it. (The compiler would else compute each.)
+    const char* from[(Q + 2) / 3];
+    from[0] = reinterpret_cast<const char*>(x) + taps[t].source;
+    UNROLL for (int i = 1; i < (Q + 2) / 3; ++i) {
+      from[i] = from[i - 1] + step3;
+      __asm__("" : "+r"(from[i]));
+    }
+    const Wide<T>* w = reinterpret_cast<const Wide<T>*>(reinterpret_cast<const char*>(weights) + taps[t].weights);
+    uint32_t mask = taps[t].mask;
+    Vector<T> weight[K * V];
+    UNROLL for (int i = 0; i < K * V; ++i) weight[i] = load(V > 1 ? w + i * block_weights : w + i * L);
+    UNROLL for (int q = 0; q < Q; ++q) {
+      if (EDGE && !(mask >> q & 1)) continue;
+      const T* at = reinterpret_cast<const T*>(from[q / 3] + q % 3 * step);
+      if constexpr (V > 1) {
+        UNROLL for (int v = 0; v < V; ++v) sums[q][v] += load(at + v * L) * weight[v];
+      } else {
+        Vector<T> source = PART ? load_first(at, lanes) : load(at);
+        UNROLL for (int k = 0; k < K; ++k) sums[q][k] += source * weight[k];
+      }
+    }
+  }
+}
+
+template <class T>
+class GatherNarrow {
+  using A = Wide<T>;
+  static constexpr int L = LANES<A>;
+  const Problem& p;
+  Gather g;
+  Lanes<A> lanes;
+
+ public:
+  GatherNarrow(Role role, const Problem& p) : p(p), g(role, p), lanes(g.groups, g.sources) {}
+
+  // Depthwise in whole vectors uses the kernel as it is.
+  bool packs() const { return g.sources * g.results > 1 || g.groups % L || sizeof(T) != sizeof(A); }
+  int64_t scratch_bytes() const {
+    return packs() ? lanes.blocks * g.results * g.taps * lanes.vectors * L * (int64_t)sizeof(A) : 0;
+  }
+
+  void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
+    const A* weights = static_cast<const A*>(scratch);
+    if (packs())
+      for_each(parallel, lanes.blocks, [&](int64_t block) { pack(block, w, static_cast<A*>(scratch)); });
+    else
+      weights = reinterpret_cast<const A*>(w);
+    // A unit is a stretch of rows; a long row is cut into stretches of its own.
+    int64_t longest = 0;
+    for (int64_t i = 0; i < g.axis[2].phases.size; ++i) longest = maximum(longest, g.axis[2].phases[i].count);
+    int64_t cuts = ceil_div(longest, CUT), items = g.batch * g.axis[0].results * g.axis[1].results * cuts;
+    int64_t work = minimum(longest, CUT) * g.axis[2].phases.size * g.taps * g.results * lanes.blocks * lanes.vectors;
+    int64_t per_unit = maximum(1, minimum(WORK / maximum(work, 1), ceil_div(items, 4 * parallel.threads)));
+    int64_t pieces = minimum(lanes.blocks, maximum(1, 2 * parallel.threads / maximum(items, 1)));  // of the channels
+    pieces = maximum(1, minimum(pieces, work / WORK));
+    for_each(parallel, ceil_div(items, per_unit) * pieces, [&](int64_t unit) {
+      int64_t piece = unit % pieces, first = unit / pieces * per_unit, last = minimum(first + per_unit, items);
+      Lists lists;
+      for (int64_t item = first; item < last; ++item)
+        row(item / cuts, item % cuts, lanes.blocks * piece / pieces, lanes.blocks * (piece + 1) / pieces, x, weights, result, lists);
+    });
+  }
+
+ private:
+  struct Lists {  // of the row that is worked on, and of a tile at its border
+    List<TapOfRow> taps, edge;
+    List<uint32_t> masks;
+  };
+  static constexpr int64_t CUT = 64, WORK = 1 << 17;  // results of a row; multiply-adds of vectors in a unit
+
+  // [block][tap][vector][filter][lane]
+  void pack(int64_t block, const T* w, A* packed) const {
+    A* to = packed + block * g.taps * lanes.vectors * g.results * L;
+    for (int64_t tap = 0; tap < g.taps; ++tap)
+      for (int64_t v = 0; v < lanes.vectors; ++v)
+        for (int64_t k = 0; k < g.results; ++k)
+          for (int64_t l = 0; l < L; ++l) {
+            int64_t channel = v * L + l, group = block * lanes.per_block + channel / g.sources;
+            *to++ = l < lanes.used(block, v) ? value(w[tap * g.tap_stride + channel % g.sources * g.source_stride +
+                                                       group * g.group_stride + k * g.result_stride])
+                                             : A{};
+          }
+  }
+
+  static int64_t chunk_of(int64_t filters) { return filters >= 4 ? 4 : filters >= 2 ? 2 : 1; }
+
+  // One cut of one row of results: which taps of the outer axes meet it, then each phase along the row.
+  void row(int64_t index, int64_t cut, int64_t from, int64_t to, const T* x, const A* weights, T* result, Lists& lists) const {
+    const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
+    int64_t h = index % height.results, d = index / height.results % depth.results, n = index / height.results / depth.results;
+    const Phase &dp = depth.phases[d % depth.step], &hp = height.phases[h % height.step];
+    T* to_row = result + index * width.results * g.result_channels();
+    for (int64_t i = 0; i < width.phases.size; ++i) {
+      const Phase& wp = width.phases[i];
+      lists.taps.size = 0;
+      for (int64_t a = 0; a < dp.size; ++a) {
+        int64_t sd = dp.taps[a].source + d / depth.step * depth.stride;
+        if (sd < 0 || sd >= depth.sources) continue;
+        for (int64_t b = 0; b < hp.size; ++b) {
+          int64_t sh = hp.taps[b].source + h / height.step * height.stride;
+          if (sh < 0 || sh >= height.sources) continue;
+          for (int64_t c = 0; c < wp.size; ++c) {
+            int64_t pixel = ((n * depth.sources + sd) * height.sources + sh) * width.sources + wp.taps[c].source;
+            int64_t tap = g.tap(dp.taps[a].index, hp.taps[b].index, wp.taps[c].index, p);
+            lists.taps.push({pixel * g.source_channels() * (int64_t)sizeof(T), tap * tap_stride() * (int64_t)sizeof(A), 0});
+          }
+        }
+      }
+      int64_t first = cut * CUT, last = minimum(first + CUT, wp.count);
+      for (int64_t k = 0, chunk; k < g.results; k += chunk) {
+        chunk = chunk_of(g.results - k);
+        if (chunk == 4)
+          tiles<3, 4, 1>(wp, first, last, k, from, to, x, weights, to_row, lists);
+        else if (chunk == 2)
+          tiles<6, 2, 1>(wp, first, last, k, from, to, x, weights, to_row, lists);
+        else if (g.sources == 1)
+          tiles<7, 1, 2>(wp, first, last, k, from, to, x, weights, to_row, lists);
+        else
+          tiles<8, 1, 1>(wp, first, last, k, from, to, x, weights, to_row, lists);
+      }
+    }
+  }
+
+  template <int Q, int K, int V>
+  void tiles(const Phase& phase, int64_t first, int64_t last, int64_t k, int64_t from, int64_t to, const T* x, const A* weights,
+             T* row, Lists& lists) const {
+    const Axis& width = g.axis[2];
+    int64_t inside, outside;
+    phase.interior(width.stride, width.sources, inside, outside);
+    for (int64_t q = first; q < last; q += Q) {
+      int64_t count = minimum(Q, last - q);
+      const T* source = x + q * width.stride * g.source_channels();
+      T* to_tile = row + (phase.first + q * width.step) * g.result_channels();
+      if (count == Q && q >= inside && q + Q <= outside) {
+        blocks<Q, K, V, false>(count, k, from, to, source, weights, to_tile, lists.taps);
+        continue;
+      }
+      mask_taps(phase, q, count, lists);
+      blocks<Q, K, V, true>(count, k, from, to, source, weights, to_tile, lists.edge);
+    }
+  }
+
+  // The taps of a tile at a border, with their masks, which depend on the tap's column alone.
+  void mask_taps(const Phase& phase, int64_t first, int64_t count, Lists& lists) const {
+    const Axis& width = g.axis[2];
+    lists.masks.size = lists.edge.size = 0;
+    for (int64_t t = 0; t < phase.size; ++t) {
+      int64_t source = phase.taps[t].source + first * width.stride;
+      uint32_t mask = 0;
+      for (int64_t i = 0; i < count; ++i, source += width.stride) mask |= uint32_t(source >= 0 && source < width.sources) << i;
+      lists.masks.push(mask);
+    }
+    for (int64_t t = 0; t < lists.taps.size; ++t)
+      if (uint32_t mask = lists.masks[t % phase.size])
+        lists.edge.push({lists.taps[t].source, lists.taps[t].weights, mask});
+  }
+
+  int64_t tap_stride() const { return packs() ? lanes.vectors * g.results * L : g.groups; }
+
+  template <int Q, int K, int V, bool EDGE>
+  void blocks(int64_t count, int64_t k, int64_t from, int64_t to, const T* x, const A* weights, T* tile,
+              const List<TapOfRow>& taps) const {
+    int64_t step = g.axis[2].stride * g.source_channels() * (int64_t)sizeof(T);
+    int64_t block_stride = packs() ? g.taps * lanes.vectors * g.results * L : L;
+    // The pixels that this tile is the first to read are the next tile's, of the row furthest ahead.
+    int64_t ahead = taps.size ? maximum(taps[0].source, taps[taps.size - 1].source) + Q * step : 0;
+    for (int64_t block = from; block < to; ++block) {
+      const T* source = x + lanes.first_channel(block);
+      const A* w = weights + block * block_stride + k * L;
+      if (block % 2 == 0)
+        UNROLL for (int q = 0; q < Q; ++q) __builtin_prefetch(reinterpret_cast<const char*>(source) + ahead + q * step);
+      if constexpr (V > 1) {
+        if (block + V <= to && lanes.loaded(block + V - 1, 0) == L) {
+          Vector<T> sums[Q][V] = {};
+          accumulate<T, Q, 1, V, EDGE, false>(sums, source, step, taps.data, taps.size, w, block_stride, L);
+          UNROLL for (int v = 0; v < V; ++v) {
+            Vector<T> own[Q][1];
+            UNROLL for (int q = 0; q < Q; ++q) own[q][0] = sums[q][v];
+            finish<Q, 1>(own, count, k, block + v, tile);
+          }
+          block += V - 1;
+          continue;
+        }
+      }
+      Vector<T> sums[Q][K] = {};
+      for (int64_t v = 0; v < lanes.vectors; ++v, source += L, w += g.results * L) {
+        int64_t loaded = lanes.loaded(block, v);
+        if (loaded == L)
+          accumulate<T, Q, K, 1, EDGE, false>(sums, source, step, taps.data, taps.size, w, 0, L);
+        else
+          accumulate<T, Q, K, 1, EDGE, true>(sums, source, step, taps.data, taps.size, w, 0, loaded);
+      }
+      finish<Q, K>(sums, count, k, block, tile);
+    }
+  }
+
+  // Sums the lanes of each group and stores filters k to k + K of the block's groups.
+  template <int Q, int K>
+  ALWAYS_INLINE void finish(Vector<T> (&sums)[Q][K], int64_t count, int64_t k, int64_t block, T* tile) const {
+    int64_t step = g.axis[2].step * g.result_channels(), groups = lanes.groups_in(block);
+    T* to = tile + block * lanes.per_block * g.results + k;
+    if (K == 1 && g.sources == 1 && g.results == 1) {
+      UNROLL for (int q = 0; q < Q; ++q) {
+        if (q >= count) break;
+        if (groups == L)
+          store(to + q * step, sums[q][0]);
+        else
+          store_first(to + q * step, sums[q][0], groups);
+      }
+      return;
+    }
+    if constexpr (K == 4 && L == 8) {
+      if (g.sources == 4 && g.results == 4 && groups == 2) {
+        UNROLL for (int q = 0; q < Q; ++q)
+          if (q < count) store(to + q * step, sum_quads(sums[q][0], sums[q][1], sums[q][2], sums[q][3]));
+        return;
+      }
+    }
+    A lane[Q][K][L];
+    memcpy(lane, sums, sizeof lane);
+    int64_t each = lanes.vectors > 1 ? L : g.sources;
+    for (int64_t q = 0; q < count; ++q)
+      for (int64_t group = 0; group < groups; ++group)
+        for (int64_t f = 0; f < K; ++f) {
+          A sum = lane[q][f][group * each];
+          for (int64_t j = 1; j < each; ++j) sum += lane[q][f][group * each + j];
+          to[q * step + group * g.results + f] = rounded<T>(sum);
+        }
+  }
+
+#define SHUFFLE __builtin_shufflevector
+  // Of four vectors of two quads each: lane 4 * i + j is the sum of quad i of the j-th.
+  template <class V>
+  static ALWAYS_INLINE V sum_quads(V a, V b, V c, V d) {
+    V ab = SHUFFLE(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + SHUFFLE(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+    V cd = SHUFFLE(c, d, 0, 2, 8, 10, 4, 6, 12, 14) + SHUFFLE(c, d, 1, 3, 9, 11, 5, 7, 13, 15);
+    return SHUFFLE(ab, cd, 0, 2, 8, 10, 4, 6, 12, 14) + SHUFFLE(ab, cd, 1, 3, 9, 11, 5, 7, 13, 15);
+  }
+};
+
+}  // namespace
+}  // namespace gconv

@@ -1,0 +1,61 @@
+// The kernels of one instruction set: compiled once for each, with GCONV_KERNELS its name and VECTOR_BYTES its vectors' width.
+
+#include "gather_narrow.h"
+#include "gather_wide.h"
+#include "problem.h"
+#include "reduce_narrow.h"
+#include "reduce_wide.h"
+
+namespace gconv {
+namespace {
+
+// Calls f with the kernels of a role: narrow groups have lanes of channels, wide ones lanes of filters.
+template <class T, class F>
+auto choose(Role role, const Problem& p, const F& f) {
+  constexpr int L = LANES<Wide<T>>;
+  int64_t results = role == Role::x ? p.channels : p.filters;
+  if (role == Role::w) {
+    if (results < L || p.channels < 4) return f(ReduceNarrow<T>(p));
+    return f(ReduceWide<T>(p));
+  }
+  if (results < L) return f(GatherNarrow<T>(role, p));
+  return f(GatherWide<T>(role, p));
+}
+
+template <class F>
+auto with_type(Type type, const F& f) {
+  switch (type) {
+#ifndef ONLY_FLOAT  // for a quick build while tuning
+    case Type::f64: return f(double{});
+    case Type::bf16: return f(Bf16{});
+    case Type::f16: return f(F16{});
+#endif
+    default: return f(float{});
+  }
+}
+
+int64_t scratch_bytes(Role role, Type type, const Problem& problem) {
+  return with_type(type, [&](auto t) {
+    return choose<decltype(t)>(role, problem, [](const auto& kernel) { return kernel.scratch_bytes(); });
+  });
+}
+
+void run(Role role, Type type, const Problem& problem, const void* first, const void* second, void* result, void* scratch,
+         const Parallel& parallel) {
+  with_type(type, [&](auto t) {
+    using T = decltype(t);
+    choose<T>(role, problem, [&](const auto& kernel) {
+      kernel.run(static_cast<const T*>(first), static_cast<const T*>(second), static_cast<T*>(result), scratch, parallel);
+    });
+  });
+}
+
+#define TEXT(name) TEXT_OF(name)
+#define TEXT_OF(name) #name
+
+}  // namespace
+
+extern const Kernels GCONV_KERNELS;
+const Kernels GCONV_KERNELS{TEXT(GCONV_KERNELS), scratch_bytes, run};
+
+}  // namespace gconv

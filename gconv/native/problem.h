@@ -1,0 +1,41 @@
+// One grouped convolution, and how the work on it is handed out: what every instruction set's kernels are given.
+//
+// The form is T(x, w, y) = <y, conv(x, w)>, always with three spatial axes (lower ranks have leading axes of size 1):
+//
+//   x  (batch, in[0], in[1], in[2], groups * channels)
+//   w  (window[0], window[1], window[2], channels, groups * filters)
+//   y  (batch, out[0], out[1], out[2], groups * filters)
+//
+// Output o meets input o * strides + tap * dilation - low, where that lies inside. `out` need not be what a padding `high` would
+// give: it says how many outputs there are.
+
+#pragma once
+
+#include <cstdint>
+
+namespace gconv {
+
+enum class Role { y, x, w };              // which of the three arguments is the result
+enum class Type { f32, f64, bf16, f16 };  // sums are formed in f32, of f64 in f64
+
+struct Problem {
+  int64_t batch;
+  int64_t in[3], out[3], window[3], strides[3], low[3], dilation[3];
+  int64_t groups, channels, filters;
+};
+
+// Runs body(argument, unit) for every unit in [0, units), in any order and on any thread, and returns when all are done.
+struct Parallel {
+  void (*run)(const Parallel& self, int64_t units, void (*body)(void* argument, int64_t unit), void* argument);
+  int64_t threads;
+};
+
+// The kernels of one instruction set. `first` and `second` are the role's operands: (x, w), (y, w) or (x, y).
+struct Kernels {
+  const char* name;
+  int64_t (*scratch_bytes)(Role role, Type type, const Problem& problem);
+  void (*run)(Role role, Type type, const Problem& problem, const void* first, const void* second, void* result, void* scratch,
+              const Parallel& parallel);
+};
+
+}  // namespace gconv

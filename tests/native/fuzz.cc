@@ -1,0 +1,199 @@
+// Random problems through every instruction set's kernels, against plain loops in double precision.
+//
+//   fuzz COUNT [SEED]
+//
+// Buffers are exactly as large as their shapes, so that the sanitizers see whatever reaches beyond them. Each problem also runs
+// with 1, 2 and 8 threads, whose results must be the same to the last bit.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "parallel.h"
+#include "problem.h"
+
+namespace gconv {
+extern const Kernels baseline;
+#ifdef GCONV_X86
+extern const Kernels avx2, long_vectors;
+#endif
+}  // namespace gconv
+
+using namespace gconv;
+
+namespace {
+
+struct Threads {  // every task a thread of its own
+  std::vector<std::thread> all;
+  template <class F>
+  void Schedule(F&& f) {
+    all.emplace_back(std::forward<F>(f));
+  }
+  ~Threads() {
+    for (auto& t : all) t.join();
+  }
+};
+
+// --- the oracle: T(x, w, y) summed over every product it has -------------------------------------------------------------------
+
+template <class F>
+void every_product(const Problem& p, const F& f) {
+  int64_t in = p.groups * p.channels, out = p.groups * p.filters;
+  for (int64_t n = 0; n < p.batch; ++n)
+    for (int64_t o0 = 0; o0 < p.out[0]; ++o0)
+      for (int64_t o1 = 0; o1 < p.out[1]; ++o1)
+        for (int64_t o2 = 0; o2 < p.out[2]; ++o2)
+          for (int64_t k0 = 0; k0 < p.window[0]; ++k0)
+            for (int64_t k1 = 0; k1 < p.window[1]; ++k1)
+              for (int64_t k2 = 0; k2 < p.window[2]; ++k2) {
+                int64_t i0 = o0 * p.strides[0] + k0 * p.dilation[0] - p.low[0];
+                int64_t i1 = o1 * p.strides[1] + k1 * p.dilation[1] - p.low[1];
+                int64_t i2 = o2 * p.strides[2] + k2 * p.dilation[2] - p.low[2];
+                if (i0 < 0 || i0 >= p.in[0] || i1 < 0 || i1 >= p.in[1] || i2 < 0 || i2 >= p.in[2]) continue;
+                int64_t x = (((n * p.in[0] + i0) * p.in[1] + i1) * p.in[2] + i2) * in;
+                int64_t y = (((n * p.out[0] + o0) * p.out[1] + o1) * p.out[2] + o2) * out;
+                int64_t w = ((k0 * p.window[1] + k1) * p.window[2] + k2) * p.channels * out;
+                for (int64_t g = 0; g < p.groups; ++g)
+                  for (int64_t j = 0; j < p.channels; ++j)
+                    for (int64_t k = 0; k < p.filters; ++k)
+                      f(x + g * p.channels + j, w + j * out + g * p.filters + k, y + g * p.filters + k);
+              }
+}
+
+// --- elements ------------------------------------------------------------------------------------------------------------------
+
+double from_bf16(uint16_t b) {
+  uint32_t bits = uint32_t(b) << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+double from_f16(uint16_t h) {
+  int exponent = h >> 10 & 31, mantissa = h & 1023;
+  double magnitude = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+  return h >> 15 ? -magnitude : magnitude;
+}
+
+struct Buffer {  // of exactly its elements, on the heap
+  Type type;
+  int64_t size;
+  std::vector<unsigned char> bytes;
+  Buffer(Type type, int64_t size) : type(type), size(size), bytes(size * width(type)) { bytes.shrink_to_fit(); }
+  static int64_t width(Type t) { return t == Type::f32 ? 4 : t == Type::f64 ? 8 : 2; }
+  double get(int64_t i) const {
+    if (type == Type::f32) return reinterpret_cast<const float*>(bytes.data())[i];
+    if (type == Type::f64) return reinterpret_cast<const double*>(bytes.data())[i];
+    uint16_t h = reinterpret_cast<const uint16_t*>(bytes.data())[i];
+    return type == Type::bf16 ? from_bf16(h) : from_f16(h);
+  }
+  void fill(std::mt19937& random) {
+    std::normal_distribution<double> normal;
+    for (int64_t i = 0; i < size; ++i) {
+      if (type == Type::f32)
+        reinterpret_cast<float*>(bytes.data())[i] = float(normal(random));
+      else if (type == Type::f64)
+        reinterpret_cast<double*>(bytes.data())[i] = normal(random);
+      else  // any sign, a mantissa, and an exponent near 1
+        reinterpret_cast<uint16_t*>(bytes.data())[i] =
+            type == Type::bf16 ? (random() & 0x80ff) | 0x3f00 : (random() & 0x87ff) | 0x3800;
+    }
+  }
+};
+
+// --- one problem ---------------------------------------------------------------------------------------------------------------
+
+bool test(const Kernels& kernels, Role role, Type type, const Problem& p, std::mt19937& random) {
+  int64_t in = p.batch * p.in[0] * p.in[1] * p.in[2] * p.groups * p.channels;
+  int64_t out = p.batch * p.out[0] * p.out[1] * p.out[2] * p.groups * p.filters;
+  int64_t kernel = p.window[0] * p.window[1] * p.window[2] * p.channels * p.groups * p.filters;
+  Buffer x(type, in), w(type, kernel), y(type, out);
+  x.fill(random), w.fill(random), y.fill(random);
+  Buffer& result = role == Role::x ? x : role == Role::w ? w : y;
+  const Buffer &first = role == Role::x ? y : x, &second = role == Role::w ? y : w;
+  std::vector<double> expected(result.size), size(result.size);  // and the sum of the products' magnitudes
+  every_product(p, [&](int64_t i, int64_t k, int64_t o) {
+    int64_t to = role == Role::x ? i : role == Role::w ? k : o;
+    double product = role == Role::x ? y.get(o) * w.get(k) : role == Role::w ? x.get(i) * y.get(o) : x.get(i) * w.get(k);
+    expected[to] += product, size[to] += std::fabs(product);
+  });
+  double half = type == Type::bf16 ? 1. / 256 : type == Type::f16 ? 1. / 2048 : 0, sum = type == Type::f64 ? 1e-15 : 6e-7;
+  std::vector<unsigned char> before;
+  for (int64_t threads : {1, 2, 8}) {
+    memset(result.bytes.data(), 0xff, result.bytes.size());
+    std::vector<unsigned char> scratch(kernels.scratch_bytes(role, type, p), 0xff);
+    {
+      Threads pool;
+      OnPool<Threads> parallel(&pool, threads);
+      kernels.run(role, type, p, first.bytes.data(), second.bytes.data(), result.bytes.data(), scratch.data(), parallel);
+    }
+    if (threads > 1 && before != result.bytes) return false;
+    before = result.bytes;
+  }
+  for (int64_t i = 0; i < result.size; ++i)
+    if (!(std::fabs(result.get(i) - expected[i]) <= half * std::fabs(expected[i]) + sum * size[i] + (half ? 6e-8 : 0))) {
+      std::printf("element %ld is %.9g, not %.9g\n", long(i), result.get(i), expected[i]);
+      return false;
+    }
+  return true;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  long count = argc > 1 ? std::atol(argv[1]) : 1000, seed = argc > 2 ? std::atol(argv[2]) : long(std::random_device{}());
+  std::mt19937 random(seed);
+  auto below = [&](int64_t n) { return int64_t(random() % uint64_t(n)); };
+  std::vector<const Kernels*> sets{&baseline};
+#ifdef GCONV_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    sets.push_back(&avx2);
+    sets.push_back(&long_vectors);
+  }
+#endif
+  long done = 0;
+  while (done < count) {
+    Problem p{};
+    p.batch = 1 + below(3);
+    int rank = 1 + below(3);
+    for (int i = 0; i < 3; ++i) {
+      bool used = i >= 3 - rank;
+      p.in[i] = used ? 1 + below(rank == 1 ? 80 : rank == 2 ? 15 : 7) : 1;
+      p.window[i] = used ? 1 + below(rank == 1 ? 12 : rank == 2 ? 6 : 4) : 1;
+      p.strides[i] = used ? 1 + below(4) : 1;
+      p.dilation[i] = used ? 1 + below(3) : 1;
+      p.low[i] = used ? below(8) - 2 : 0;
+      p.out[i] = used ? 1 + below((p.in[i] + 8) / p.strides[i] + 1) : 1;  // also where no padding would put them
+      if (used && below(40) == 0) p.strides[i] = int64_t{1} << (1 + below(31));
+      if (used && below(40) == 0) p.dilation[i] = int64_t{1} << (1 + below(31));
+      if (used && below(40) == 0) p.low[i] = (int64_t{1} << (1 + below(31))) * (below(2) ? 1 : -1);
+    }
+    const int64_t sizes[] = {1, 1, 1, 2, 3, 4, 4, 5, 7, 8, 9, 12, 16, 17, 24, 33};
+    p.channels = sizes[below(16)], p.filters = sizes[below(16)], p.groups = 1 + below(20);
+    if (below(3) == 0) p.channels = p.filters = 1, p.groups = 1 + below(70);
+    double work = double(p.batch) * p.out[0] * p.out[1] * p.out[2] * p.window[0] * p.window[1] * p.window[2] * p.groups *
+                  p.channels * p.filters;
+    if (work > 2e6) continue;
+    for (const Kernels* set : sets) {
+      Role role = Role(below(3));
+      Type type = Type(below(3) ? 0 : below(4));
+      if (!test(*set, role, type, p, random)) {
+        std::printf("%s, role %d, type %d, batch %ld, groups %ld x (%ld -> %ld)\n", set->name, int(role), int(type), long(p.batch),
+                    long(p.groups), long(p.channels), long(p.filters));
+        for (int i = 0; i < 3; ++i)
+          std::printf("axis %d: in %ld, out %ld, window %ld, stride %ld, low %ld, dilation %ld\n", i, long(p.in[i]),
+                      long(p.out[i]), long(p.window[i]), long(p.strides[i]), long(p.low[i]), long(p.dilation[i]));
+        std::printf("seed %ld, problem %ld\n", seed, done);
+        return 1;
+      }
+    }
+    ++done;
+  }
+  std::printf("%ld problems, %ld instruction sets, seed %ld: all equal\n", done, long(sets.size()), seed);
+  return 0;
+}

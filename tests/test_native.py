@@ -1,0 +1,347 @@
+"""The CPU kernels: what keeps them away, what they refuse, and that threads, processes and NaN do not disturb them.
+
+Their numbers are compared with the oracle where all implementations are; `make sanitize` adds thousands of random problems.
+"""
+
+import concurrent.futures
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import gconv
+from gconv import backends, native, roles
+from gconv.geometry import Geometry, geometry
+
+ROOT = Path(__file__).parent.parent
+MISSING = native.load()[1]
+built = pytest.mark.skipif(MISSING is not None, reason=f"native: {MISSING}")
+
+
+def random(shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+# --- the library ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh():
+    """Lets `native.load` look again, and forgets afterwards what it found."""
+    native.load.cache_clear()
+    yield
+    native.load.cache_clear()
+
+
+def test_without_the_library_the_others_run_and_the_reason_says_how_to_get_it(fresh, monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "__path__", [str(tmp_path)])
+    reasons = gconv.implementations("cpu")
+    assert "it was not built" in reasons["native"] and "pip install" in reasons["native"]
+    assert reasons["xla"] is None and reasons["lax"] is None
+    x, kernel = random((1, 6, 6, 4)), random((3, 3, 1, 4))
+    assert gconv.grouped_conv(x, kernel).shape == (1, 4, 4, 4)
+    with pytest.raises(ValueError, match="'native' cannot run role 'y': it was not built"):
+        gconv.grouped_conv(x, kernel, implementation="native")
+
+
+def test_a_broken_library_is_a_reason(fresh, monkeypatch, tmp_path):
+    (tmp_path / "libgconv.so").write_bytes(b"not a library")
+    monkeypatch.setattr(native, "__path__", [str(tmp_path)])
+    assert "does not load" in gconv.implementations("cpu")["native"]
+
+
+@built
+@pytest.mark.parametrize("running", [(0, 0), (1, 9), None])
+def test_a_library_for_a_newer_interface_is_not_registered(fresh, monkeypatch, running):
+    monkeypatch.setattr(native, "running_ffi_version", lambda: running)
+    assert "it was built for XLA FFI (0, " in gconv.implementations("cpu")["native"]
+
+
+@built
+def test_the_library_was_built_with_the_oldest_supported_headers():
+    required = re.search(r'"jaxlib==(\d+\.\d+\.\d+)"', (ROOT / "pyproject.toml").read_text())[1]
+    assert tuple(map(int, required.split("."))) <= tuple(map(int, jax.__version__.split(".")[:3]))
+    assert divmod(native.load()[0].gconv_ffi_version(), 1000) <= native.running_ffi_version()
+
+
+def test_other_platforms_and_types_are_refused_with_a_reason():
+    g = Geometry((4,), (3,), (1,), ((0, 0),), (1,), 2, 1, 1)
+    assert "not on 'cuda'" in backends.native.why_not("y", g, jnp.float32, "cuda")
+    assert "not for complex64" in backends.native.why_not("y", g, jnp.complex64, "cpu")
+
+
+# --- processes -----------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import hashlib, json, os, sys
+{first}
+import jax, numpy as np, gconv
+from gconv import native, roles
+from gconv.geometry import geometry
+rng = np.random.default_rng(5)
+hashes = []
+for shape, kernel, options in (((8, 29, 31, 40), (3, 3, 1, 40), {{}}), ((8, 19, 30, 36), (3, 5, 4, 36), {{"strides": 2}}),
+                               ((9, 17, 14, 48), (3, 3, 16, 51), {{}})):
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in (shape, kernel))
+    y, pull = jax.vjp(lambda x, w: gconv.grouped_conv(x, w, padding="same", implementation="native", **options), x, w)
+    for a in (y, *pull(y)):
+        hashes.append(hashlib.sha256(np.asarray(a).tobytes()).hexdigest())
+print(json.dumps([native.instruction_set(), hashes]))
+"""
+
+
+def run_program(first="", **environment):
+    env = {**os.environ, **environment}
+    command = [sys.executable, "-c", PROGRAM.format(first=first)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@built
+def test_results_are_the_same_to_the_bit_from_run_to_run_and_on_one_processor():
+    first = run_program()
+    assert run_program() == first
+    if hasattr(os, "sched_setaffinity"):
+        assert run_program("os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})") == first
+
+
+@built
+def test_an_instruction_set_can_be_forced():
+    name, hashes = run_program(GCONV_NATIVE_ISA="baseline")
+    assert name == "baseline" and len(hashes) == 9
+
+
+FORK = """
+import multiprocessing, sys
+import numpy as np, gconv
+def work(_):
+    x, w = np.ones((2, 40, 40, 32), np.float32), np.ones((3, 3, 1, 32), np.float32)
+    return float(gconv.grouped_conv(x, w, implementation="native").sum())
+if __name__ == "__main__":
+    assert gconv.implementations("cpu")["native"] is None  # loaded before the fork, no backend started
+    with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
+        print(pool.map(work, range(2)))
+"""
+
+
+@built
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_workers(method, tmp_path):
+    if method not in __import__("multiprocessing").get_all_start_methods():
+        pytest.skip(f"no {method} on this system")
+    script = tmp_path / "workers.py"
+    script.write_text(FORK)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script, method], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [2 * 38 * 38 * 32 * 9.0] * 2
+
+
+# --- threads -------------------------------------------------------------------------------------------------------------
+
+
+@built
+def test_many_threads_and_nested_loops_do_not_wait_for_each_other():
+    """Eight Python threads run jitted gradients under scan and vmap, and pmap over all devices, at once."""
+    x, kernel = random((4, 33, 33, 24)), random((3, 3, 2, 24), seed=1)
+
+    def loss(w, x):
+        y = gconv.grouped_conv(x, w, padding="same", implementation="native")
+        return jnp.sum(y * y)
+
+    def nested(w, x):
+        def body(w, _):
+            each = jax.vmap(jax.grad(loss), in_axes=(None, 0))(w, x[:, None])
+            return w - 1e-6 * each.sum(0), each.sum()
+
+        return jax.lax.scan(body, w, length=3)[0]
+
+    jitted = jax.jit(nested)
+    expected = np.asarray(jitted(kernel, x))
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    mapped = jax.jit(
+        jax.shard_map(
+            lambda w, x: jax.lax.psum(jax.grad(loss)(jax.lax.pcast(w, "d", to="varying"), x), "d"),
+            mesh=mesh,
+            in_specs=(spec(), spec("d")),
+            out_specs=spec(),
+        )
+    )
+    wide = jnp.concatenate([x, x])
+    mapped_expected = np.asarray(mapped(kernel, wide))
+    barrier = threading.Barrier(8)
+
+    def work(i):
+        barrier.wait()
+        for _ in range(5):
+            if i % 4 == 3:
+                np.testing.assert_array_equal(np.asarray(mapped(kernel, wide)), mapped_expected)
+            else:
+                np.testing.assert_array_equal(np.asarray(jitted(kernel, x)), expected)
+        return i
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert sorted(f.result(timeout=240) for f in [pool.submit(work, i) for i in range(8)]) == [*range(8)]
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------------
+
+GOOD = {
+    "role": np.int64(0),
+    "input": np.array([1, 1, 9]),
+    "output": np.array([1, 1, 7]),
+    "window": np.array([1, 1, 3]),
+    "strides": np.array([1, 1, 1]),
+    "low": np.array([0, 0, 0]),
+    "dilation": np.array([1, 1, 1]),
+    "groups": np.int64(2),
+    "channels": np.int64(3),
+    "filters": np.int64(4),
+}
+SHAPES = {"x": (2, 1, 1, 9, 6), "w": (1, 1, 3, 3, 8), "y": (2, 1, 1, 7, 8)}
+HUGE = np.iinfo(np.int64).max
+
+
+def call(*, x=SHAPES["x"], w=SHAPES["w"], y=SHAPES["y"], dtype="float32", other=None, scratch=1 << 16, **attributes):
+    native.register()
+    result = (jax.ShapeDtypeStruct(y, dtype), jax.ShapeDtypeStruct((scratch,), jnp.uint8))
+    run = jax.ffi.ffi_call(native.TARGET, result)
+    return run(jnp.ones(x, dtype), jnp.ones(w, other or dtype), **(GOOD | attributes))[0]
+
+
+@built
+def test_a_well_formed_call_runs():
+    np.testing.assert_array_equal(call(), np.full(SHAPES["y"], 9.0))
+
+
+@built
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    (
+        ({"x": (2, 1, 9, 6)}, "five axes"),
+        ({"x": (3, 1, 1, 9, 6)}, "does not fit"),
+        ({"x": (2, 1, 1, 8, 6)}, "does not fit"),
+        ({"w": (1, 1, 3, 3, 9)}, "does not fit"),
+        ({"y": (2, 1, 1, 8, 8)}, "does not fit"),
+        ({"dtype": "int32"}, "float32, float64, bfloat16 or float16"),
+        ({"other": "bfloat16"}, "one type"),
+        ({"scratch": 8}, "scratch is too small"),
+        ({"role": np.int64(3)}, "role must be"),
+        ({"role": np.int64(1)}, "does not fit"),
+        ({"strides": np.array([1, 1])}, "three entries"),
+        ({"strides": np.array([1, 1, 0])}, "strides must lie"),
+        ({"dilation": np.array([1, 1, -1])}, "dilations must lie"),
+        ({"window": np.array([1, 0, 3])}, "window sizes must lie"),
+        ({"input": np.array([1, 1, -9])}, "spatial sizes must lie"),
+        ({"low": np.array([0, 0, HUGE])}, "paddings must lie"),
+        ({"dilation": np.array([1, 1, HUGE])}, "dilations must lie"),
+        ({"groups": np.int64(HUGE)}, "groups, channels and filters must lie"),
+        ({"groups": np.int64(0)}, "groups, channels and filters must lie"),
+        ({"channels": np.int64(1 << 31)}, "does not fit"),
+    ),
+)
+def test_a_malformed_call_is_an_error(wrong, message):
+    with pytest.raises((ValueError, RuntimeError), match=f"gconv: .*{message}"):
+        jax.block_until_ready(call(**wrong))
+
+
+@built
+@pytest.mark.parametrize("axis", ["low", "dilation", "strides"])
+def test_huge_attributes_meet_no_data(axis):
+    """As large as they may be, a stride, a dilation or a padding leaves whole windows outside."""
+    values = np.array([0, 0, 1 << 31] if axis == "low" else [1, 1, 1 << 31])
+    out = np.asarray(call(**{axis: values}))
+    expected = {"low": [0.0] * 7, "dilation": [3.0] * 7, "strides": [9.0] + [0.0] * 6}[axis]
+    np.testing.assert_array_equal(out[0, 0, 0, :, 0], expected)
+
+
+@built
+@pytest.mark.parametrize("role", "yxw")
+def test_an_empty_batch(role):
+    g = Geometry((5, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 4, 2, 3)
+    shapes = {"x": g.x_shape(0), "y": g.y_shape(0), "w": g.kernel_shape}
+    operands = {name: jnp.ones(shapes[name]) for name in roles.OPERANDS[role]}
+    result = roles.bind(role, operands, geometry=g, dtype=jnp.float32, precision=None, implementation="native")
+    np.testing.assert_array_equal(result, np.zeros(shapes[role]))
+
+
+# --- NaN, memory, choice ---------------------------------------------------------------------------------------------------
+
+
+@built
+@pytest.mark.parametrize("groups, channels, filters", [(37, 1, 1), (9, 4, 4), (5, 3, 2), (3, 12, 5), (3, 5, 16), (2, 17, 24)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_nan_reaches_exactly_the_windows_that_hold_it(groups, channels, filters, bad):
+    options = {"strides": (2, 1), "dilation": (1, 2), "padding": ((2, 1), (3, 0))}
+    facts = {"groups": groups, "strides": (2, 1), "dilation": (1, 2), "pads": ((2, 1), (3, 0))}
+    x, kernel = np.zeros((2, 9, 11, groups * channels)), np.ones((3, 3, channels, groups * filters))
+    x[1, 4, 6, 2 % x.shape[-1]] = x[0, 0, 10, -1] = 1
+    held = oracle.conv(x, kernel, **facts) > 0  # the windows that hold one of the two
+    values = jnp.asarray(np.where(x > 0, bad, random(x.shape)), jnp.float32)
+    run = jax.jit(lambda x, w: gconv.grouped_conv(x, w, implementation="native", groups=groups, **options))
+    y, pull = jax.vjp(run, values, random(kernel.shape, seed=1))
+    np.testing.assert_array_equal(~np.isfinite(y), held)
+    assert bool(jnp.isfinite(pull(jnp.ones_like(y))[0]).all())  # role x does not read x
+    ct = np.zeros(y.shape)
+    ct[0, 1, 3, -1] = 1
+    reached = oracle.input_gradient(ct, kernel, x.shape, **facts) > 0
+    spoiled = jnp.asarray(np.where(ct > 0, bad, random(y.shape, seed=2)), jnp.float32)
+    np.testing.assert_array_equal(~np.isfinite(pull(spoiled)[0]), reached)
+
+
+@built
+def test_explain_tells_the_scratch_and_it_is_no_copy_of_the_data():
+    x, kernel = jax.ShapeDtypeStruct((8, 56, 56, 96), "float32"), jax.ShapeDtypeStruct((3, 3, 1, 96), "float32")
+    found = gconv.explain(x, kernel, padding="same", platform="cpu")
+    assert [r.implementation for r in found.roles] == ["native"] * 3
+    size = 4 * 8 * 56 * 56 * 96
+    assert found["y"].scratch is not None and found["y"].scratch < size / 100
+    assert found["x"].scratch < size / 100
+    assert 0 < found["w"].scratch < size / 20
+
+
+@built
+def test_programs_that_leave_this_machine_are_free_of_custom_calls():
+    run = jax.jit(lambda x, w: gconv.grouped_conv(x, w))
+    x, kernel = random((2, 8, 8, 6)), random((3, 3, 1, 6))
+    assert "gconv_y_native" in run.lower(x, kernel).as_text(debug_info=True)
+    exported = jax.export.export(run, platforms=("cpu", "cuda"))(x, kernel)
+    assert native.TARGET not in exported.mlir_module()
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.device_put(x.repeat(2, 0), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d")))
+    assert native.TARGET not in run.lower(spread, kernel).as_text()
+
+
+@built
+def test_half_precision_sums_in_float32():
+    """4096 ones: a sum in bfloat16 would stop at 256, one in float16 at 2048."""
+    for dtype in ("bfloat16", "float16"):
+        _, facts = geometry((1, 4096, 8), (1, 1, 8))
+        operands = {"x": jnp.ones((1, 4096, 8), dtype), "y": jnp.ones((1, 4096, 8), dtype)}
+        total = roles.bind("w", operands, geometry=facts, dtype=jnp.dtype(dtype), precision=None, implementation="native")
+        np.testing.assert_array_equal(np.asarray(total, np.float32), np.full((1, 1, 8), 4096.0))
+
+
+def test_the_command_reports_and_checks_itself(monkeypatch, capsys):
+    from gconv import __main__ as command
+
+    monkeypatch.setattr(command, "SECONDS", 0.1)
+    assert command.main() == 0
+    printed = capsys.readouterr().out
+    assert "all correct" in printed and jax.__version__ in printed
+    for name in gconv.implementations():
+        assert name in printed
+    monkeypatch.setattr(command, "_by_loops", lambda x, kernel, ct, strides: (ct + 1, x, kernel))
+    assert command.main() == 1
+    assert "FAILED" in capsys.readouterr().out
