@@ -77,7 +77,7 @@ class GatherNarrow {
   void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
     const A* weights = static_cast<const A*>(scratch);
     if (packs())
-      for_each(parallel, lanes.blocks, [&](int64_t block) { pack(block, w, static_cast<A*>(scratch)); });
+      for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L, [&](int64_t block) { pack(block, w, static_cast<A*>(scratch)); });
     else
       weights = reinterpret_cast<const A*>(w);
     // A unit is a stretch of rows; a long row is cut into stretches of its own.
@@ -88,7 +88,7 @@ class GatherNarrow {
     int64_t per_unit = maximum(1, minimum(WORK / maximum(work, 1), ceil_div(items, 4 * parallel.threads)));
     int64_t pieces = minimum(lanes.blocks, maximum(1, 2 * parallel.threads / maximum(items, 1)));  // of the channels
     pieces = maximum(1, minimum(pieces, work / WORK));
-    for_each(parallel, ceil_div(items, per_unit) * pieces, [&](int64_t unit) {
+    for_each(parallel, ceil_div(items, per_unit) * pieces, 1 << 14, [&](int64_t unit) {
       int64_t piece = unit % pieces, first = unit / pieces * per_unit, last = minimum(first + per_unit, items);
       Lists lists;
       for (int64_t item = first; item < last; ++item)

@@ -53,7 +53,7 @@ class GatherWide {
     A* packed = static_cast<A*>(scratch);
     T* zeros = reinterpret_cast<T*>(packed + packed_size());
     memset(zeros, 0, g.sources * sizeof(T));
-    for_each(parallel, g.groups, [&](int64_t group) { pack(group, w, packed); });
+    for_each(parallel, g.groups, g.taps * g.sources * vectors * L, [&](int64_t group) { pack(group, w, packed); });
 
     int64_t stretch = TILE * maximum(1, minimum(4, 8192 / TILE / g.taps));
     List<Pixels> stretches;
@@ -65,7 +65,7 @@ class GatherWide {
           for (int64_t i = 0; i < pixels; i += stretch) stretches.push({d, h, w, i, minimum(stretch, pixels - i)});
         }
     int64_t pieces = minimum(g.groups, ceil_div(4 * parallel.threads, maximum(stretches.size, 1)));
-    for_each(parallel, stretches.size * pieces, [&](int64_t unit) {
+    for_each(parallel, stretches.size * pieces, 1 << 14, [&](int64_t unit) {
       int64_t piece = unit % pieces;
       results(stretches[unit / pieces], g.groups * piece / pieces, g.groups * (piece + 1) / pieces, x, packed, zeros, result);
     });

@@ -1,8 +1,10 @@
 // The kernels of one instruction set: compiled once for each, with GCONV_KERNELS its name and VECTOR_BYTES its vectors' width.
 
+#include "gather_depthwise.h"
 #include "gather_narrow.h"
 #include "gather_wide.h"
 #include "problem.h"
+#include "reduce_depthwise.h"
 #include "reduce_narrow.h"
 #include "reduce_wide.h"
 
@@ -14,10 +16,13 @@ template <class T, class F>
 auto choose(Role role, const Problem& p, const F& f) {
   constexpr int L = LANES<Wide<T>>;
   int64_t results = role == Role::x ? p.channels : p.filters;
+  bool depthwise = p.channels == 1 && p.filters == 1;
   if (role == Role::w) {
+    if (depthwise) return f(ReduceDepthwise<T>(p));
     if (results < L || p.channels < 4) return f(ReduceNarrow<T>(p));
     return f(ReduceWide<T>(p));
   }
+  if (depthwise) return f(GatherDepthwise<T>(role, p));
   if (results < L) return f(GatherNarrow<T>(role, p));
   return f(GatherWide<T>(role, p));
 }

@@ -1,11 +1,15 @@
 // Parallel loops on XLA's own thread pool, which can only schedule tasks: they may run in the caller, late, or when the loop is
-// long over. So the loop is a counter that the caller and the tasks take units from. The caller works until none is left and then
-// waits for the units that others have begun, never for a task to start: a busy pool, a pool of one thread and a loop inside a
-// task of the same pool cannot deadlock. A late task finds no unit and leaves.
+// long over. So the loop is a counter that the caller and the tasks take ranges from. The caller works until none is left and then
+// waits for the ranges that others have begun, never for a task to start: a busy pool, a pool of one thread and a loop inside a
+// task of the same pool cannot deadlock. A late task finds nothing left and leaves.
+//
+// The ranges start long, so that neighbouring units stay in one cache, and shrink, so that all threads finish together, also when
+// one began late.
 
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -15,34 +19,51 @@
 namespace gconv {
 
 struct Job {
-  const int64_t units;
-  void (*const body)(void*, int64_t);
-  void* const argument;  // the caller's: touched only by who holds a unit
+  const int64_t units, grain, threads;
+  const Parallel::Body body;
+  void* const argument;  // the caller's: touched only by who holds a range
   std::atomic<int64_t> next{0}, done{0};
   std::mutex mutex;
   std::condition_variable finished;
 
-  Job(int64_t units, void (*body)(void*, int64_t), void* argument) : units(units), body(body), argument(argument) {}
+  Job(int64_t units, int64_t grain, int64_t threads, Parallel::Body body, void* argument)
+      : units(units), grain(grain), threads(threads), body(body), argument(argument) {}
 
   void work() {
-    for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < units;) {
-      body(argument, unit);
-      if (done.fetch_add(1, std::memory_order_acq_rel) + 1 == units) {
+    int64_t first = next.load(std::memory_order_relaxed);
+    while (first < units) {
+      int64_t left = units - first, share = left / (2 * threads), size = share > grain ? share : grain < left ? grain : left;
+      if (!next.compare_exchange_weak(first, first + size, std::memory_order_relaxed)) continue;
+      body(argument, first, first + size);
+      if (done.fetch_add(size, std::memory_order_acq_rel) + size == units) {
         std::lock_guard<std::mutex> lock(mutex);
         finished.notify_one();
       }
+      first = next.load(std::memory_order_relaxed);
     }
   }
+
+  // The others are at their last range, which is short: to sleep and be woken would take longer.
   void wait() {
-    for (int i = 0; i < 2000; ++i)  // a few microseconds: the others are usually at their last unit
-      if (done.load(std::memory_order_acquire) == units) return;
+    using Clock = std::chrono::steady_clock;
+    for (auto end = Clock::now() + std::chrono::microseconds(50); Clock::now() < end;)
+      for (int i = 0; i < 32; ++i) {
+        if (done.load(std::memory_order_acquire) == units) return;
+        pause();
+      }
     std::unique_lock<std::mutex> lock(mutex);
     finished.wait(lock, [&] { return done.load(std::memory_order_acquire) == units; });
   }
+
+  static void pause() {
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+  }
 };
 
-inline void in_the_caller(const Parallel&, int64_t units, void (*body)(void*, int64_t), void* argument) {
-  for (int64_t unit = 0; unit < units; ++unit) body(argument, unit);
+inline void in_the_caller(const Parallel&, int64_t units, int64_t, Parallel::Body body, void* argument) {
+  if (units > 0) body(argument, 0, units);
 }
 
 // Pool has Schedule(callable), which does not block.
@@ -51,10 +72,10 @@ struct OnPool : Parallel {
   Pool* pool;
   OnPool(Pool* pool, int64_t threads) : Parallel{run_on_pool, threads}, pool(pool) {}
 
-  static void run_on_pool(const Parallel& self, int64_t units, void (*body)(void*, int64_t), void* argument) {
-    int64_t helpers = (units < self.threads ? units : self.threads) - 1;
-    if (helpers < 1) return in_the_caller(self, units, body, argument);
-    auto job = std::make_shared<Job>(units, body, argument);
+  static void run_on_pool(const Parallel& self, int64_t units, int64_t grain, Body body, void* argument) {
+    int64_t ranges = units / grain, helpers = (ranges < self.threads ? ranges : self.threads) - 1;
+    if (helpers < 1) return in_the_caller(self, units, grain, body, argument);
+    auto job = std::make_shared<Job>(units, grain, helpers + 1, body, argument);
     for (int64_t i = 0; i < helpers; ++i) static_cast<const OnPool&>(self).pool->Schedule([job] { job->work(); });
     job->work();
     job->wait();

@@ -24,9 +24,11 @@ struct Problem {
   int64_t groups, channels, filters;
 };
 
-// Runs body(argument, unit) for every unit in [0, units), in any order and on any thread, and returns when all are done.
+// Covers [0, units) with ranges of at least `grain` units, runs body(argument, first, last) for each of them, in any order and on
+// any thread, and returns when all are done.
 struct Parallel {
-  void (*run)(const Parallel& self, int64_t units, void (*body)(void* argument, int64_t unit), void* argument);
+  using Body = void (*)(void* argument, int64_t first, int64_t last);
+  void (*run)(const Parallel& self, int64_t units, int64_t grain, Body body, void* argument);
   int64_t threads;
 };
 

@@ -19,6 +19,13 @@ struct Segment {  // of a row of y, and the row of x that one tap of the outer a
   int64_t pixel;  // of the segment's first pixel in its patch
 };
 
+// Enough to keep threads busy, but no more memory than a quarter of the operands or a megabyte.
+int64_t partitions_of(const Problem& p, int64_t units, int64_t partial_size, int64_t element) {
+  int64_t in = p.in[0] * p.in[1] * p.in[2] * p.groups * p.channels, out = p.out[0] * p.out[1] * p.out[2] * p.groups * p.filters;
+  int64_t room = maximum(p.batch * (in + out) / 4, (1 << 20) / element) / maximum(partial_size, 1);
+  return maximum(1, minimum(minimum(units, 16), maximum(room, 4)));
+}
+
 struct Patches {
   const Problem& p;
   int64_t rows, columns;                   // of y in a patch
@@ -32,10 +39,7 @@ struct Patches {
     rows = columns < p.out[2] ? 1 : maximum(1, minimum(pixels / columns, all));
     across = ceil_div(p.out[2], columns);
     count = p.out[2] ? ceil_div(all, rows) * across : 0;
-    // Enough to keep threads busy, but no more memory than a quarter of the operands or a megabyte.
-    int64_t operands = p.batch * (p.in[0] * p.in[1] * p.in[2] * in_channels + p.out[0] * p.out[1] * p.out[2] * out_channels);
-    int64_t room = maximum(operands / 4, (1 << 20) / element) / maximum(partial_size, 1);
-    partitions = maximum(1, minimum(minimum(count, 16), maximum(room, 4)));
+    partitions = partitions_of(p, count, partial_size, element);
   }
   int64_t first_patch(int64_t partition) const { return count * partition / partitions; }
 

@@ -99,7 +99,7 @@ class ReduceNarrow {
   void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
     A* partial = static_cast<A*>(scratch);
     int64_t pieces = minimum(ceil_div(lanes.blocks, 4), ceil_div(4 * parallel.threads, patches.partitions));
-    for_each(parallel, patches.partitions * pieces, [&](int64_t unit) {
+    for_each(parallel, patches.partitions * pieces, 1 << 14, [&](int64_t unit) {
       int64_t partition = unit / pieces, piece = unit % pieces, quads = ceil_div(lanes.blocks, 4);
       int64_t from = quads * piece / pieces * 4, to = minimum(quads * (piece + 1) / pieces * 4, lanes.blocks);
       A* own = partial + partition * partial_size;
@@ -110,7 +110,7 @@ class ReduceNarrow {
       for (int64_t i = patches.first_patch(partition); i < patches.first_patch(partition + 1); ++i)
         patch(i, from, to, x, y, own, segments, spread);
     });
-    for_each(parallel, lanes.blocks, [&](int64_t block) { add(block, partial, result); });
+    for_each(parallel, lanes.blocks, lanes.vectors * p.filters * taps * (patches.partitions + L), [&](int64_t block) { add(block, partial, result); });
   }
 
  private:

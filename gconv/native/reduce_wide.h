@@ -55,7 +55,7 @@ class ReduceWide {
   void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
     A* partial = static_cast<A*>(scratch);
     int64_t pieces = minimum(p.groups, ceil_div(4 * parallel.threads, patches.partitions));
-    for_each(parallel, patches.partitions * pieces, [&](int64_t unit) {
+    for_each(parallel, patches.partitions * pieces, 1 << 14, [&](int64_t unit) {
       int64_t partition = unit / pieces, piece = unit % pieces, size = partial_size / p.groups;
       int64_t first = p.groups * piece / pieces, last = p.groups * (piece + 1) / pieces;
       A* own = partial + partition * partial_size;
@@ -64,7 +64,7 @@ class ReduceWide {
       for (int64_t i = patches.first_patch(partition); i < patches.first_patch(partition + 1); ++i)
         for (int64_t group = first; group < last; ++group) patch(i, group, x, y, own + group * size, segments);
     });
-    for_each(parallel, p.groups * taps, [&](int64_t row) { add(row / taps, row % taps, partial, result); });
+    for_each(parallel, p.groups * taps, p.channels * vectors * patches.partitions, [&](int64_t row) { add(row / taps, row % taps, partial, result); });
   }
 
  private:

@@ -7,7 +7,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#ifdef __F16C__
+#include <type_traits>
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -41,6 +42,11 @@ struct VectorOf {
 };
 template <class A>
 constexpr int LANES = VECTOR_BYTES / sizeof(A);
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
 template <class T>
 using Vector = typename VectorOf<Wide<T>, VECTOR_BYTES>::type;  // of the type that T is computed in
 
@@ -59,7 +65,10 @@ ALWAYS_INLINE Half narrow(Floats f, Bf16) {  // to nearest even; a NaN stays one
   return __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40) & nan), Half);
 }
 
-#if defined(__F16C__) && VECTOR_BYTES == 32
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+ALWAYS_INLINE Floats widen(Half h, F16) { return (Floats)_mm512_cvtph_ps((__m256i)h); }
+ALWAYS_INLINE Half narrow(Floats f, F16) { return (Half)_mm512_cvtps_ph((__m512)f, _MM_FROUND_TO_NEAREST_INT); }
+#elif defined(__F16C__) && VECTOR_BYTES == 32
 ALWAYS_INLINE Floats widen(Half h, F16) { return (Floats)_mm256_cvtph_ps((__m128i)h); }
 ALWAYS_INLINE Half narrow(Floats f, F16) { return (Half)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT); }
 #else
@@ -116,29 +125,58 @@ ALWAYS_INLINE void store(T* to, Vector<T> v) {
   }
 }
 
+#ifdef __AVX512F__
+// A mask register with the first `count` lanes.
+ALWAYS_INLINE uint32_t first_lanes(int64_t count) { return count >= 32 ? ~0u : (1u << count) - 1; }
+#elif defined(__AVX2__)
+// A vector with ones in the first `words` 32-bit words.
+ALWAYS_INLINE __m256i first_words(int64_t words) {
+  static const int32_t bits[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits + 8 - (words < 8 ? words : 8)));
+}
+#endif
+
 // The first `count` elements, and zeros in the other lanes; nothing beyond them is touched.
 template <class T>
 ALWAYS_INLINE Vector<T> load_first(const T* from, int64_t count) {
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_maskz_loadu_pd(first_lanes(count), from);
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm512_maskz_loadu_ps(first_lanes(count), from);
+  if constexpr (sizeof(T) == 2) return widen((Half)_mm256_maskz_loadu_epi16(first_lanes(count), from), T{});
+#elif defined(__AVX512F__)
+  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm256_maskz_loadu_pd(first_lanes(count), from);
+  if constexpr (sizeof(T) == 4) return (Vector<T>)_mm256_maskz_loadu_ps(first_lanes(count), from);
+  if constexpr (sizeof(T) == 2) return widen((Half)_mm_maskz_loadu_epi16(first_lanes(count), from), T{});
+#else
 #if defined(__AVX2__) && VECTOR_BYTES == 32
-  if constexpr (sizeof(T) >= 4) {
-    static const int32_t bits[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
-    int64_t words = count * (int64_t)(sizeof(T) / 4);
-    Word mask;
-    memcpy(&mask, bits + 8 - (words < 8 ? words : 8), sizeof mask);
-    typedef int v8si __attribute__((vector_size(32)));
-    return (Vector<T>)__builtin_ia32_maskloadps256((const VectorOf<float, 32>::type*)from, (v8si)mask);
-  }
+  if constexpr (sizeof(T) >= 4)
+    return (Vector<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(from), first_words(count * (sizeof(T) / 4)));
 #endif
   T lanes[LANES<Wide<T>>] = {};
   for (int64_t i = 0; i < count && i < LANES<Wide<T>>; ++i) lanes[i] = from[i];
   return load(lanes);
+#endif
 }
 
 template <class T>
 ALWAYS_INLINE void store_first(T* to, Vector<T> v, int64_t count) {
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8) return _mm512_mask_storeu_pd(to, first_lanes(count), (__m512d)v);
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)v);
+  if constexpr (sizeof(T) == 2) return _mm256_mask_storeu_epi16(to, first_lanes(count), (__m256i)narrow(v, T{}));
+#elif defined(__AVX512F__)
+  if constexpr (sizeof(T) == 8) return _mm256_mask_storeu_pd(to, first_lanes(count), (__m256d)v);
+  if constexpr (sizeof(T) == 4) return _mm256_mask_storeu_ps(to, first_lanes(count), (__m256)v);
+  if constexpr (sizeof(T) == 2) return _mm_mask_storeu_epi16(to, first_lanes(count), (__m128i)narrow(v, T{}));
+#else
+#if defined(__AVX2__) && VECTOR_BYTES == 32
+  if constexpr (sizeof(T) >= 4)
+    return _mm256_maskstore_ps(reinterpret_cast<float*>(to), first_words(count * (sizeof(T) / 4)), (__m256)v);
+#endif
   T lanes[LANES<Wide<T>>];
   store(lanes, v);
   for (int64_t i = 0; i < count && i < LANES<Wide<T>>; ++i) to[i] = lanes[i];
+#endif
 }
 
 template <class T>
@@ -216,10 +254,20 @@ ALWAYS_INLINE int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 ALWAYS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0, b > 0
 ALWAYS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }  // b > 0
 
-// parallel.run with a lambda.
+// parallel.run with a lambda of a range, of which each unit is about `work` operations on vectors: a range takes microseconds.
 template <class F>
-void for_each(const Parallel& parallel, int64_t units, const F& body) {
-  parallel.run(parallel, units, [](void* f, int64_t unit) { (*static_cast<const F*>(f))(unit); }, const_cast<F*>(&body));
+void for_ranges(const Parallel& parallel, int64_t units, int64_t work, const F& body) {
+  int64_t grain = maximum(1, (int64_t{1} << 14) / maximum(work, 1));
+  auto run = [](void* f, int64_t first, int64_t last) { (*static_cast<const F*>(f))(first, last); };
+  parallel.run(parallel, units, grain, run, const_cast<F*>(&body));
+}
+
+// The same with a lambda of one unit.
+template <class F>
+void for_each(const Parallel& parallel, int64_t units, int64_t work, const F& body) {
+  for_ranges(parallel, units, work, [&](int64_t first, int64_t last) {
+    for (int64_t unit = first; unit < last; ++unit) body(unit);
+  });
 }
 
 }  // namespace

@@ -1,0 +1,177 @@
+// Depthwise convolution: lanes are channels, and each channel meets its own filter only.
+//
+// All three roles are one loop nest: a tile of neighbouring results of one row (role w: of pixels of y) meets the taps of the
+// window. Along the row taps come in runs of up to 7 neighbours whose sources overlap: with a stride s, Q pixels and a run of K taps
+// share (Q - 1) * s + K sources. Each source is loaded once and meets up to K of the Q pixels:
+//
+//   (Q - 1) * s + K loads of sources for K * Q multiply-adds: 16 for 42 with a row of a 3 x 3 window (K = 3, Q = 14), 20 for 98 with
+//   one of 7 x 7
+//
+// Two multiply-adds a cycle of latency 4 need 8 running sums: Q is 14 where there are 32 registers and 7 where there are 16, which
+// divide the sizes that images have in practice. A source on the padding is left out with all that it would meet: one test for up
+// to K multiply-adds, and only in tiles at a border.
+//
+// All vectors of channels take their turn at a tile before the next tile, and rows follow each other: memory is read and written in
+// its own order, and the rows of a window stay in the second cache. (A chunk of channels at a time, so that they would stay in the
+// nearest, was up to twice as slow: the processor no longer knows what to fetch next.)
+
+#pragma once
+
+#include "gather.h"
+
+namespace gconv {
+namespace {
+
+constexpr int LONGEST_RUN = 7;
+constexpr int TILE = REGISTERS == 32 ? 14 : 7, HALF_TILE = REGISTERS == 32 ? 7 : 4;
+
+struct Run {                // of taps whose sources are neighbours
+  int64_t source, weights;  // of the first tap: offsets in elements
+  int64_t column;           // the pixel of its source along the row
+  int64_t taps;
+};
+
+struct Tile {
+  const Run* runs;
+  int64_t count;            // of runs
+  int64_t source, result;   // offsets in elements, of the pixels that the runs' own are relative to and of the first result
+  int64_t column;           // likewise along the row
+  int64_t left;             // results from here to the end of the row or its cut
+  int64_t weight_step;      // from one tap of a run to the next
+  bool edge;                // whether some source of a tile may be on the padding
+};
+
+// The rows of a problem, one after the other.
+class Rows {
+  const Problem& p;
+  const Gather& g;
+  int64_t channels, cut;
+  // What the rows of one depth have in common: for each phase of the height and the width the runs of all taps, those of one tap of
+  // the height together, so that the runs of any row are neighbours.
+  int64_t depth = -1;
+  List<Run> runs;
+  List<int64_t> begin;  // of the runs of (phase of the height, phase of the width)
+  List<int64_t> each;   // how many runs a tap of the height has, for each phase of the width
+
+ public:
+  Rows(const Problem& p, const Gather& g, int64_t cut) : p(p), g(g), channels(p.groups), cut(cut) {}
+
+  // Calls tile(Tile), which returns how many results it did, along a cut of row `index` of image `n`.
+  template <class F>
+  void row(int64_t n, int64_t index, int64_t part, const F& tile) {
+    const Axis &deep = g.axis[0], &height = g.axis[1], &width = g.axis[2];
+    int64_t at_depth = index / height.results, at_height = index % height.results;
+    if (at_depth != depth) plan(at_depth);
+    const Phase& hp = height.phases[at_height % height.step];
+    int64_t start = at_height / height.step * height.stride, first = hp.size, last = 0;
+    for (int64_t b = 0; b < hp.size; ++b)
+      if (int64_t source = hp.taps[b].source + start; source >= 0 && source < height.sources)
+        first = minimum(first, b), last = b + 1;
+    first = minimum(first, last);
+    int64_t image = (n * deep.sources * height.sources + start) * width.sources;
+    int64_t result = ((n * deep.results + at_depth) * height.results + at_height) * width.results;
+    for (int64_t w = 0; w < width.phases.size; ++w) {
+      const Phase& wp = width.phases[w];
+      Tile t;
+      t.runs = runs.data + begin[at_height % height.step * width.phases.size + w] + first * each[w];
+      t.count = (last - first) * each[w];
+      t.weight_step = wp.size > 1 ? channels * (wp.taps[1].index - wp.taps[0].index) : 0;
+      if (!ascends(wp)) t.weight_step = -t.weight_step;
+      int64_t end = minimum((part + 1) * cut, wp.count), inside, outside;
+      wp.interior(width.stride, width.sources, inside, outside);
+      for (int64_t q = part * cut; q < end;) {
+        t.source = (image + q * width.stride) * channels, t.column = q * width.stride;
+        t.result = (result + wp.first + q * width.step) * channels, t.left = end - q;
+        t.edge = q < inside || q + TILE > outside;
+        q += tile(t);
+      }
+    }
+  }
+
+ private:
+  static bool ascends(const Phase& phase) { return phase.size < 2 || phase.taps[1].source > phase.taps[0].source; }
+
+  void plan(int64_t at_depth) {
+    depth = at_depth;
+    runs.size = begin.size = each.size = 0;
+    const Axis &deep = g.axis[0], &height = g.axis[1], &width = g.axis[2];
+    const Phase& dp = deep.phases[depth % deep.step];
+    for (int64_t h = 0; h < height.phases.size; ++h)
+      for (int64_t w = 0; w < width.phases.size; ++w) {
+        int64_t last = runs.size;
+        begin.push(last);
+        for (int64_t b = 0; b < height.phases[h].size; ++b) {
+          last = runs.size;
+          for (int64_t a = 0; a < dp.size; ++a) {
+            int64_t source = dp.taps[a].source + depth / deep.step * deep.stride;
+            if (source < 0 || source >= deep.sources) continue;
+            const Tap& tap = height.phases[h].taps[b];
+            push(width.phases[w], (source * height.sources + tap.source) * width.sources,
+                 (dp.taps[a].index * p.window[1] + tap.index) * p.window[2]);
+          }
+        }
+        if (h == 0) each.push(0);
+        if (height.phases[h].size) each[w] = runs.size - last;
+      }
+  }
+
+  // The runs of one row of taps, in the order of their sources.
+  void push(const Phase& phase, int64_t row, int64_t tap) {
+    auto at = [&](int64_t i) { return phase.taps[ascends(phase) ? i : phase.size - 1 - i]; };
+    for (int64_t i = 0, taps; i < phase.size; i += taps) {
+      taps = 1;
+      if (g.axis[2].stride <= 2)
+        while (taps < LONGEST_RUN && i + taps < phase.size && at(i + taps).source == at(i).source + taps) ++taps;
+      runs.push({(row + at(i).source) * channels, (tap + at(i).index) * channels, at(i).source, taps});
+    }
+  }
+};
+
+// How the rows of a problem are cut, for threads and caches.
+struct Cuts {
+  int64_t size, count;
+  Cuts(const Gather& g, int64_t channels, int64_t element) {
+    constexpr int64_t BYTES = 64 << 10;  // of sources: a window's rows of this length stay in the second cache
+    int64_t longest = 1;
+    for (int64_t i = 0; i < g.axis[2].phases.size; ++i) longest = maximum(longest, g.axis[2].phases[i].count);
+    size = minimum(longest, maximum(BYTES / (channels * element * g.axis[2].stride) / TILE, 1) * TILE);
+    count = ceil_div(longest, size);
+  }
+};
+
+// Bit j tells whether source first + j * apart lies in [0, sources).
+ALWAYS_INLINE uint64_t valid_sources(int64_t first, int64_t apart, int64_t sources) {
+  int64_t from = minimum(63, ceil_div(maximum(-first, 0), apart));
+  int64_t to = maximum(from, minimum(63, first < sources ? (sources - 1 - first) / apart + 1 : 0));
+  return ((uint64_t{1} << to) - 1) & ~((uint64_t{1} << from) - 1);
+}
+
+// Calls meet(source, k, q) for each tap k of a run and pixel q of a tile; `valid` has a bit for each source that is not on the padding.
+template <class T, int Q, int K, int STRIDE, bool EDGE, bool PART, class F>
+ALWAYS_INLINE void slide(const T* x, int64_t step, uint64_t valid, int64_t lanes, const F& meet) {
+  UNROLL for (int j = 0; j < (Q - 1) * STRIDE + K; ++j, x += step) {
+    if (STRIDE > K && j % STRIDE >= K) continue;
+    if (EDGE && !(valid >> j & 1)) continue;
+    Vector<T> source = PART ? load_first(x, lanes) : load(x);
+    UNROLL for (int k = 0; k < K; ++k)
+      if (j >= k && (j - k) % STRIDE == 0 && (j - k) / STRIDE < Q) meet(source, k, (j - k) / STRIDE);
+  }
+}
+
+// Calls f with compile-time values of these three: at most two of the booleans' cases need code of their own.
+template <class F>
+ALWAYS_INLINE void with_stride(int64_t stride, bool edge, bool part, const F& f) {
+  auto with = [&](auto s) {
+    if (part)
+      f(s, std::true_type{}, std::true_type{});
+    else if (edge)
+      f(s, std::true_type{}, std::false_type{});
+    else
+      f(s, std::false_type{}, std::false_type{});
+  };
+  // Strides above 2 have runs of one tap, whose sources are `stride` pixels apart: as with a stride of 1 and longer steps.
+  stride == 2 ? with(std::integral_constant<int, 2>{}) : with(std::integral_constant<int, 1>{});
+}
+
+}  // namespace
+}  // namespace gconv

@@ -1,0 +1,97 @@
+// Role w of depthwise convolution (see depthwise.h): the register tile holds Q pixels of y, and each run of taps adds to its K sums,
+// which it loads and stores.
+//
+// The rows of y are cut into partitions, each with partial sums of its own that are added up in their order at the end. Their number
+// is fixed by the shapes alone, so the result does not depend on how many threads there are.
+
+#pragma once
+
+#include "depthwise.h"
+#include "reduce.h"
+
+namespace gconv {
+namespace {
+
+template <class T>
+class ReduceDepthwise {
+  using A = Wide<T>;
+  static constexpr int L = LANES<A>;
+  const Problem& p;
+  Gather g;
+  int64_t channels, vectors, partial_size;  // [tap][channel, in whole vectors]
+  Cuts cuts;
+  int64_t units, partitions;
+
+ public:
+  explicit ReduceDepthwise(const Problem& p)
+      : p(p), g(Role::y, p), channels(p.groups), vectors(ceil_div(channels, L)), partial_size(g.taps * vectors * L),
+        cuts(g, channels, sizeof(T)), units(g.batch * cuts.count * p.out[0] * p.out[1]),
+        partitions(partitions_of(p, units, partial_size, sizeof(A))) {}
+
+  int64_t scratch_bytes() const { return partitions * partial_size * (int64_t)sizeof(A); }
+
+  void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
+    A* partial = static_cast<A*>(scratch);
+    int64_t rows = p.out[0] * p.out[1];
+    int64_t chunks = maximum(1, minimum(vectors / 4, 4 * parallel.threads / partitions));
+    for_each(parallel, partitions * chunks, 1 << 14, [&](int64_t part) {
+      int64_t partition = part / chunks, chunk = part % chunks;
+      int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks;
+      A* own = partial + partition * partial_size;
+      for (int64_t tap = 0; tap < g.taps; ++tap) memset(own + (tap * vectors + from) * L, 0, (to - from) * L * sizeof(A));
+      Rows of(p, g, cuts.size);
+      for (int64_t unit = units * partition / partitions; unit < units * (partition + 1) / partitions; ++unit)
+        of.row(unit / rows / cuts.count, unit % rows, unit / rows % cuts.count, [&](const Tile& t) {
+          return t.left >= TILE        ? tile<TILE>(t, from, to, x, y, own)
+                 : t.left >= HALF_TILE ? tile<HALF_TILE>(t, from, to, x, y, own)
+                 : t.left >= 3         ? tile<3>(t, from, to, x, y, own)
+                                       : tile<1>(t, from, to, x, y, own);
+        });
+    });
+    for_each(parallel, g.taps, vectors * partitions, [&](int64_t tap) {
+      for (int64_t v = 0; v < vectors; ++v) {
+        const A* at = partial + (tap * vectors + v) * L;
+        Vector<T> sum = load(at);
+        for (int64_t i = 1; i < partitions; ++i) sum += load(at + i * partial_size);
+        store_first(result + tap * channels + v * L, sum, channels - v * L);
+      }
+    });
+  }
+
+ private:
+  template <int Q>
+  int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* y, A* partial) const {
+    for (int64_t v = from; v < to; ++v)
+      with_stride(g.axis[2].stride, t.edge, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
+        sum<Q, stride, edge, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L, partial + v * L);
+      });
+    return Q;
+  }
+
+  template <int Q, int STRIDE, bool EDGE, bool PART>
+  __attribute__((noinline)) void sum(const Tile& t, int64_t lanes, const T* x, const T* y, A* partial) const {
+    const Axis& width = g.axis[2];
+    int64_t apart = width.stride == STRIDE ? 1 : width.stride, row = vectors * L;
+    Vector<T> ours[Q];
+    UNROLL for (int q = 0; q < Q; ++q) ours[q] = PART ? load_first(y + q * channels, lanes) : load(y + q * channels);
+    for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
+      uint64_t valid = EDGE ? valid_sources(r->column + t.column, apart, width.sources) : 0;
+      A* sums = partial + r->weights / channels * row;
+#define CASE(K)                                                                                          \
+  case K: {                                                                                              \
+    Vector<T> sum[K];                                                                                    \
+    UNROLL for (int k = 0; k < K; ++k) sum[k] = load(sums + k * row);                                    \
+    slide<T, Q, K, STRIDE, EDGE, PART>(                                                                  \
+        x + r->source, apart* channels, valid, lanes,                                                    \
+        [&](Vector<T> source, int k, int q) __attribute__((always_inline)) { sum[k] += source * ours[q]; }); \
+    UNROLL for (int k = 0; k < K; ++k) store(sums + k * row, sum[k]);                                    \
+    break;                                                                                               \
+  }
+      switch (r->taps) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) }
+#undef CASE
+    }
+  }
+};
+
+}  // namespace
+}  // namespace gconv
