@@ -2,6 +2,7 @@
 //
 // Nothing here trusts its caller: a shape, a type or an attribute that does not fit gives an error, never an access.
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -17,7 +18,7 @@ namespace gconv {
 
 extern const Kernels baseline;
 #ifdef __x86_64__
-extern const Kernels avx2, avx512;
+extern const Kernels avx2, avx512, avx512_short;
 #endif
 
 namespace {
@@ -25,12 +26,12 @@ namespace {
 // --- instruction sets ------------------------------------------------------------------------------------------------------
 
 // The best that this processor has, or the one that GCONV_NATIVE_ISA names; nullptr if it has not got that one.
-const Kernels* choose_kernels() {
+const Kernels* choose_set() {
   const char* named = std::getenv("GCONV_NATIVE_ISA");
   auto wanted = [&](const Kernels& k) { return !named || !*named || !std::strcmp(named, k.name); };
 #ifdef __x86_64__
   __builtin_cpu_init();
-  if (named && wanted(avx512) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  if (wanted(avx512) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return &avx512;
   if (wanted(avx2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
@@ -39,9 +40,25 @@ const Kernels* choose_kernels() {
   return wanted(baseline) ? &baseline : nullptr;
 }
 
-const Kernels* kernels() {
-  static const Kernels* const chosen = choose_kernels();
+const Kernels* instruction_set() {
+  static const Kernels* const chosen = choose_set();
   return chosen;
+}
+
+// Of the instruction set in use, the kernels whose vectors the channels fill best: AVX-512 has shorter ones too.
+const Kernels& kernels_for(Role role, Type type, const Problem& p) {
+  const Kernels& longest = *instruction_set();
+#ifdef __x86_64__
+  if (&longest == &avx512) {
+    int64_t lanes = longest.vector_bytes / (type == Type::f64 ? 8 : 4);
+    bool depthwise = p.channels == 1 && p.filters == 1;
+    int64_t filled = depthwise ? p.groups : role == Role::x ? p.channels : p.filters;  // what vectors run along
+    auto padded = [&](int64_t lanes) { return (filled + lanes - 1) / lanes * lanes; };
+    if (filled < lanes || padded(lanes) > 1.1 * padded(lanes / 2)) return avx512_short;
+  }
+#endif
+  (void)role, (void)type, (void)p;
+  return longest;
 }
 
 // --- checks ----------------------------------------------------------------------------------------------------------------
@@ -106,7 +123,7 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
                 ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number, Three in, Three out, Three window, Three strides,
                 Three low, Three dilation, int64_t groups, int64_t channels, int64_t filters) {
   auto refuse = [](const std::string& why) { return ffi::Error::InvalidArgument("gconv: " + why); };
-  if (!kernels()) return refuse("this processor does not have the instruction set that GCONV_NATIVE_ISA names");
+  if (!instruction_set()) return refuse("this processor does not have the instruction set that GCONV_NATIVE_ISA names");
   if (role_number < 0 || role_number > 2) return refuse("the role must be 0 (y), 1 (x) or 2 (w)");
   Role role = static_cast<Role>(role_number);
   Role a = role == Role::x ? Role::y : Role::x, b = role == Role::w ? Role::y : Role::w;
@@ -128,17 +145,19 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
     std::memset(result->untyped_data(), 0, result->size_bytes());
     return ffi::Error::Success();
   }
-  if (static_cast<int64_t>(scratch->size_bytes()) < kernels()->scratch_bytes(role, type, p))
+  const Kernels& kernels = kernels_for(role, type, p);
+  if (static_cast<int64_t>(scratch->size_bytes()) < kernels.scratch_bytes(role, type, p))
     return refuse("the scratch is too small: the program was compiled for another instruction set");
 
   double pixels = double(p.batch) * p.out[0] * p.out[1] * p.out[2];
   double work = pixels * p.window[0] * p.window[1] * p.window[2] * groups * channels * filters +
                 ELEMENT * (double(first.element_count()) + double(second.element_count()) + double(result->element_count()));
   auto run = [&](const Parallel& parallel) {
-    kernels()->run(role, type, p, first.untyped_data(), second.untyped_data(), result->untyped_data(), scratch->untyped_data(),
-                   parallel);
+    kernels.run(role, type, p, first.untyped_data(), second.untyped_data(), result->untyped_data(), scratch->untyped_data(),
+                parallel);
   };
-  int64_t threads = work < SMALL ? 1 : pool.num_threads();
+  // No more threads than have that much to do: each costs the caller a call and the system a wake-up.
+  int64_t threads = std::min<int64_t>(pool.num_threads(), std::max(1.0, work / SMALL));
   if (threads > 1)
     run(OnPool<ffi::ThreadPool>(&pool, threads));
   else
@@ -180,7 +199,9 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) {
 EXPORT int64_t gconv_ffi_version() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
 
 // The instruction set in use, or nullptr.
-EXPORT const char* gconv_instruction_set() { return gconv::kernels() ? gconv::kernels()->name : nullptr; }
+EXPORT const char* gconv_instruction_set() {
+  return gconv::instruction_set() ? gconv::instruction_set()->name : nullptr;
+}
 
 // Bytes of scratch of a call: type 0 to 3 is float32, float64, bfloat16, float16; spatial holds in, out, window, strides, low and
 // dilation, three of each, and sizes holds batch, groups, channels and filters. -1 for attributes that do not fit.
@@ -191,6 +212,8 @@ EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* sp
                  Three(spatial + 9, 3), Three(spatial + 12, 3), Three(spatial + 15, 3)};
   read(p, of[0], of[1], of[2], of[3], of[4], of[5]);
   p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3];
-  if (!kernels() || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || !check(p).empty()) return -1;
-  return kernels()->scratch_bytes(static_cast<Role>(role), static_cast<Type>(type), p);
+  if (!instruction_set() || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || !check(p).empty()) return -1;
+  Role r = static_cast<Role>(role);
+  Type t = static_cast<Type>(type);
+  return kernels_for(r, t, p).scratch_bytes(r, t, p);
 }

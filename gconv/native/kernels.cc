@@ -61,6 +61,6 @@ void run(Role role, Type type, const Problem& problem, const void* first, const 
 }  // namespace
 
 extern const Kernels GCONV_KERNELS;
-const Kernels GCONV_KERNELS{TEXT(GCONV_KERNELS), scratch_bytes, run};
+const Kernels GCONV_KERNELS{TEXT(GCONV_KERNELS), VECTOR_BYTES, scratch_bytes, run};
 
 }  // namespace gconv

@@ -32,9 +32,11 @@ struct Parallel {
   int64_t threads;
 };
 
-// The kernels of one instruction set. `first` and `second` are the role's operands: (x, w), (y, w) or (x, y).
+// The kernels of one instruction set, for vectors of so many bytes. `first` and `second` are the role's operands: (x, w), (y, w) or
+// (x, y).
 struct Kernels {
   const char* name;
+  int64_t vector_bytes;
   int64_t (*scratch_bytes)(Role role, Type type, const Problem& problem);
   void (*run)(Role role, Type type, const Problem& problem, const void* first, const void* second, void* result, void* scratch,
               const Parallel& parallel);
