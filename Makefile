@@ -1,13 +1,16 @@
 # Two commands, which do all their own set-up from python3 and make:
 #   make demo    trains the example network on handwritten digits and shows what it learned
 #   make test    lint, types, doctests and the test suite
+# and one for who changes the kernels:
+#   make sanitize COUNT=5000    random problems against plain loops, under AddressSanitizer and UBSan
 # PYTHON and VENV choose another interpreter: make test PYTHON=python3.13 VENV=.venv-3.13
 
 PYTHON ?= python3
 VENV ?= .venv
+COUNT ?= 5000
 IN_VENV = $(VENV)/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint sanitize bench clean
 
 demo: $(VENV)/ready
 	$(IN_VENV) notebooks/digits.py
@@ -18,6 +21,12 @@ test: lint
 lint: $(VENV)/ready
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m mypy
+
+sanitize: $(VENV)/ready
+	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
+		-DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 -DGCONV_FUZZ=ON -DPython_EXECUTABLE=$(CURDIR)/$(IN_VENV)
+	$(VENV)/bin/cmake --build build/sanitize --target fuzz
+	build/sanitize/fuzz $(COUNT)
 
 bench: $(VENV)/ready
 	$(IN_VENV) benchmarks/layers.py

@@ -14,7 +14,8 @@
 // All vectors of channels take their turn at a tile before the next tile, and rows follow each other: memory is read and written in
 // its own order, and the rows of a window stay in the second cache. (A chunk of channels at a time, so that they would stay in the
 // nearest, was up to twice as slow: the processor no longer knows what to fetch next.) What it does not foresee is the row furthest
-// ahead, which no tile has touched yet: each vector asks for the next tile's pixels there. That is worth a factor of 2 with AVX2.
+// ahead, which no tile has touched yet (with a stride of 2 down the image, two of them): each vector asks for the next tile's pixels
+// there. That is worth a factor of 2 with AVX2.
 
 #pragma once
 
@@ -37,7 +38,7 @@ struct Tile {
   int64_t count;            // of runs
   int64_t source, result;   // offsets in elements, of the pixels that the runs' own are relative to and of the first result
   int64_t column;           // likewise along the row
-  int64_t ahead;            // the offset of the next tile's sources in the row furthest ahead, if tiles have TILE results
+  int64_t ahead, before;    // offsets of the next tile's sources in the row furthest ahead and the new one before it, or the same
   int64_t left;             // results from here to the end of the row or its cut
   int64_t weight_step;      // from one tap of a run to the next
   bool edge;                // whether some source of a tile may be on the padding
@@ -87,6 +88,7 @@ class Rows {
         t.edge = q < inside || q + TILE > outside;
         int64_t furthest = t.count ? maximum(t.runs[0].source, t.runs[t.count - 1].source) : 0;
         t.ahead = t.source + furthest + TILE * width.stride * channels;
+        t.before = t.ahead - (height.stride > 1 && last - first > 1 ? width.sources * channels : 0);
         q += tile(t);
       }
     }
@@ -155,6 +157,12 @@ template <class T>
 ALWAYS_INLINE void fetch(const T* at, int64_t step, int64_t pixels, int64_t vector) {
   if (vector * VECTOR_BYTES % 64 == 0)
     for (int64_t i = 0; i < pixels; ++i) __builtin_prefetch(at + i * step, 0, 2);
+}
+
+template <class T>
+ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, int64_t step, int64_t pixels, int64_t vector) {
+  fetch(x + t.ahead, step, pixels, vector);
+  if (t.before != t.ahead) fetch(x + t.before, step, pixels, vector);
 }
 
 // Calls meet(source, k, q) for each tap k of a run and pixel q of a tile; `valid` has a bit for each source that is not on the padding.

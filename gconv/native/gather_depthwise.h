@@ -51,7 +51,7 @@ class GatherDepthwise {
   template <int Q>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
     for (int64_t v = from; v < to; ++v) {
-      fetch(x + t.ahead + v * L, channels, Q * minimum(g.axis[2].stride, 2), v);
+      fetch_sources(t, x + v * L, channels, Q * minimum(g.axis[2].stride, 2), v);
       with_stride(g.axis[2].stride, t.edge || t.left < Q, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
         sum<Q, stride, edge, part>(t, channels - v * L, x + t.source + v * L, weights + v * L, result + t.result + v * L);
       });

@@ -1,13 +1,11 @@
-// Roles y and x of narrow groups, depthwise above all: lanes are source channels (see lanes.h).
+// Roles y and x of narrow groups: lanes are source channels (see lanes.h).
 //
 // The register tile is Q results of one row by K filters of the group, one vector of lanes each:
 //
 //   for each tap:  K loads of weights;  for each of Q results: 1 load of x, K multiply-adds
 //
-// which is K + Q loads for K * Q multiply-adds: 7 for 12 with four filters (K = 4, Q = 3). Depthwise (K = 1) the tile is Q results
-// by V = 2 neighbouring blocks: V + V * Q loads for V * Q multiply-adds, 16 for 14 with Q = 7. The two blocks share cache lines,
-// and that is their point: loads of one half of many lines meet in the same banks of the cache, one a cycle instead of two.
-// Two multiply-adds a cycle of latency 4 need 8 running sums, and 16 registers hold 14 besides the weights.
+// which is K + Q loads for K * Q multiply-adds: 7 for 12 with four filters (K = 4, Q = 3), 10 for 24 with 32 registers (Q = 6).
+// Two multiply-adds a cycle of latency 4 need 8 running sums, and 16 registers hold 12 besides the weights.
 //
 // A sum over the channels of a group is a sum of lanes, done once per result after all taps. Tiles that reach over a border
 // carry a mask per tap that says which of the Q results meet a source; nothing is padded.
@@ -26,10 +24,9 @@ struct TapOfRow {  // offsets in bytes, so that a tap costs no multiplication
   uint32_t mask;   // of the results that meet a source
 };
 
-// V is the number of neighbouring blocks, K that of filters; one of them is 1.
-template <class T, int Q, int K, int V, bool EDGE, bool PART>
-ALWAYS_INLINE void accumulate(Vector<T> (&sums)[Q][K * V], const T* x, int64_t step, const TapOfRow* taps, int64_t count,
-                              const Wide<T>* weights, int64_t block_weights, int64_t lanes) {
+template <class T, int Q, int K, bool EDGE, bool PART>
+ALWAYS_INLINE void accumulate(Vector<T> (&sums)[Q][K], const T* x, int64_t step, const TapOfRow* taps, int64_t count,
+                              const Wide<T>* weights, int64_t lanes) {
   constexpr int L = LANES<Wide<T>>;
   int64_t step3 = 3 * step;
   for (int64_t t = 0; t < count; ++t) {
@@ -42,17 +39,13 @@ ALWAYS_INLINE void accumulate(Vector<T> (&sums)[Q][K * V], const T* x, int64_t s
     }
     const Wide<T>* w = reinterpret_cast<const Wide<T>*>(reinterpret_cast<const char*>(weights) + taps[t].weights);
     uint32_t mask = taps[t].mask;
-    Vector<T> weight[K * V];
-    UNROLL for (int i = 0; i < K * V; ++i) weight[i] = load(V > 1 ? w + i * block_weights : w + i * L);
+    Vector<T> weight[K];
+    UNROLL for (int k = 0; k < K; ++k) weight[k] = load(w + k * L);
     UNROLL for (int q = 0; q < Q; ++q) {
       if (EDGE && !(mask >> q & 1)) continue;
       const T* at = reinterpret_cast<const T*>(from[q / 3] + q % 3 * step);
-      if constexpr (V > 1) {
-        UNROLL for (int v = 0; v < V; ++v) sums[q][v] += load(at + v * L) * weight[v];
-      } else {
-        Vector<T> source = PART ? load_first(at, lanes) : load(at);
-        UNROLL for (int k = 0; k < K; ++k) sums[q][k] += source * weight[k];
-      }
+      Vector<T> source = PART ? load_first(at, lanes) : load(at);
+      UNROLL for (int k = 0; k < K; ++k) sums[q][k] += source * weight[k];
     }
   }
 }
@@ -68,18 +61,11 @@ class GatherNarrow {
  public:
   GatherNarrow(Role role, const Problem& p) : p(p), g(role, p), lanes(g.groups, g.sources) {}
 
-  // Depthwise in whole vectors uses the kernel as it is.
-  bool packs() const { return g.sources * g.results > 1 || g.groups % L || sizeof(T) != sizeof(A); }
-  int64_t scratch_bytes() const {
-    return packs() ? lanes.blocks * g.results * g.taps * lanes.vectors * L * (int64_t)sizeof(A) : 0;
-  }
+  int64_t scratch_bytes() const { return lanes.blocks * g.results * g.taps * lanes.vectors * L * (int64_t)sizeof(A); }
 
   void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
-    const A* weights = static_cast<const A*>(scratch);
-    if (packs())
-      for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L, [&](int64_t block) { pack(block, w, static_cast<A*>(scratch)); });
-    else
-      weights = reinterpret_cast<const A*>(w);
+    A* weights = static_cast<A*>(scratch);
+    for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L, [&](int64_t block) { pack(block, w, weights); });
     // A unit is a stretch of rows; a long row is cut into stretches of its own.
     int64_t longest = 0;
     for (int64_t i = 0; i < g.axis[2].phases.size; ++i) longest = maximum(longest, g.axis[2].phases[i].count);
@@ -145,18 +131,16 @@ class GatherNarrow {
       for (int64_t k = 0, chunk; k < g.results; k += chunk) {
         chunk = chunk_of(g.results - k);
         if (chunk == 4)
-          tiles<3, 4, 1>(wp, first, last, k, from, to, x, weights, to_row, lists);
+          tiles<(REGISTERS == 32 ? 6 : 3), 4>(wp, first, last, k, from, to, x, weights, to_row, lists);
         else if (chunk == 2)
-          tiles<6, 2, 1>(wp, first, last, k, from, to, x, weights, to_row, lists);
-        else if (g.sources == 1)
-          tiles<7, 1, 2>(wp, first, last, k, from, to, x, weights, to_row, lists);
+          tiles<6, 2>(wp, first, last, k, from, to, x, weights, to_row, lists);
         else
-          tiles<8, 1, 1>(wp, first, last, k, from, to, x, weights, to_row, lists);
+          tiles<8, 1>(wp, first, last, k, from, to, x, weights, to_row, lists);
       }
     }
   }
 
-  template <int Q, int K, int V>
+  template <int Q, int K>
   void tiles(const Phase& phase, int64_t first, int64_t last, int64_t k, int64_t from, int64_t to, const T* x, const A* weights,
              T* row, Lists& lists) const {
     const Axis& width = g.axis[2];
@@ -167,11 +151,11 @@ class GatherNarrow {
       const T* source = x + q * width.stride * g.source_channels();
       T* to_tile = row + (phase.first + q * width.step) * g.result_channels();
       if (count == Q && q >= inside && q + Q <= outside) {
-        blocks<Q, K, V, false>(count, k, from, to, source, weights, to_tile, lists.taps);
+        blocks<Q, K, false>(count, k, from, to, source, weights, to_tile, lists.taps);
         continue;
       }
       mask_taps(phase, q, count, lists);
-      blocks<Q, K, V, true>(count, k, from, to, source, weights, to_tile, lists.edge);
+      blocks<Q, K, true>(count, k, from, to, source, weights, to_tile, lists.edge);
     }
   }
 
@@ -190,13 +174,13 @@ class GatherNarrow {
         lists.edge.push({lists.taps[t].source, lists.taps[t].weights, mask});
   }
 
-  int64_t tap_stride() const { return packs() ? lanes.vectors * g.results * L : g.groups; }
+  int64_t tap_stride() const { return lanes.vectors * g.results * L; }
 
-  template <int Q, int K, int V, bool EDGE>
+  template <int Q, int K, bool EDGE>
   void blocks(int64_t count, int64_t k, int64_t from, int64_t to, const T* x, const A* weights, T* tile,
               const List<TapOfRow>& taps) const {
     int64_t step = g.axis[2].stride * g.source_channels() * (int64_t)sizeof(T);
-    int64_t block_stride = packs() ? g.taps * lanes.vectors * g.results * L : L;
+    int64_t block_stride = g.taps * lanes.vectors * g.results * L;
     // The pixels that this tile is the first to read are the next tile's, of the row furthest ahead.
     int64_t ahead = taps.size ? maximum(taps[0].source, taps[taps.size - 1].source) + Q * step : 0;
     for (int64_t block = from; block < to; ++block) {
@@ -204,26 +188,13 @@ class GatherNarrow {
       const A* w = weights + block * block_stride + k * L;
       if (block % 2 == 0)
         UNROLL for (int q = 0; q < Q; ++q) __builtin_prefetch(reinterpret_cast<const char*>(source) + ahead + q * step);
-      if constexpr (V > 1) {
-        if (block + V <= to && lanes.loaded(block + V - 1, 0) == L) {
-          Vector<T> sums[Q][V] = {};
-          accumulate<T, Q, 1, V, EDGE, false>(sums, source, step, taps.data, taps.size, w, block_stride, L);
-          UNROLL for (int v = 0; v < V; ++v) {
-            Vector<T> own[Q][1];
-            UNROLL for (int q = 0; q < Q; ++q) own[q][0] = sums[q][v];
-            finish<Q, 1>(own, count, k, block + v, tile);
-          }
-          block += V - 1;
-          continue;
-        }
-      }
       Vector<T> sums[Q][K] = {};
       for (int64_t v = 0; v < lanes.vectors; ++v, source += L, w += g.results * L) {
         int64_t loaded = lanes.loaded(block, v);
         if (loaded == L)
-          accumulate<T, Q, K, 1, EDGE, false>(sums, source, step, taps.data, taps.size, w, 0, L);
+          accumulate<T, Q, K, EDGE, false>(sums, source, step, taps.data, taps.size, w, L);
         else
-          accumulate<T, Q, K, 1, EDGE, true>(sums, source, step, taps.data, taps.size, w, 0, loaded);
+          accumulate<T, Q, K, EDGE, true>(sums, source, step, taps.data, taps.size, w, loaded);
       }
       finish<Q, K>(sums, count, k, block, tile);
     }
@@ -234,16 +205,6 @@ class GatherNarrow {
   ALWAYS_INLINE void finish(Vector<T> (&sums)[Q][K], int64_t count, int64_t k, int64_t block, T* tile) const {
     int64_t step = g.axis[2].step * g.result_channels(), groups = lanes.groups_in(block);
     T* to = tile + block * lanes.per_block * g.results + k;
-    if (K == 1 && g.sources == 1 && g.results == 1) {
-      UNROLL for (int q = 0; q < Q; ++q) {
-        if (q >= count) break;
-        if (groups == L)
-          store(to + q * step, sums[q][0]);
-        else
-          store_first(to + q * step, sums[q][0], groups);
-      }
-      return;
-    }
     if constexpr (K == 4 && L == 8) {
       if (g.sources == 4 && g.results == 4 && groups == 2) {
         UNROLL for (int q = 0; q < Q; ++q)

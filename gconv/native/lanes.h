@@ -2,8 +2,6 @@
 //
 //   up to LANES channels per group    a block is one vector of as many whole groups as fit; the rest of its lanes is not used
 //   more                              a block is one group, of several vectors
-//
-// Depthwise is the case of one channel per group: a block is a full vector of LANES groups.
 
 #pragma once
 

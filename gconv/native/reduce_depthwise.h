@@ -62,7 +62,7 @@ class ReduceDepthwise {
   template <int Q>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* y, A* partial) const {
     for (int64_t v = from; v < to; ++v) {
-      fetch(x + t.ahead + v * L, channels, Q * minimum(g.axis[2].stride, 2), v);
+      fetch_sources(t, x + v * L, channels, Q * minimum(g.axis[2].stride, 2), v);
       fetch(y + t.result + Q * channels + v * L, channels, Q, v);
       with_stride(g.axis[2].stride, t.edge, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
         sum<Q, stride, edge, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L, partial + v * L);

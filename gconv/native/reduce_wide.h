@@ -64,7 +64,8 @@ class ReduceWide {
       for (int64_t i = patches.first_patch(partition); i < patches.first_patch(partition + 1); ++i)
         for (int64_t group = first; group < last; ++group) patch(i, group, x, y, own + group * size, segments);
     });
-    for_each(parallel, p.groups * taps, p.channels * vectors * patches.partitions, [&](int64_t row) { add(row / taps, row % taps, partial, result); });
+    int64_t work = p.channels * vectors * patches.partitions;
+    for_each(parallel, p.groups * taps, work, [&](int64_t row) { add(row / taps, row % taps, partial, result); });
   }
 
  private:

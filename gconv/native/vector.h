@@ -13,7 +13,7 @@
 #endif
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL _Pragma("GCC unroll 64")
 
 namespace gconv {
 namespace {  // this code is compiled once per instruction set, so nothing of it may be shared by the linker

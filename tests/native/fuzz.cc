@@ -20,7 +20,7 @@
 namespace gconv {
 extern const Kernels baseline;
 #ifdef GCONV_X86
-extern const Kernels avx2, long_vectors;
+extern const Kernels avx2, long_vectors, avx512, avx512_short;
 #endif
 }  // namespace gconv
 
@@ -154,6 +154,11 @@ int main(int argc, char** argv) {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     sets.push_back(&avx2);
     sets.push_back(&long_vectors);
+  }
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    sets.push_back(&avx512);
+    sets.push_back(&avx512_short);
   }
 #endif
   long done = 0;
