@@ -1,6 +1,6 @@
 """What the factors add to an optimizer step over a tree of 25 million parameters.
 
-python benchmarks/factors.py
+python -m benchmarks.factors
 """
 
 import argparse
@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from measure import interleaved
+from benchmarks.measure import interleaved
 
 import gconv
 
