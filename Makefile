@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 IN_VENV = $(VENV)/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench report clean
 
 demo: $(VENV)/ready
 	$(IN_VENV) notebooks/digits.py
@@ -20,12 +20,15 @@ lint: $(VENV)/ready
 	$(IN_VENV) -m mypy
 
 bench: $(VENV)/ready
-	$(IN_VENV) benchmarks/layers.py
+	$(IN_VENV) -m benchmarks
+
+report: $(VENV)/ready
+	$(IN_VENV) -m benchmarks.report --readme
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(IN_VENV) -m pip install --quiet --upgrade pip
-	$(IN_VENV) -m pip install --quiet --editable ".[tests,benchmarks]"
+	$(IN_VENV) -m pip install --quiet --editable ".[tests]"
 	touch $@
 
 clean:

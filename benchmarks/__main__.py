@@ -23,7 +23,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawTextHelpFormatter
     parser.add_argument("parts", nargs="*", help=f"among {', '.join(run.PARTS)}; all by default")
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name contains one of these")
     parser.add_argument("--roles", default="yxw", help="y: forward, x: input gradient, w: kernel gradient")
@@ -35,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := [name for name in args.parts if name not in run.PARTS]:
         parser.error(f"parts {unknown} are not among {', '.join(run.PARTS)}")
-    facts = machine.facts()
+    facts = machine.facts() | {"memory_kept": machine.keep_memory()}
     today = datetime.date.today().isoformat()
     output = args.output or RESULTS / f"{today}-{machine.cores()}-threads{'-quick' if args.quick else ''}.jsonl"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def main() -> None:
             progress = tqdm(run.PARTS[part](bounds, seconds, quick=args.quick, **options), desc=part, file=sys.stderr)
             for row in progress:
                 write(row)
-                progress.set_postfix_str(row["case"] if "case" in row else "", refresh=False)
+                progress.set_postfix_str(row.get("case", ""), refresh=False)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,17 @@ class Case:
 
 
 def case(
-    name: str, batch: int, spatial, in_channels: int, out_channels: int, groups: int, window, *, strides=1, dilation=1, padding="same"
+    name: str,
+    batch: int,
+    spatial,
+    in_channels: int,
+    out_channels: int,
+    groups: int,
+    window,
+    *,
+    strides=1,
+    dilation=1,
+    padding="same",
 ) -> Case:
     """A case from the words of a framework."""
     x_shape, kernel_shape = (batch, *spatial, in_channels), (*window, in_channels // groups, out_channels)
@@ -68,7 +78,7 @@ def layers() -> list[Case]:
 def small(original: Case) -> Case:
     """The same convolution over one small input: for tests, where nothing is timed."""
     g = original.geometry
-    spatial = tuple(min(n, max(9, e)) for n, e in zip(g.spatial, g.effective_window, strict=True))
+    spatial = tuple(min(n, max(10, e)) for n, e in zip(g.spatial, g.effective_window, strict=True))
     return Case(original.name, 1, replace(g, spatial=spatial))
 
 

@@ -9,9 +9,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from benchmarks.measure import interleaved
 
 import gconv
+from benchmarks.measure import interleaved
 
 
 def parameters(millions: float) -> dict:

@@ -1,7 +1,7 @@
 """What this machine could do at best, measured in the same run: how fast bytes move, and how fast it multiplies and adds.
 
-A problem can be solved no faster than max(its bytes / bandwidth, its FLOPs / peak). Both limits are taken at the number of threads
-that the peers use, and each is the best of several repetitions, because a limit is what can be reached, not what usually is.
+A problem can be solved no faster than max(its bytes / bandwidth, its FLOPs / peak). Both limits are taken with as many threads
+as the peers use, and each is the best of several repetitions, because a limit is what can be reached, not what usually is.
 
 The bandwidth is that of copying (bytes read plus bytes written), for amounts of data in the caches and beyond: a case whose
 operands fit a cache may run faster than memory. A kernel gradient reads much more than it writes, and machines read faster than

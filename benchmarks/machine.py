@@ -1,5 +1,6 @@
 """What a result must say about where it comes from: date, commit, versions, processor, threads."""
 
+import ctypes
 import datetime
 import importlib.metadata
 import os
@@ -13,6 +14,20 @@ LIBRARIES = ("gconv", "jax", "jaxlib", "flax", "numpy", "torch", "onnxruntime", 
 def cores() -> int:
     """How many processors this process may use: every peer is given as many threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_memory() -> bool:
+    """Makes the C library keep freed memory for the next call instead of giving it back to the system; whether it could.
+
+    Results of some MB are otherwise new pages in every call, or not, depending on what ran before in the process: the same
+    call then takes one time or several, and which peer is hit is chance. So all are measured as in a long running process.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # no GNU C library
+        return False
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_max, 0))
 
 
 def processor() -> str:

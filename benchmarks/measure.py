@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 BLOCK = 0.02  # seconds: how long a candidate keeps its turn
+REST = 0.01  # seconds between turns: waiting threads of the last one's pool spin for some milliseconds before they sleep
 
 
 def interleaved(
@@ -14,9 +15,10 @@ def interleaved(
 ) -> dict[str, dict]:
     """Times zero-argument callables that are done when they return, or return JAX arrays.
 
-    Each is called once before anything counts. Then all take turns, so that a slow moment of the machine hits all alike. A turn
-    is a block of calls in a row, about 20 ms of them, whose first does not count where there are more: thread pools of several
-    libraries live in this process, and each wakes up, and puts its operands in the cache, before it is measured.
+    Each is called once before anything counts. Then all take turns, so that a slow moment of the machine hits all alike. A
+    turn begins with a rest, in which the threads of the last one's pool go to sleep. It is a block of calls in a row, about
+    20 ms of them, whose first does not count where there are more: it wakes the candidate's own threads and puts its
+    operands in the cache.
 
     Args:
       candidates: what to time, by name.
@@ -37,6 +39,7 @@ def interleaved(
     end = time.perf_counter() + seconds
     for _ in range(rounds if waiting else 0):
         for name, run in waiting.items():
+            time.sleep(REST)
             block = [_time(run) for _ in range(calls[name])]
             times[name] += block[1:] or block
         if time.perf_counter() > end:

@@ -1,7 +1,8 @@
 """Peak resident size of one training step, each implementation in a process of its own.
 
-The peak is the process's high-water mark at the end, libraries and parameters included; "before" is its size when the model, its
-optimizer and the batch are in place and nothing has been compiled or computed.
+The peak is the process's high-water mark at the end, libraries and parameters included; "before" is its size when the model,
+its optimizer and the batch are in place and nothing has been compiled or computed. PyTorch's process holds JAX's libraries too,
+for the weights, and JAX's holds the compiler: compare what the step adds.
 """
 
 import json

@@ -16,7 +16,7 @@ def model(problem) -> bytes:
     """The role as a graph of one node, from "input" to "output"."""
     g: Geometry = problem.case.geometry
     source, kernel = problem.arrays["x" if problem.role == "y" else "y"], problem.arrays["w"]
-    # Both nodes take the kernel of the convolution as (G*K, J, *window): outputs first in a Conv, inputs first in its transpose.
+    # Both nodes take it as (G*K, J, *window): a Conv its outputs first, the transpose of one its inputs.
     weights = numpy_helper.from_array(np.ascontiguousarray(kernel.transpose(g.rank + 1, g.rank, *range(g.rank))), "kernel")
     low, high = zip(*g.padding, strict=True)
     options = {"group": g.groups, "strides": g.strides, "dilations": g.dilation, "kernel_shape": g.window}
@@ -28,7 +28,8 @@ def model(problem) -> bytes:
             n - ((out - 1) * s + e - lo - hi)
             for n, out, lo, hi, e, s in zip(g.spatial, g.output, low, high, g.effective_window, g.strides, strict=True)
         ]
-        node = helper.make_node("ConvTranspose", ["input", "kernel"], ["output"], pads=[*low, *high], output_padding=rest, **options)
+        options["output_padding"] = rest
+        node = helper.make_node("ConvTranspose", ["input", "kernel"], ["output"], pads=[*low, *high], **options)
     shapes = {"input": channels_first(source).shape, "output": channels_first(problem.arrays[problem.role]).shape}
     ends = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
     graph = helper.make_graph([node], problem.case.name, [ends["input"]], [ends["output"]], [weights])
@@ -80,6 +81,7 @@ def openvino(problem, threads: int):
         return f"it computes in float32 on this processor, which has no {problem.dtype} arithmetic"
     precision = {"float32": "f32", "bfloat16": "bf16"}[problem.dtype]
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+    options["ENABLE_CPU_PINNING"] = False  # it would keep this process's main thread on one processor, also for the others
     data, source = model(problem), channels_first(problem.arrays["x" if problem.role == "y" else "y"])
     program, seconds = timed(lambda: core.compile_model(core.read_model(data, b""), "CPU", options))
     request = program.create_infer_request()

@@ -2,8 +2,8 @@
 
 PyTorch pads both ends of an axis alike. An axis that is padded otherwise is given to it in the form it likes best, prepared
 outside the timed call: mirrored, where the surplus at the end then fits a symmetric padding; or padded alike, with the outputs
-that nobody asked for cut off (for a gradient: filled with zeros beforehand). It computes the same numbers and is not charged for
-a copy that its own users would not make.
+that nobody asked for cut off (for a gradient: filled with zeros beforehand). It computes the same numbers and is not charged
+for a copy that its own users would not make.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Who solves the problems, each the way its own users would get the best from it: one function per peer.
 
-A peer takes a `Problem` and answers with `Prepared` work (a compiled program, an open session), or with a sentence that says why
-it cannot. Nothing but the call itself is timed: operands lie in the peer's own memory and layout, threads are as many as
+A peer takes a `Problem` and answers with `Prepared` work (a compiled program, an open session), or with a sentence that says
+why it cannot. Nothing but the call itself is timed: operands lie in the peer's own memory and layout, threads are as many as
 `machine.cores()`, and results stay in the peer's layout. `PEERS` is the list.
 """
 

@@ -86,7 +86,8 @@ def sweeps(rows: list[dict], role: str):
         return None
     columns = min(3, len(axis_names))
     lines = -(-len(axis_names) // columns)
-    figure, panels = plt.subplots(lines, columns, figsize=(4.2 * columns, 3.4 * lines + 0.8), squeeze=False, layout="constrained")
+    size = (4.2 * columns, 3.4 * lines + 0.8)
+    figure, panels = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axes, name in zip(panels.flat, axis_names, strict=False):
         points = sorted((row for row in of if row["axis"] == name), key=lambda row: row["value"])
         x = [row["value"] for row in points]
@@ -113,7 +114,8 @@ def models(rows: list[dict]):
         return None
     works = list(dict.fromkeys((row["mode"], row["batch"]) for row in of))
     cases = list(dict.fromkeys(row["case"] for row in of))[::-1]
-    figure, panels = plt.subplots(1, len(works), figsize=(4 * len(works) + 1, 3.4), sharey=True, squeeze=False, layout="constrained")
+    size = (4 * len(works) + 1, 3.4)
+    figure, panels = plt.subplots(1, len(works), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axes, (mode, batch) in zip(panels[0], works, strict=True):
         for peer in ("nnx.Conv", "PyTorch", "gconv"):
             points = [(median(row, peer) * 1e3, cases.index(row["case"])) for row in of

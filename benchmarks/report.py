@@ -44,8 +44,8 @@ def rewrite(readme: str, section: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="by default all in benchmarks/results")
-    parser.add_argument("--to", type=Path, default=HERE / "report", help="directory of REPORT.md and the plots (benchmarks/report)")
-    parser.add_argument("--quick", action="store_true", help="take results of quick runs too: to try the report, not to publish")
+    parser.add_argument("--to", type=Path, default=HERE / "report", help="directory for REPORT.md and plots")
+    parser.add_argument("--quick", action="store_true", help="quick results too: to try the report, not to publish")
     parser.add_argument("--readme", action="store_true", help="rewrite the README's section as well")
     args = parser.parse_args()
     rows = load(args.files or sorted((HERE / "results").glob("*.jsonl")), quick=args.quick)

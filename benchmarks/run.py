@@ -61,7 +61,9 @@ def compare(results: Mapping[str, object], tolerance: float) -> None:
         for got, want in zip(as_list(value), as_list(expected), strict=True):
             worst = float(np.abs(got - want).max() / np.abs(want).max()) if got.shape == want.shape else float("nan")
             if not worst <= tolerance:
-                raise AssertionError(f"{name} {got.shape} differs from {first} {want.shape} by {worst:.1e} of its largest value")
+                raise AssertionError(
+                    f"{name} {got.shape} differs from {first} {want.shape} by {worst:.1e} of the largest value"
+                )
 
 
 def _wanted(name: str, only: Sequence[str]) -> bool:
@@ -71,7 +73,9 @@ def _wanted(name: str, only: Sequence[str]) -> bool:
 # --- the parts -------------------------------------------------------------------------------------------------------
 
 
-def layers(bounds: dict, seconds: float, *, quick=False, only=("",), roles="yxw", dtypes=DTYPES, peers=tuple(PEERS)) -> Iterator[dict]:
+def layers(
+    bounds: dict, seconds: float, *, quick=False, only=("",), roles="yxw", dtypes=DTYPES, peers=tuple(PEERS)
+) -> Iterator[dict]:
     """Every layer of layers.json, role and type, by every peer."""
     chosen = [case for case in cases.layers() if _wanted(case.name, only)]
     if quick:
@@ -79,7 +83,9 @@ def layers(bounds: dict, seconds: float, *, quick=False, only=("",), roles="yxw"
     yield from _convolutions("layers", chosen, bounds, seconds, quick, roles, dtypes, peers)
 
 
-def sweeps(bounds: dict, seconds: float, *, quick=False, only=("",), roles="yxw", dtypes=("float32",), peers=None) -> Iterator[dict]:
+def sweeps(
+    bounds: dict, seconds: float, *, quick=False, only=("",), roles="yxw", dtypes=("float32",), peers=None
+) -> Iterator[dict]:
     """One size at a time grows, the others stay."""
     peers = peers or [name for name in PEERS if not name.startswith(("gconv ", "nnx"))]
     points = [(axis, value, case) for axis in cases.SWEEPS for value, case in cases.sweep(axis) if _wanted(axis, only)]
@@ -121,6 +127,7 @@ def programs(bounds: dict, seconds: float, *, quick=False, only=("",), dtypes=DT
     """The programs of users' issues."""
     del bounds
     divide = 32 if quick else None
+    dtypes = dtypes[:1] if quick else dtypes
     chosen = [(dtype, make) for dtype in dtypes for make in issues.programs(dtype, divide=divide)]
     clock = Clock(seconds, len(chosen))
     for dtype, make in chosen:
@@ -191,7 +198,16 @@ def threads(bounds: dict, seconds: float, *, quick=False, only=("",)) -> Iterato
     for n in counts:
         with tempfile.TemporaryDirectory() as directory:
             output = Path(directory) / "lines.jsonl"
-            command = [sys.executable, "-m", "benchmarks", "layers", "--output", str(output), "--seconds", str(seconds / len(counts))]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks",
+                "layers",
+                "--output",
+                output,
+                "--seconds",
+                str(seconds / len(counts)),
+            ]
             command += ["--dtypes", "float32", "--peers", *THREADED_PEERS, "--only", *(THREADED if only == ("",) else only)]
             os.sched_setaffinity(0, allowed[:n])  # a child inherits it
             try:
@@ -207,7 +223,7 @@ def peaks(bounds: dict, seconds: float, *, quick=False, only=("",)) -> Iterator[
     del bounds, seconds
     names, batch, size = (["mamba"], 1, 32) if quick else (["mobilenet_v2", "resnext50_32x4d"], 8, 224)
     for name in (name for name in names if _wanted(name, only)):
-        found = {peer: memory.in_a_process(peer, name, batch, size) for peer in memory.PEERS}
+        found = {peer: memory.in_a_process(peer, name, batch, size) for peer in memory.PEERS[:: 3 if quick else 1]}
         yield {
             "part": "memory",
             "case": name,

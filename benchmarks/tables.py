@@ -79,9 +79,10 @@ def about(rows: list[dict]) -> str:
     if spreads:
         tenth = statistics.quantiles([0.0, *spreads], n=10)[-1]
         text += (
-            f"\nAll peers take turns in one process, in blocks of calls; times are medians of warm calls. Spread (distance of the "
-            f"quartiles over the median): {statistics.median(spreads):.1%} for half of the {len(spreads)} measurements, more than "
-            f"{tenth:.0%} for a tenth of them. {once} slow ones (over a second) were called once.\n"
+            "\nAll peers take turns in one process, in blocks of calls with a short rest between; times are medians of warm "
+            f"calls, of which the process keeps the memory. Spread (distance of the quartiles over the median): at most "
+            f"{statistics.median(spreads):.1%} for half of the {len(spreads)} measurements, more than {tenth:.0%} for a tenth "
+            f"of them. {once} slow ones (over a second) were called once.\n"
         )
     return text
 
@@ -92,9 +93,9 @@ def limits_of(limits: dict) -> str:
     shown = ", ".join(f"{speeds[size] / 1e9:.0f} GB/s ({size / 2**20:g} MiB)" for size in sizes[:: max(1, len(sizes) // 4)])
     return (
         f"Limits measured in the same run: copying (read and written) {shown}; multiply-add peak {limits['flops'] / 1e9:.0f} "
-        f"GFLOP/s in float32, by a matrix product of {limits['flops_by']}. The limit of a case is the greater of bytes / bandwidth "
-        "at that size and FLOPs / peak; a kernel gradient, which hardly writes, may come out above 100 %, and bfloat16 is held "
-        "to the float32 peak.\n"
+        f"GFLOP/s in float32, by a matrix product of {limits['flops_by']}. The limit of a case is the greater of bytes / "
+        "bandwidth at that size and FLOPs / peak; a kernel gradient, which hardly writes, may come out above 100 %, and "
+        "bfloat16 is held to the float32 peak.\n"
     )
 
 
@@ -143,7 +144,9 @@ def every_layer(rows: list[dict], dtype: str) -> str:
             continue
         head = [f"{row['case']} {row['role']}", ms(row["least"]), ms(t["median"]), f"{fraction(row):.0%}"]
         spread = f"{(t['high'] - t['low']) / t['median']:.0%}"
-        lines.append([*head, spread, ms(t["compile"]), ms(t["compile"] + t["first"]), *(ms(median(row, name)) for name in names)])
+        lines.append(
+            [*head, spread, ms(t["compile"]), ms(t["compile"] + t["first"]), *(ms(median(row, name)) for name in names)]
+        )
     return table(["ms", "limit", "gconv", "of limit", "spread", "compile", "first call", *names], lines)
 
 
@@ -169,7 +172,9 @@ def programs(rows: list[dict]) -> str:
         factors = [f"{r:.2f}" if (r := ratio(row, peer)) else "" for peer in ("lax", "PyTorch")]
         start = [ms(ours["compile"]), ms(ours["compile"] + ours["first"])]
         lines.append([f"[{row['case']}]({row['url']}), {row['dtype']}{size}", *times, *factors, *start])
-    return table(["ms", "gconv", "as written (lax)", "PyTorch", "lax / gconv", "PyTorch / gconv", "compile", "first call"], lines)
+    return table(
+        ["ms", "gconv", "as written (lax)", "PyTorch", "lax / gconv", "PyTorch / gconv", "compile", "first call"], lines
+    )
 
 
 def models(rows: list[dict]) -> str:
@@ -183,7 +188,9 @@ def models(rows: list[dict]) -> str:
             spread = f"{(ours['high'] - ours['low']) / ours['median']:.0%}"
             start = [ms(ours["compile"]), ms(ours["compile"] + ours["first"])]
             lines.append([f"{row['case']} {mode}, batch {batch}", *times, *factors, f"{fraction(row):.0%}", spread, *start])
-        lines.append([f"**geometric mean, {mode}, batch {batch}**", *[""] * 4, *(mean(ratios(of, p)) for p in TARGET), *[""] * 4])
+        lines.append(
+            [f"**geometric mean, {mode}, batch {batch}**", *[""] * 4, *(mean(ratios(of, p)) for p in TARGET), *[""] * 4]
+        )
     names = ["gconv", "nnx.Conv", *TORCH]
     head = ["ms", *names, *(f"{peer} / gconv" for peer in TARGET), "of the peak", "spread", "compile", "first call"]
     return table(head, lines)

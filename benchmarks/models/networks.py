@@ -1,7 +1,7 @@
 """The networks in Flax NNX, channels last, over a convolution layer that the caller chooses.
 
-`conv(in_features, out_features, window, stride=, padding=, groups=, bias=, rngs=)` builds a layer; CONVS holds the choices. Padding
-is PyTorch's, the same at both ends, so that the trained weights of either framework fit.
+`conv(in_features, out_features, window, stride=, padding=, groups=, bias=, rngs=)` builds a layer; CONVS holds the choices.
+Padding is PyTorch's, the same at both ends, so that the trained weights of either framework fit.
 """
 
 import jax
@@ -14,16 +14,14 @@ import gconv
 
 
 def gconv_layer(n_in, n_out, window, *, stride=1, padding=0, groups=1, bias=False, implementation=None, rngs):
-    return gconv.nnx.GroupedConv(
-        n_in, window, n_out // groups, groups, strides=stride, padding=padding, use_bias=bias, implementation=implementation, rngs=rngs
-    )
+    options = {"strides": stride, "padding": padding, "use_bias": bias, "implementation": implementation}
+    return gconv.nnx.GroupedConv(n_in, window, n_out // groups, groups, **options, rngs=rngs)
 
 
 def flax_layer(n_in, n_out, window, *, stride=1, padding=0, groups=1, bias=False, rngs):
     window = (window,) * 2 if isinstance(window, int) else window
-    return nnx.Conv(
-        n_in, n_out, window, strides=stride, padding=padding, feature_group_count=groups, use_bias=bias, rngs=rngs
-    )  # fmt: skip
+    options = {"strides": stride, "padding": padding, "use_bias": bias, "feature_group_count": groups}
+    return nnx.Conv(n_in, n_out, window, **options, rngs=rngs)
 
 
 CONVS = {"gconv": gconv_layer, "nnx.Conv": flax_layer}

@@ -1,7 +1,7 @@
 """Inference and one training step of a network, in Flax or PyTorch, ready for the stopwatch.
 
-The training step is forward, backward and stochastic gradient descent with momentum, in training mode (batch norms use and update
-their statistics). Each step goes on from the parameters that the last one left.
+The training step is forward, backward and stochastic gradient descent with momentum, in training mode (batch norms use and
+update their statistics). Each step goes on from the parameters that the last one left.
 """
 
 import importlib.util
