@@ -24,7 +24,7 @@ from benchmarks.models import profile as profiles
 from benchmarks.peers import PEERS, Prepared, Problem
 
 DTYPES = ("float32", "bfloat16")
-SLOW = 1.0  # seconds: a call that takes longer is made once
+SLOW = 3.0  # seconds: a call that takes longer is made once
 ROUNDS = 15
 # What one measured value may differ from another by, as a share of the largest: float32 and half precision.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-2}

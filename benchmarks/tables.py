@@ -75,14 +75,14 @@ def about(rows: list[dict]) -> str:
     if limits := part(rows, "limits"):
         text += "\n" + limits_of(limits[-1]["limits"])
     spreads = [(t["high"] - t["low"]) / t["median"] for r in rows for t in r.get("times", {}).values() if t["calls"] > 1]
-    once = sum(t["calls"] == 1 and t["median"] > 1 for r in rows for t in r.get("times", {}).values())
+    once = sum(t["calls"] == 1 and t["median"] > 3 for r in rows for t in r.get("times", {}).values())
     if spreads:
         tenth = statistics.quantiles([0.0, *spreads], n=10)[-1]
         text += (
             "\nAll peers take turns in one process, in blocks of calls with a short rest between; times are medians of warm "
             f"calls, of which the process keeps the memory. Spread (distance of the quartiles over the median): at most "
             f"{statistics.median(spreads):.1%} for half of the {len(spreads)} measurements, more than {tenth:.0%} for a tenth "
-            f"of them. {once} slow ones (over a second) were called once.\n"
+            f"of them. {once} slow ones (over three seconds) were called once.\n"
         )
     return text
 
