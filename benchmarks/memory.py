@@ -37,7 +37,7 @@ def resident(which: str) -> int:
 
 
 def measure(peer: str, name: str, batch: int, size: int) -> dict[str, int]:
-    """In this process: build, take note, step twice, take note."""
+    """In this process: build, take note, step once, take note."""
     from benchmarks.models import networks, steps
 
     if peer.startswith("PyTorch"):
@@ -53,16 +53,8 @@ def measure(peer: str, name: str, batch: int, size: int) -> dict[str, int]:
         step, state = steps.training_step(name, conv)
         x, labels = (jnp.asarray(a) for a in steps.example(name, batch, size))
         before = resident("VmRSS")
-        program = jax.jit(step, donate_argnums=(0, 1, 2)).lower(*state, x, labels).compile()
-        now = [*state]
-        del state
-
-        def run():
-            loss, *now[:] = program(*now, x, labels)
-            return loss.block_until_ready()
-
-    for _ in range(2):
-        run()
+        run = lambda: jax.block_until_ready(jax.jit(step, donate_argnums=(0, 1, 2))(*state, x, labels))
+    run()
     return {"before": before, "peak": resident("VmHWM")}
 
 

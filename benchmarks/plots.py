@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.tables import ROLES, median, part
 
@@ -53,6 +54,14 @@ def _plot(axes, x, y, peer: str, *, line: bool) -> None:
     axes.plot(x, y, marker, color=colour, linestyle="-" if line else "none", label=peer, markersize=5, alpha=0.9)
 
 
+def _plain_numbers(axis) -> None:
+    """Ticks of a logarithmic axis as numbers: 0.1, 1, 20."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 50 else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def layers(rows: list[dict]):
     """Each float32 layer's time over its limit, one panel per role."""
     of = [row for row in part(rows, "layers") if row["dtype"] == "float32"]
@@ -71,6 +80,7 @@ def layers(rows: list[dict]):
                 _plot(axes, *zip(*points, strict=True), peer, line=False)
         axes.axvline(1, color="black", linestyle="--", label="limit")
         axes.set(xscale="log", title=ROLES[role], xlabel="time / limit (1 is the best possible)")
+        _plain_numbers(axes.xaxis)
         axes.set_yticks(range(len(cases)), cases, fontsize=8)
         axes.grid(alpha=0.3)
     _legend(figure, panels[0])
@@ -99,6 +109,7 @@ def sweeps(rows: list[dict], role: str):
         axes.set(xscale="log", yscale="log", xlabel=name, ylabel="ms")
         axes.set_xticks(x, map(str, x))
         axes.minorticks_off()
+        _plain_numbers(axes.yaxis)
         axes.grid(alpha=0.3)
     for axes in panels.flat[len(axis_names) :]:
         axes.set_visible(False)
@@ -123,6 +134,7 @@ def models(rows: list[dict]):
             if points:
                 _plot(axes, *zip(*points, strict=True), peer, line=False)
         axes.set(xscale="log", title=f"{mode}, batch {batch}", xlabel="ms")
+        _plain_numbers(axes.xaxis)
         axes.set_yticks(range(len(cases)), cases)
         axes.grid(alpha=0.3)
     _legend(figure, panels[0])
@@ -154,6 +166,7 @@ def threads(rows: list[dict]):
             axes.set_title(f"{re.sub('_', ' ', case)}, {role}", fontsize=8)
             axes.set_xticks(x, map(str, x))
             axes.minorticks_off()
+            _plain_numbers(axes.yaxis)
             axes.grid(alpha=0.3)
     for axes in panels[-1]:
         axes.set_xlabel("threads")

@@ -282,7 +282,7 @@ def summary(rows: list[dict]) -> str:
              if (of := [row for row in models_ if (row["mode"], row["batch"]) == (mode, batch)])],
         )]  # fmt: skip
     if layers:
-        parts += ["Compiling and the first call, over the same layers:\n", beginnings(layers)]
+        parts += ["Compiling and the first call, over the same layers:\n", beginnings(layers), missing(layers)]
     return "\n".join([*parts, about(rows)])
 
 
