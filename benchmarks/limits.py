@@ -8,6 +8,7 @@ operands fit a cache may run faster than memory. A kernel gradient reads much mo
 they copy, so it may come out somewhat above this limit.
 """
 
+import importlib.util
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,22 +41,21 @@ def bandwidth(total: int, *, seconds: float = 0.15) -> float:
     return best
 
 
-def peak(*, size: int = 1536, seconds: float = 0.5) -> tuple[float, str]:
-    """FLOPs per second of a float32 matrix product by whatever library here does it fastest, and which did."""
-    a = np.ones((size, size), np.float32)
-    contenders = {"NumPy": lambda: a @ a}
+def peak(dtype: str, *, size: int = 1536, seconds: float = 0.5) -> tuple[float, str]:
+    """FLOPs per second of a matrix product by whatever library here does it fastest, and which did."""
     import jax
 
-    x = jax.numpy.asarray(a)
+    a = np.ones((size, size), np.float32)
+    x = jax.numpy.asarray(a, dtype)
     product = jax.jit(lambda x: x @ x)
-    contenders["JAX"] = lambda: product(x).block_until_ready()
-    try:
+    contenders = {"JAX": lambda: product(x).block_until_ready()}
+    if dtype == "float32":
+        contenders["NumPy"] = lambda: a @ a
+    if importlib.util.find_spec("torch"):
         import torch
-    except ImportError:
-        pass
-    else:
+
         torch.set_num_threads(machine.cores())
-        t = torch.from_numpy(a)
+        t = torch.from_numpy(a).to(getattr(torch, dtype))
         contenders["PyTorch"] = lambda: t @ t
     found = {}
     for name, run in contenders.items():
@@ -71,14 +71,21 @@ def peak(*, size: int = 1536, seconds: float = 0.5) -> tuple[float, str]:
 
 
 def measured(*, quick: bool = False) -> dict:
-    """Both limits; `bandwidth` by amounts of data in bytes."""
+    """`bandwidth` by amounts of data in bytes; `flops` by type, and `flops_by` whom."""
     sizes, seconds = (SIZES[:5:2], 0.02) if quick else (SIZES, 0.15)
-    flops, by = peak(size=256, seconds=0.02) if quick else peak()
-    return {"bandwidth": {str(size): bandwidth(size, seconds=seconds) for size in sizes}, "flops": flops, "flops_by": by}
+    options = {"size": 256, "seconds": 0.02} if quick else {}
+    found = {dtype: peak(dtype, **options) for dtype in ("float32", "bfloat16")}
+    # What computes in bfloat16 may also do it in float32, where that is faster.
+    found["bfloat16"] = max(found.values())
+    return {
+        "bandwidth": {str(size): bandwidth(size, seconds=seconds) for size in sizes},
+        "flops": {dtype: flops for dtype, (flops, _) in found.items()},
+        "flops_by": {dtype: name for dtype, (_, name) in found.items()},
+    }
 
 
-def least_seconds(limits: dict, flops: int, moved: int) -> float:
+def least_seconds(limits: dict, flops: int, moved: int, dtype: str) -> float:
     """No run can take less: the limits as `measured` gives them, of a problem's FLOPs and bytes."""
     sizes = [float(size) for size in limits["bandwidth"]]
     speed = np.interp(np.log(moved), np.log(sizes), [*limits["bandwidth"].values()])
-    return max(moved / speed, flops / limits["flops"])
+    return max(moved / speed, flops / limits["flops"][dtype])

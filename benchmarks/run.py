@@ -117,7 +117,7 @@ def _convolutions(part, chosen, bounds, seconds, quick, roles, dtypes, peers) ->
                     "dtype": dtype,
                     "flops": case.flops,
                     "bytes": moved,
-                    "least": limits.least_seconds(bounds, case.flops, moved),
+                    "least": limits.least_seconds(bounds, case.flops, moved, dtype),
                     "times": measured(prepared, share, quick=quick, dtype=dtype),
                     "missing": {name: answer for name, answer in answers.items() if isinstance(answer, str)},
                 }
@@ -163,7 +163,7 @@ def models(bounds: dict, seconds: float, *, quick=False, only=("",), size=224) -
             "batch": batch,
             "size": size,
             "flops": flops,
-            "least": flops / bounds["flops"],
+            "least": flops / bounds["flops"]["float32"],
             "times": measured(prepared, share, quick=quick, dtype="float32", tolerance=1e-3),
         }
 

@@ -91,11 +91,14 @@ def limits_of(limits: dict) -> str:
     speeds = {int(size): speed for size, speed in limits["bandwidth"].items()}
     sizes = sorted(speeds)
     shown = ", ".join(f"{speeds[size] / 1e9:.0f} GB/s ({size / 2**20:g} MiB)" for size in sizes[:: max(1, len(sizes) // 4)])
+    peaks = ", ".join(
+        f"{flops / 1e9:.0f} GFLOP/s in {dtype} (a matrix product of {limits['flops_by'][dtype]})"
+        for dtype, flops in limits["flops"].items()
+    )
     return (
-        f"Limits measured in the same run: copying (read and written) {shown}; multiply-add peak {limits['flops'] / 1e9:.0f} "
-        f"GFLOP/s in float32, by a matrix product of {limits['flops_by']}. The limit of a case is the greater of bytes / "
-        "bandwidth at that size and FLOPs / peak; a kernel gradient, which hardly writes, may come out above 100 %, and "
-        "bfloat16 is held to the float32 peak.\n"
+        f"Limits measured in the same run: copying (read and written) {shown}; multiply-add peak "
+        f"{peaks}. The limit of a case is the greater of bytes / "
+        "bandwidth at that size and FLOPs / peak; a kernel gradient, which hardly writes, may come out above 100 %.\n"
     )
 
 

@@ -65,7 +65,7 @@ def test_pytorch_pads_both_ends_alike():
 
 def test_a_missing_peer_is_listed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    bounds = {"bandwidth": {"1": 1e9}, "flops": 1e9}
+    bounds = {"bandwidth": {"1": 1e9}, "flops": {"float32": 1e9}}
     (row,) = run._convolutions("layers", [CASES[0]], bounds, 0.0, True, "y", ["float32"], ["gconv", "OpenVINO"])
     assert row["missing"] == {"OpenVINO": "onnx is not installed"} and [*row["times"]] == ["gconv"]
     assert "- OpenVINO: onnx is not installed (1 row)" in tables.missing([row])
@@ -94,12 +94,14 @@ def test_all_take_turns_and_slow_ones_once():
 
 
 def test_limits_bind_where_they_should():
-    bounds = {"bandwidth": {"1000": 100.0, "100000": 10.0}, "flops": 50.0}
-    assert limits.least_seconds(bounds, flops=0, moved=500) == 5  # in the cache
-    assert limits.least_seconds(bounds, flops=0, moved=200_000) == 20_000
-    assert limits.least_seconds(bounds, flops=1_000_000, moved=500) == 20_000
+    bounds = {"bandwidth": {"1000": 100.0, "100000": 10.0}, "flops": {"float32": 50.0, "bfloat16": 100.0}}
+    assert limits.least_seconds(bounds, 0, 500, "float32") == 5  # in the cache
+    assert limits.least_seconds(bounds, 0, 200_000, "float32") == 20_000
+    assert limits.least_seconds(bounds, 1_000_000, 500, "float32") == 20_000
+    assert limits.least_seconds(bounds, 1_000_000, 500, "bfloat16") == 10_000
     found = limits.measured(quick=True)
-    assert found["flops"] > 1e8 and all(speed > 1e8 for speed in found["bandwidth"].values())
+    assert found["flops"]["bfloat16"] >= found["flops"]["float32"] > 1e8
+    assert all(speed > 1e8 for speed in found["bandwidth"].values())
 
 
 def test_programs_of_issues_say_by_how_much_they_are_scaled(monkeypatch):
