@@ -10,7 +10,7 @@ VENV ?= .venv
 COUNT ?= 5000
 IN_VENV = $(VENV)/bin/python
 
-.PHONY: demo test lint sanitize bench clean
+.PHONY: demo test lint sanitize bench report clean
 
 demo: $(VENV)/ready
 	$(IN_VENV) notebooks/digits.py
@@ -29,12 +29,15 @@ sanitize: $(VENV)/ready
 	build/sanitize/fuzz $(COUNT)
 
 bench: $(VENV)/ready
-	$(IN_VENV) benchmarks/layers.py
+	$(IN_VENV) -m benchmarks
+
+report: $(VENV)/ready
+	$(IN_VENV) -m benchmarks.report --readme
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(IN_VENV) -m pip install --quiet --upgrade pip
-	$(IN_VENV) -m pip install --quiet --editable ".[tests,benchmarks]"
+	$(IN_VENV) -m pip install --quiet --editable ".[tests]"
 	touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """What the factors add to an optimizer step over a tree of 25 million parameters.
 
-python benchmarks/factors.py
+python -m benchmarks.factors
 """
 
 import argparse
@@ -9,9 +9,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from measure import interleaved
 
 import gconv
+from benchmarks.measure import interleaved
 
 
 def parameters(millions: float) -> dict:

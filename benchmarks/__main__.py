@@ -1,0 +1,64 @@
+"""Runs the benchmarks and appends the results as JSON lines.
+
+python -m benchmarks                             everything (about an hour)
+python -m benchmarks layers --only resnext --roles w --dtypes float32
+python -m benchmarks models --only mobilenet
+python -m benchmarks --quick                     a little of everything, small; results are compared, under a minute
+python -m benchmarks.report                      tables and plots of what has been measured
+"""
+
+import argparse
+import datetime
+import inspect
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks import limits, machine, run
+from benchmarks.peers import PEERS
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawTextHelpFormatter
+    parser.add_argument("parts", nargs="*", help=f"among {', '.join(run.PARTS)}; all by default")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name contains one of these")
+    parser.add_argument("--roles", default="yxw", help="y: forward, x: input gradient, w: kernel gradient")
+    parser.add_argument("--dtypes", nargs="+", choices=run.DTYPES, help="of the layers and issues; by default both")
+    parser.add_argument("--peers", nargs="+", choices=[*PEERS], metavar="NAME", help=f"of the layers: {', '.join(PEERS)}")
+    parser.add_argument("--seconds", type=float, default=600.0, help="for each part and type, about (600)")
+    parser.add_argument("--quick", action="store_true", help="few and small, each once, and results are compared")
+    parser.add_argument("--output", type=Path, help=f"where to append; by default {RESULTS.name}/DATE-THREADS-threads.jsonl")
+    args = parser.parse_args()
+    if unknown := [name for name in args.parts if name not in run.PARTS]:
+        parser.error(f"parts {unknown} are not among {', '.join(run.PARTS)}")
+    facts = machine.facts() | {"memory_kept": machine.keep_memory()}
+    today = datetime.date.today().isoformat()
+    output = args.output or RESULTS / f"{today}-{machine.cores()}-threads{'-quick' if args.quick else ''}.jsonl"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{facts['processor']}, {facts['threads']} threads for every peer; to {output}", file=sys.stderr)
+    bounds = limits.measured(quick=args.quick)
+    with output.open("a") as lines:
+
+        def write(row: dict) -> None:
+            lines.write(json.dumps(facts | {"quick": args.quick} | row) + "\n")
+            lines.flush()
+
+        write({"part": "limits", "limits": bounds})
+        for part in args.parts or run.PARTS:
+            options = {"only": tuple(args.only), "roles": args.roles, "dtypes": args.dtypes, "peers": args.peers}
+            known = inspect.signature(run.PARTS[part]).parameters
+            options = {key: value for key, value in options.items() if key in known and value is not None}
+            seconds = args.seconds * len(options.get("dtypes", run.DTYPES if "dtypes" in known else [1]))
+            progress = tqdm(run.PARTS[part](bounds, seconds, quick=args.quick, **options), desc=part, file=sys.stderr)
+            for row in progress:
+                write(row)
+                progress.set_postfix_str(row.get("case", ""), refresh=False)
+
+
+if __name__ == "__main__":
+    main()
