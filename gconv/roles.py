@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from gconv import backends
+from gconv import backends, partition
 from gconv.geometry import Geometry
 
 OPERANDS = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}
@@ -125,6 +125,9 @@ def _axis(index: str, name: str, g: Geometry) -> int:
 
 def _lowering(role, platform):
     def lower(ctx, first, second, *, implementation, **params):
+        if devices := partition.devices_of(ctx):
+            run = partial(bind, precision=params.pop("precision"), implementation=implementation)
+            return partition.lower(ctx, devices, role, OPERANDS[role], run, first, second, **params)
         operand = jnp.promote_types(*(aval.dtype for aval in ctx.avals_in))
         portable = _must_be_portable(ctx)
         name = backends.choose(role, params["geometry"], operand, platform, implementation, portable)
