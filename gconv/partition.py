@@ -26,12 +26,13 @@ import numpy as np
 from jax import Array, lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.interpreters import mlir
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from gconv.geometry import Geometry
 
 # Of each argument's dimensions the indices, outer first; the pixels are S0, S1, S2, the taps of the window cannot be split.
 LAYOUT = {"x": ("N", "S", "GJ"), "w": ("T", "J", "GK"), "y": ("N", "S", "GK")}
+NO_MESH = AbstractMesh((), ())
 
 
 def _dimensions(name: str, rank: int) -> list[tuple[str, ...]]:
@@ -59,7 +60,8 @@ def lower(ctx, devices, role: str, names: tuple, run: Callable, first, second, *
         shardings = {name: NamedSharding(mesh, _spec(name, split, geometry.rank)) for name in arrays}
 
         def part(*operands):
-            return _part(role, dict(zip(names, operands, strict=True)), run, geometry, dtype, mesh, split)
+            with use_abstract_mesh(NO_MESH):  # one device's program, also while a user's mesh with explicit axes is set
+                return _part(role, dict(zip(names, operands, strict=True)), run, geometry, dtype, mesh, split)
 
         return mesh, part, shardings[role], tuple(shardings[name] for name in names)
 
