@@ -19,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +34,12 @@ from gconv.geometry import Geometry
 # Of each argument's dimensions the indices, outer first; the pixels are S0, S1, S2, the taps of the window cannot be split.
 LAYOUT = {"x": ("N", "S", "GJ"), "w": ("T", "J", "GK"), "y": ("N", "S", "GK")}
 NO_MESH = AbstractMesh((), ())
+_CONFIG: Any = jax.config  # its options are attributes that its types do not know
 
 
 def _dimensions(name: str, rank: int) -> list[tuple[str, ...]]:
     """The indices of each dimension of x, w or y."""
-    entries = []
+    entries: list[tuple[str, ...]] = []
     for entry in LAYOUT[name]:
         entries += [(f"{entry}{i}",) for i in range(rank)] if entry in ("S", "T") else [tuple(entry)]
     return entries
@@ -76,7 +78,7 @@ def devices_of(ctx) -> list | None:
     """Stand-ins for the devices that XLA's partitioner will split the program over, or None where it will not be asked."""
     module = ctx.module_context
     n = getattr(module.axis_context, "num_devices", 1)
-    if n == 1 or module.lowering_parameters.for_export or not jax.config.jax_use_shardy_partitioner:
+    if n == 1 or module.lowering_parameters.for_export or not _CONFIG.jax_use_shardy_partitioner:
         return None
     if not all(isinstance(size, int) and size for aval in ctx.avals_in for size in aval.shape):
         return None
@@ -146,10 +148,11 @@ def _agree(arrays: dict, g: Geometry, devices) -> tuple[Mesh, dict]:
             break
     else:
         sizes, parsed = primes, {}
-    split, used = {}, set()
+    split: dict[str, tuple[int, ...]] = {}
+    used: set[int] = set()
     for name in sorted(parsed, key=lambda name: -math.prod(arrays[name][0])):
         for indices, axes in zip(_dimensions(name, g.rank), parsed[name], strict=True):
-            for index, chosen in _distribute(indices, axes, sizes, g).items():
+            for index, chosen in _distribute(indices, axes or (), sizes, g).items():
                 if index not in split and not used & {*chosen} and _splits(index, math.prod(sizes[i] for i in chosen), g):
                     split[index] = chosen
                     used |= {*chosen}
@@ -211,9 +214,7 @@ def _part(role: str, operands: dict, run: Callable, g: Geometry, dtype, mesh: Me
     def parts(index: str) -> int:
         return math.prod(mesh.shape[axis] for axis in split.get(index, ()))
 
-    local = replace(
-        g, groups=g.groups // parts("G"), channels=g.channels // parts("J"), filters=g.filters // parts("K")
-    )
+    local = replace(g, groups=g.groups // parts("G"), channels=g.channels // parts("J"), filters=g.filters // parts("K"))
     for i in range(g.rank):
         if parts(f"S{i}") > 1:
             local, operands = _with_halo(role, local, operands, i, split[f"S{i}"], parts(f"S{i}"))

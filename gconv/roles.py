@@ -143,7 +143,11 @@ def _run(role, name, first, second, *, geometry, dtype, precision):
 
 
 def _must_be_portable(ctx) -> str | None:
-    """Why the program may hold XLA's own operations only, or None where any code of this machine's will do."""
+    """Why the program may hold XLA's own operations only, or None where any code of this machine's will do.
+
+    On several devices this is asked about one device's part, after `partition` has split the role; what it leaves to XLA is a
+    shard_map over some axes of the mesh only, and a lowering without devices or without Shardy.
+    """
     module = ctx.module_context
     if module.lowering_parameters.for_export:
         return "an exported program may run where gconv is not installed"

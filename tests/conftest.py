@@ -19,6 +19,10 @@ hypothesis.settings.register_profile("gconv", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("gconv")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="the whole product of meshes and shardings (minutes)")
+
+
 @pytest.fixture
 def x64():
     """64-bit types for one test."""

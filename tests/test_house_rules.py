@@ -22,7 +22,7 @@ ORDER = (
     ("options", "layout", "factor", "native"),
     ("geometry",),
     ("backends.*",),
-    ("backends",),
+    ("backends", "partition"),
     ("roles", "sharding"),
     ("op",),
     ("causal", "drop_in", "explanation", "interop", "initializers"),
