@@ -16,6 +16,7 @@ import pytest
 trainer = pytest.importorskip("trainer", reason="the demo's network needs the extra 'notebooks'")
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120  # seconds for one of a program's milestones
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compiled: every process does that
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def processes(count: int, folder: Path, **arguments):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICKLY, "PYTHONPATH": str(ROOT)}
     values = [str(arguments[name]) for name in ("checkpoint", "start", "save", "end")]
     folder.mkdir()
     files = [folder / f"{i}.txt" for i in range(count)]
