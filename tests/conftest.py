@@ -1,8 +1,4 @@
-"""Eight CPU devices, asked for before JAX starts, and the fixtures that several files use."""
-
-import os
-
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+"""The option of the test suite, and the fixtures that several files use."""
 
 from functools import partial
 
