@@ -3,6 +3,7 @@
 #   make test    lint, types, doctests and the test suite
 # and one for who changes the kernels:
 #   make sanitize COUNT=5000    random problems against plain loops, under AddressSanitizer and UBSan
+# And `make thorough`: every mesh with every sharding, of which `make test` takes a sample.
 # PYTHON and VENV choose another interpreter: make test PYTHON=python3.13 VENV=.venv-3.13
 
 PYTHON ?= python3
@@ -10,13 +11,16 @@ VENV ?= .venv
 COUNT ?= 5000
 IN_VENV = $(VENV)/bin/python
 
-.PHONY: demo test lint sanitize bench report clean
+.PHONY: demo test thorough lint sanitize bench report clean
 
 demo: $(VENV)/ready
 	$(IN_VENV) notebooks/digits.py
 
 test: lint
 	$(IN_VENV) -m pytest -n 2
+
+thorough: $(VENV)/ready
+	$(IN_VENV) -m pytest -n 2 --thorough tests/test_partition.py
 
 lint: $(VENV)/ready
 	$(IN_VENV) -m ruff check .

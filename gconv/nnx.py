@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from gconv import layer
 from gconv.layer import Config, describe
 from gconv.options import integer
+from gconv.placement import natural_specs
 
 
 class _Shell(nnx.Module):
@@ -213,3 +215,35 @@ class GroupedConvTranspose(_Shell):
         self._set_up(transposed=True, **{key: value for key, value in locals().items() if key != "self"})
 
     output_padding = property(lambda self: self.config.output_padding)
+
+
+def shardings(model: nnx.Module, mesh: Mesh, *, groups: str | None = "groups") -> nnx.State:
+    """Where a model's variables live on a mesh: kernels and biases of gconv's layers over their groups, all others everywhere.
+
+    An optimizer made afterwards keeps its state where the parameters are.
+
+    >>> import jax, jax.numpy as jnp, gconv
+    >>> from flax import nnx
+    >>> mesh = jax.make_mesh((1, 1), ("data", "groups"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    >>> model = nnx.Sequential(gconv.nnx.GroupedConv(6, 3, 4, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(0)))
+    >>> nnx.update(model, jax.device_put(nnx.state(model), gconv.nnx.shardings(model, mesh)))
+    >>> model.layers[0].kernel[...].sharding.spec
+    P(None, None, None, 'groups')
+
+    Args:
+      model: any NNX module.
+      mesh: whose axis `groups` splits the groups of the layers that it divides; see `gconv.natural_specs`.
+
+    Returns:
+      A state like `nnx.state(model)` with a `NamedSharding` in the place of every value, for `jax.device_put`,
+      `jax.lax.with_sharding_constraint` and the arguments of `jax.jit`.
+    """
+    specs = {
+        (*path, name): spec
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, _Shell)
+        for name, spec in natural_specs(module, mesh, data=None, groups=groups)._asdict().items()
+    }
+    return nnx.map_state(
+        lambda path, variable: variable.replace(NamedSharding(mesh, specs.get(path, PartitionSpec()))), nnx.state(model)
+    )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from gconv import backends
+from gconv import backends, partition
 from gconv.geometry import Geometry
 
 OPERANDS = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}
@@ -125,6 +125,9 @@ def _axis(index: str, name: str, g: Geometry) -> int:
 
 def _lowering(role, platform):
     def lower(ctx, first, second, *, implementation, **params):
+        if devices := partition.devices_of(ctx):
+            run = partial(bind, precision=params.pop("precision"), implementation=implementation)
+            return partition.lower(ctx, devices, role, OPERANDS[role], run, first, second, **params)
         operand = jnp.promote_types(*(aval.dtype for aval in ctx.avals_in))
         portable = _must_be_portable(ctx)
         name = backends.choose(role, params["geometry"], operand, platform, implementation, portable)
@@ -140,7 +143,11 @@ def _run(role, name, first, second, *, geometry, dtype, precision):
 
 
 def _must_be_portable(ctx) -> str | None:
-    """Why the program may hold XLA's own operations only, or None where any code of this machine's will do."""
+    """Why the program may hold XLA's own operations only, or None where any code of this machine's will do.
+
+    On several devices this is asked about one device's part, after `partition` has split the role; what it leaves to XLA is a
+    shard_map over some axes of the mesh only, and a lowering without devices or without Shardy.
+    """
     module = ctx.module_context
     if module.lowering_parameters.for_export:
         return "an exported program may run where gconv is not installed"

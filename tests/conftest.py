@@ -1,8 +1,4 @@
-"""Eight CPU devices, asked for before JAX starts, and the fixtures that several files use."""
-
-import os
-
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+"""The option of the test suite, and the fixtures that several files use."""
 
 from functools import partial
 
@@ -17,6 +13,10 @@ from gconv.geometry import geometry
 # The same examples on every machine; a first example compiles and takes longer than the next ones.
 hypothesis.settings.register_profile("gconv", deadline=None, derandomize=True, max_examples=200)
 hypothesis.settings.load_profile("gconv")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="the whole product of meshes and shardings (minutes)")
 
 
 @pytest.fixture

@@ -157,3 +157,14 @@ def test_the_readme_has_a_place_for_the_summary(tmp_path):
 
 def test_factors():
     assert "MATLAB's adam with factors" in command("benchmarks.factors", "--millions", "0.05", "--rounds", "1")
+
+
+def test_scaling_in_quick_mode(tmp_path):
+    """Of two small networks: images alone send the gradients' sums and nothing else, and of every parameter."""
+    command("benchmarks.scaling", "--quick", "--output", str(tmp_path / "rows.jsonl"))
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 and all(row["devices"] == 8 for row in rows)
+    for row in (row for row in rows if row["groups"] == 1):
+        assert {*row["collectives"]} == {"all-reduce"}
+        assert row["bytes"] >= 4 * row["parameters"]
+        assert all(0 < m["efficiency_not_hidden"] < m["efficiency_hidden"] <= 1 for m in row["modelled"].values())

@@ -19,10 +19,10 @@ LONGEST = 350
 
 # Each line may import the lines above it, not its own. A member of a package stands for all of them as "package.*".
 ORDER = (
-    ("options", "layout", "factor", "native"),
+    ("options", "layout", "factor", "native", "placement"),
     ("geometry",),
     ("backends.*",),
-    ("backends",),
+    ("backends", "partition"),
     ("roles", "sharding"),
     ("op",),
     ("causal", "drop_in", "explanation", "interop", "initializers"),
