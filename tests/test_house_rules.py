@@ -25,9 +25,13 @@ ORDER = (
     ("backends",),
     ("roles", "sharding"),
     ("op",),
-    ("causal", "drop_in", "explanation", "interop", "initializers"),
+    ("causal", "drop_in", "explanation", "initializers"),
     ("layer",),
     ("nnx", "linen"),
+    ("interop.convolution",),
+    ("interop.flax",),
+    ("interop.*",),
+    ("interop",),
 )
 # Beside all that: what the optimizers may import is the ground and each other, downwards.
 BESIDE = (("factor",), ("optim.tree",), ("optim.transforms",), ("optim.solvers",), ("optim",))
