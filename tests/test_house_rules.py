@@ -199,6 +199,12 @@ def test_import_loads_neither_flax_nor_optax_nor_torch():
     assert not {"flax", "optax", "torch"} & {*loaded}
 
 
+def test_import_of_interop_loads_no_other_library():
+    loaded = in_a_fresh_python("import gconv.interop; print(json.dumps(sorted(sys.modules)))")
+    others = {"flax", "torch", "keras", "haiku", "equinox", "onnx", "scipy.io", "mat73", "tensorflow"}
+    assert "gconv.interop.onnx" in loaded and not others & {*loaded}
+
+
 def test_import_changes_no_configuration_of_jax_and_starts_no_backend():
     values = "{name: repr(value) for name, value in jax.config.values.items()}"
     before, after, backends = in_a_fresh_python(

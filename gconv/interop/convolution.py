@@ -185,6 +185,8 @@ def array(name: str, value) -> np.ndarray:
     """A NumPy copy of a parameter of any library: training goes on there without changing it here."""
     if value is None:
         raise ValueError(f"`{name}` is missing.")
+    if hasattr(value, "assign") and hasattr(value, "value"):  # a variable of Keras, around its backend's array
+        value = value.value
     if hasattr(value, "detach"):  # PyTorch's, whose bfloat16 NumPy does not know
         value = value.detach().cpu()
         half = str(value.dtype) == "torch.bfloat16"

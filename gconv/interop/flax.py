@@ -15,7 +15,7 @@ from gconv.interop.convolution import (
     only_zeros,
     pads_of_dilated,
 )
-from gconv.options import per_axis
+from gconv.options import is_list, per_axis
 
 
 def from_flax(layer, variables: Mapping | None = None) -> Convolution:
@@ -55,6 +55,8 @@ def from_flax(layer, variables: Mapping | None = None) -> Convolution:
     effective = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
     options: dict[str, Any] = {"strides": strides, "dilation": dilation}
     padding = layer.padding.upper() if isinstance(layer.padding, str) else layer.padding
+    if is_list(padding):  # Flax also takes numbers and pairs together
+        padding = [p if is_list(p) else (p, p) for p in padding]
     if transposed:
         kernel = kernel if layer.transpose_kernel else flipped(kernel, 1)
         return from_arrays(kernel, bias, transposed=True, **options, **lax_transposed_padding(padding, effective, strides))

@@ -79,7 +79,7 @@ def to_keras(layer, *, spatial=None):
     theirs.set_weights([kernel] if found.bias is None else [kernel, found.bias])
     if pairs is None:
         return theirs
-    return keras.Sequential([getattr(keras.layers, f"ZeroPadding{rank}D")(_of_rank(pairs)), theirs])
+    return _sequential(keras, found, [getattr(keras.layers, f"ZeroPadding{rank}D")(_of_rank(pairs)), theirs])
 
 
 def _depthwise(kernel: np.ndarray, bias, options) -> Convolution:
@@ -118,7 +118,7 @@ def _transposed(keras, found: Convolution, options):
     theirs.set_weights([found.kernel] if found.bias is None else [found.kernel, found.bias])
     if not any(p for pair in pairs for p in pair):
         return theirs
-    return keras.Sequential([theirs, getattr(keras.layers, f"Cropping{rank}D")(_of_rank(pairs))])
+    return _sequential(keras, found, [theirs, getattr(keras.layers, f"Cropping{rank}D")(_of_rank(pairs))])
 
 
 def _separable(keras, depthwise: Convolution, pointwise: Convolution):
@@ -141,7 +141,7 @@ def _separable(keras, depthwise: Convolution, pointwise: Convolution):
     theirs.set_weights([kernel, pointwise.kernel] + ([] if pointwise.bias is None else [pointwise.bias]))
     if pairs is None:
         return theirs
-    return keras.Sequential([getattr(keras.layers, f"ZeroPadding{rank}D")(_of_rank(pairs)), theirs])
+    return _sequential(keras, depthwise, [getattr(keras.layers, f"ZeroPadding{rank}D")(_of_rank(pairs)), theirs])
 
 
 def _padding(found: Convolution, spatial) -> tuple[str, tuple | None]:
@@ -152,6 +152,12 @@ def _padding(found: Convolution, spatial) -> tuple[str, tuple | None]:
         return padding, None
     pairs = found.explicit(spatial)[0]
     return "valid", pairs if any(p for pair in pairs for p in pair) else None
+
+
+def _sequential(keras, found: Convolution, layers: list):
+    model = keras.Sequential(layers)
+    model.build((None, *(None,) * len(found.config.window), found.in_features))
+    return model
 
 
 def _of_rank(pairs):

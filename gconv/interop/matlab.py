@@ -162,11 +162,11 @@ def save_mat(path: str | Path, layer) -> None:
     savemat(path, to_matlab(layer) | numbers)
 
 
-def _variables(path: Path) -> Mapping:
+def _variables(path: Path) -> dict[str, Any]:
     from scipy.io import loadmat
 
     try:
-        return loadmat(path)
+        return {name: _plain(value) for name, value in loadmat(path).items() if not name.startswith("__")}
     except NotImplementedError:  # version 7.3 is HDF5
         try:
             from mat73 import loadmat as load_hdf5
@@ -175,33 +175,33 @@ def _variables(path: Path) -> Mapping:
         return load_hdf5(str(path))
 
 
+def _plain(value):
+    """SciPy's structs as dicts."""
+    if isinstance(value, np.ndarray) and value.dtype.names:
+        return {name: _plain(value[name].flat[0]) for name in value.dtype.names}
+    return value
+
+
 def _variable(variables: Mapping, name: str) -> np.ndarray:
     value: Any = variables
     for part in name.split("."):
-        names = value.dtype.names if isinstance(value, np.ndarray) else value
-        names = [n for n in names or () if not n.startswith("__")]
-        if part not in names:
-            there = ", ".join(map(repr, names)) or "nothing"
+        if not isinstance(value, Mapping) or part not in value:
+            there = ", ".join(map(repr, value)) if isinstance(value, Mapping) else "no fields"
             raise ValueError(f"the file has no variable {name!r}; it has {there}. A layer without a bias: bias=None.")
-        value = value[part].flat[0] if isinstance(value, np.ndarray) else value[part]
-        value = value[0, 0] if isinstance(value, np.ndarray) and value.dtype.names else value
+        value = value[part]
     return array(name, np.asarray(value))
 
 
 def _geometry(variables: Mapping) -> dict[str, Any]:
     """The options among the variables of a file, or among the fields of a struct."""
-    names = variables.dtype.names if isinstance(variables, np.ndarray | np.void) else variables
     found: dict[str, Any] = {}
     for name, option in GEOMETRY.items():
-        if name not in (names or ()):
+        if name not in variables or found.get(option) == "same":  # the mode; the size beside it was that of one input
             continue
         value = np.asarray(variables[name])
-        while value.dtype == object:
-            value = np.asarray(value.flat[0])
-        if value.dtype.kind == "U":
-            if (text := str(value.flat[0])) != "manual":
-                found[option] = text
-        elif found.get("padding") != "same" or option != "padding":
+        if value.dtype.kind != "U":
             numbers = [int(v) if float(v).is_integer() else float(v) for v in value.flat]
             found[option] = numbers[0] if len(numbers) == 1 else numbers
+        elif value.flat[0] != "manual":
+            found[option] = str(value.flat[0])
     return found

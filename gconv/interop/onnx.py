@@ -26,7 +26,8 @@ def from_onnx(node, initializers, *, spatial=None) -> Convolution:
       spatial: the size of the input, needed for `output_shape`, which ONNX turns into a padding by it.
 
     Source: https://onnx.ai/onnx/operators/onnx__Conv.html and onnx__ConvTranspose.html. Where `auto_pad` of a ConvTranspose
-    leaves an odd surplus, the standard crops it at the end for SAME_UPPER and at the start for SAME_LOWER, and so does this.
+    leaves an odd surplus, the standard crops it at the end for SAME_UPPER and at the start for SAME_LOWER, and so does this;
+    where the stride exceeds the window, the result is `n * stride` long as the standard says (onnxruntime 1.32 makes it shorter).
     """
     transposed = getattr(node, "op_type", None) == "ConvTranspose"
     if not transposed and getattr(node, "op_type", None) != "Conv":
@@ -82,7 +83,8 @@ def to_onnx(layer, *, name: str = "conv", input: str = "x", output: str = "y", s
       layer: a layer of `gconv.nnx`, a pair `(module, variables)` of `gconv.linen`, or a `Convolution`.
       name: of the node; the initializers are called `name.weight`, `name.bias`, `name.pads` and `name.fill`.
       input, output: the names of the tensors that it reads and makes, both channels first.
-      spatial: the size of the input, needed for "same" with strides and a `padding_value` other than 0.
+      spatial: the size of the input, needed for "same" with strides and a `padding_value` other than 0; with strides and
+        dilation it spares `auto_pad`, which onnxruntime has not for dilated windows.
     """
     from onnx import helper, numpy_helper
 
@@ -109,10 +111,10 @@ def to_onnx(layer, *, name: str = "conv", input: str = "x", output: str = "y", s
         nodes.append(helper.make_node("Pad", [input, *pads], [f"{name}.padded"], mode=mode, name=f"{name}.pad"))
         tensors |= pads
         inputs[0] = f"{name}.padded"
-    elif c.padding in auto_pad and not c.transposed:
+    elif c.padding in auto_pad and not c.transposed and (set(c.dilation) == {1} or c.padding_size is spatial is None):
         options["auto_pad"] = auto_pad[c.padding]
     else:
-        pairs, extra = found.explicit()
+        pairs, extra = found.explicit(spatial)  # of dilated windows, too: onnxruntime has no auto_pad for them
         options["pads"] = [lo for lo, _ in pairs] + [hi for _, hi in pairs]
         options |= {"output_padding": extra} if c.transposed else {}
     kind = "ConvTranspose" if c.transposed else "Conv"

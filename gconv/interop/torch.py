@@ -109,12 +109,12 @@ def to_torch(layer, *, spatial=None):
     out_features = c.out_features(found.in_features)
     common: dict[str, Any] = dict(stride=c.strides, dilation=c.dilation, groups=found.groups, bias=c.use_bias)
     pairs, output_padding = found.explicit(spatial)
-    symmetric = all(lo == hi for lo, hi in pairs)
+    same = c.padding == "same" and not c.transposed and set(c.strides) == {1}  # the one "same" that PyTorch has
     modes = {value: name for name, value in PADDING_MODES.items()}
-    direct = symmetric and c.padding_value in modes
+    direct = (same or all(lo == hi for lo, hi in pairs)) and c.padding_value in modes
     kind = getattr(torch.nn, f"{'ConvTranspose' if c.transposed else 'Conv'}{rank}d")
     # The convolution that computes, and what has to be padded beside it.
-    common["padding"] = tuple(lo for lo, _ in pairs) if direct else (0,) * rank
+    common["padding"] = "same" if direct and same else tuple(lo if direct else 0 for lo, _ in pairs)
     if c.transposed:
         common["output_padding"] = output_padding
     elif direct:
