@@ -13,6 +13,8 @@ from gconv.explanation import implementations as implementations
 from gconv.layer import describe as describe
 from gconv.op import grouped_conv as grouped_conv
 from gconv.op import grouped_conv_transpose as grouped_conv_transpose
+from gconv.surgery import accelerate as accelerate
+from gconv.surgery import accelerated as accelerated
 
 __version__ = "0.1.0"
 

@@ -27,7 +27,7 @@ ORDER = (
     ("op",),
     ("causal", "drop_in", "explanation", "initializers"),
     ("layer",),
-    ("nnx", "linen"),
+    ("nnx", "linen", "surgery"),
     ("interop.convolution",),
     ("interop.flax",),
     ("interop.*",),
@@ -132,6 +132,7 @@ def test_the_functions_of_the_design_are_public():
         "grouped_conv_transpose",
         "conv_general_dilated",
         "causal_conv1d",
+        "accelerate",
         "implementations",
         "explain",
     )

@@ -27,7 +27,7 @@ def from_onnx(node, initializers, *, spatial=None) -> Convolution:
 
     Source: https://onnx.ai/onnx/operators/onnx__Conv.html and onnx__ConvTranspose.html. Where `auto_pad` of a ConvTranspose
     leaves an odd surplus, the standard crops it at the end for SAME_UPPER and at the start for SAME_LOWER, and so does this;
-    where the stride exceeds the window, the result is `n * stride` long as the standard says (onnxruntime 1.32 makes it shorter).
+    where the stride exceeds the window, the result is `n * stride` long, as the standard says; in onnxruntime 1.32 it is not.
     """
     transposed = getattr(node, "op_type", None) == "ConvTranspose"
     if not transposed and getattr(node, "op_type", None) != "Conv":
