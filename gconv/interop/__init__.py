@@ -15,6 +15,7 @@ from gconv.interop.haiku import from_haiku as from_haiku
 from gconv.interop.haiku import to_haiku as to_haiku
 from gconv.interop.keras import from_keras as from_keras
 from gconv.interop.keras import to_keras as to_keras
+from gconv.interop.lax import as_lax as as_lax
 from gconv.interop.matlab import bias_from_matlab as bias_from_matlab
 from gconv.interop.matlab import bias_to_matlab as bias_to_matlab
 from gconv.interop.matlab import from_matlab as from_matlab
