@@ -14,6 +14,8 @@ from gconv.layer import describe as describe
 from gconv.op import grouped_conv as grouped_conv
 from gconv.op import grouped_conv_transpose as grouped_conv_transpose
 from gconv.placement import natural_specs as natural_specs
+from gconv.surgery import accelerate as accelerate
+from gconv.surgery import accelerated as accelerated
 
 __version__ = "0.1.0"
 

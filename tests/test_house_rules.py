@@ -25,9 +25,13 @@ ORDER = (
     ("backends", "partition"),
     ("roles", "sharding"),
     ("op",),
-    ("causal", "drop_in", "explanation", "interop", "initializers"),
+    ("causal", "drop_in", "explanation", "initializers"),
     ("layer",),
-    ("nnx", "linen"),
+    ("nnx", "linen", "surgery"),
+    ("interop.convolution",),
+    ("interop.flax",),
+    ("interop.*",),
+    ("interop",),
 )
 # Beside all that: what the optimizers may import is the ground and each other, downwards.
 BESIDE = (("factor",), ("optim.tree",), ("optim.transforms",), ("optim.solvers",), ("optim",))
@@ -128,6 +132,7 @@ def test_the_functions_of_the_design_are_public():
         "grouped_conv_transpose",
         "conv_general_dilated",
         "causal_conv1d",
+        "accelerate",
         "implementations",
         "explain",
     )
@@ -193,6 +198,12 @@ def test_import_loads_neither_flax_nor_optax_nor_torch():
     loaded = in_a_fresh_python("import gconv; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))")
     assert "jax" in loaded
     assert not {"flax", "optax", "torch"} & {*loaded}
+
+
+def test_import_of_interop_loads_no_other_library():
+    loaded = in_a_fresh_python("import gconv.interop; print(json.dumps(sorted(sys.modules)))")
+    others = {"flax", "torch", "keras", "haiku", "equinox", "onnx", "scipy.io", "mat73", "tensorflow"}
+    assert "gconv.interop.onnx" in loaded and not others & {*loaded}
 
 
 def test_import_changes_no_configuration_of_jax_and_starts_no_backend():

@@ -1,0 +1,170 @@
+"""Keras 3: `Conv1D/2D/3D`, `DepthwiseConv1D/2D`, `SeparableConv1D/2D` and `Conv1D/2D/3DTranspose`, on any of its backends."""
+
+from typing import Any
+
+import numpy as np
+
+from gconv.interop.convolution import Convolution, array, crop_of_dilated, from_arrays, from_gconv, only_zeros
+
+
+def from_keras(layer, *, ignore_activation: bool = False):
+    """A convolution of Keras as a `Convolution`; a separable one as two, `(depthwise, pointwise)`.
+
+    The parameters are read, so the layer must have been built. Where it says `data_format="channels_first"`, its inputs differ
+    from gconv's, which are channels last, and its parameters do not.
+
+    Args:
+      layer: `Conv1D`, `Conv2D`, `Conv3D`, `DepthwiseConv1D`, `DepthwiseConv2D`, `SeparableConv1D`, `SeparableConv2D`,
+        `Conv1DTranspose`, `Conv2DTranspose` or `Conv3DTranspose` of `keras.layers`.
+      ignore_activation: whether to accept a layer with an activation, which a gconv layer has not: apply it yourself.
+    """
+    if not all(hasattr(layer, name) for name in ("dilation_rate", "strides", "padding", "built")):
+        raise TypeError(f"`layer` must be a convolution of keras.layers, got {type(layer).__name__}.")
+    if not layer.built:
+        raise ValueError("`layer` has no parameters yet: call it once, or layer.build((None, 32, 32, channels)).")
+    activation = getattr(layer.activation, "__name__", str(layer.activation))
+    if activation not in ("linear", "None") and not ignore_activation:
+        raise ValueError(
+            f"`layer` has the activation {activation!r}, which a gconv layer has not: with ignore_activation=True it is left "
+            "to you to apply."
+        )
+    bias = array("bias", layer.bias) if layer.use_bias else None
+    options: dict[str, Any] = dict(strides=layer.strides, dilation=layer.dilation_rate, padding=layer.padding)
+    if hasattr(layer, "depthwise_kernel"):
+        depthwise = _depthwise(array("depthwise_kernel", layer.depthwise_kernel), None, options)
+        return depthwise, from_arrays(array("pointwise_kernel", layer.pointwise_kernel), bias)
+    kernel = array("kernel", layer.kernel)
+    if hasattr(layer, "depth_multiplier"):
+        return _depthwise(kernel, bias, options)
+    if hasattr(layer, "output_padding"):
+        options |= _transposed_padding(layer)
+        return from_arrays(kernel, bias, transposed=True, **options)
+    return from_arrays(kernel, bias, groups=layer.groups, **options)
+
+
+def to_keras(layer, *, spatial=None):
+    """A gconv layer as a layer of Keras, with its parameters; needs Keras.
+
+    One filter or more per channel becomes a `DepthwiseConv` (in 1-D and 2-D), a pair `(depthwise, pointwise)` as `from_keras`
+    makes it a `SeparableConv`, everything else a `Conv`. Where Keras cannot pad alike, the result is a `keras.Sequential`
+    of a `ZeroPadding` and the convolution (of a transposed one and a `Cropping`).
+
+    Args:
+      layer: a layer of `gconv.nnx`, a pair `(module, variables)` of `gconv.linen`, or a `Convolution`.
+      spatial: the size of the input, needed for "same_lower" with strides.
+    """
+    import keras
+
+    if isinstance(layer, tuple) and len(layer) == 2 and not isinstance(layer[1], dict):
+        return _separable(keras, *map(from_gconv, layer))
+    found = from_gconv(layer)
+    c, rank = found.config, len(found.config.window)
+    only_zeros(found, "Keras", "Pad the input before, with keras.ops.pad.")
+    options: dict[str, Any] = dict(strides=c.strides, dilation_rate=c.dilation, use_bias=c.use_bias)
+    _check_strides(found)
+    if c.transposed:
+        return _transposed(keras, found, options)
+    padding, pairs = _padding(found, spatial)
+    kernel: np.ndarray = found.kernel
+    if kernel.shape[-2] == 1 and rank < 3:
+        multiplier = c.filters_per_group
+        options |= dict(depth_multiplier=multiplier, padding=padding)
+        theirs = getattr(keras.layers, f"DepthwiseConv{rank}D")(c.window, **options)
+        kernel = kernel.reshape(*c.window, found.in_features, multiplier)
+    else:
+        options |= dict(groups=found.groups, padding=padding)
+        theirs = getattr(keras.layers, f"Conv{rank}D")(c.out_features(found.in_features), c.window, **options)
+    # Large enough for any window: Keras checks that something comes out.
+    theirs.build((None, *(e + 1 for e in found.effective_window), found.in_features))
+    theirs.set_weights([kernel] if found.bias is None else [kernel, found.bias])
+    if pairs is None:
+        return theirs
+    return _sequential(keras, found, [getattr(keras.layers, f"ZeroPadding{rank}D")(_of_rank(pairs)), theirs])
+
+
+def _depthwise(kernel: np.ndarray, bias, options) -> Convolution:
+    """Keras keeps `(*window, channels, multiplier)`."""
+    *window, channels, multiplier = kernel.shape
+    return from_arrays(kernel.reshape(*window, 1, channels * multiplier), bias, groups=channels, **options)
+
+
+def _transposed_padding(layer) -> dict[str, Any]:
+    """By Keras' sizes: "same" gives `n * stride`, "valid" `(n - 1) * stride + max(window, stride)`.
+
+    With `output_padding` they are `(n - 1) * stride + window % 2 + output_padding` and `(n - 1) * stride + window +
+    output_padding`. Of what "same" crops, the odd one is at the end.
+    """
+    pads = []
+    given = layer.output_padding or (None,) * layer.rank
+    for k, s, d, extra in zip(layer.kernel_size, layer.strides, layer.dilation_rate, given, strict=True):
+        e = (k - 1) * d + 1
+        if layer.padding == "valid":
+            pads.append((e - 1, e - 1 + (max(s - e, 0) if extra is None else extra)))
+            continue
+        total = e + s - 2 if extra is None else e - 2 + e % 2 + extra
+        before = min(total - total // 2, e - 1)
+        pads.append((before, total - before))
+    return crop_of_dilated([(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)], pads)
+
+
+def _transposed(keras, found: Convolution, options):
+    c, rank = found.config, len(found.config.window)
+    if found.groups != 1:
+        raise ValueError(f"the transposed convolutions of Keras have no groups, the layer has {found.groups}.")
+    pairs, extra = found.explicit()
+    kind = getattr(keras.layers, f"Conv{rank}DTranspose")
+    theirs = kind(c.out_features(found.in_features), c.window, padding="valid", output_padding=extra, **options)
+    theirs.build((None, *(e + 1 for e in found.effective_window), found.in_features))
+    theirs.set_weights([found.kernel] if found.bias is None else [found.kernel, found.bias])
+    if not any(p for pair in pairs for p in pair):
+        return theirs
+    return _sequential(keras, found, [theirs, getattr(keras.layers, f"Cropping{rank}D")(_of_rank(pairs))])
+
+
+def _separable(keras, depthwise: Convolution, pointwise: Convolution):
+    c, rank = depthwise.config, len(depthwise.config.window)
+    plain = pointwise.config.window == (1,) * rank and pointwise.groups == 1 and not any(sum(pointwise.explicit()[0], ()))
+    if depthwise.kernel.shape[-2] != 1 or not plain or depthwise.bias is not None or rank > 2:
+        raise ValueError(
+            "a SeparableConv is a depthwise convolution in 1-D or 2-D without a bias, then one of window 1 and one group: got "
+            f"windows {c.window} and {pointwise.config.window}, groups {depthwise.groups} and {pointwise.groups}."
+        )
+    only_zeros(depthwise, "Keras", "Pad the input before, with keras.ops.pad.")
+    _check_strides(depthwise)
+    padding, pairs = _padding(depthwise, None)
+    options: dict[str, Any] = dict(strides=c.strides, dilation_rate=c.dilation, depth_multiplier=c.filters_per_group)
+    filters = pointwise.kernel.shape[-1]
+    options |= dict(use_bias=pointwise.bias is not None, padding=padding)
+    theirs = getattr(keras.layers, f"SeparableConv{rank}D")(filters, c.window, **options)
+    theirs.build((None, *(e + 1 for e in depthwise.effective_window), depthwise.in_features))
+    kernel = depthwise.kernel.reshape(*c.window, depthwise.in_features, c.filters_per_group)
+    theirs.set_weights([kernel, pointwise.kernel] + ([] if pointwise.bias is None else [pointwise.bias]))
+    if pairs is None:
+        return theirs
+    return _sequential(keras, depthwise, [getattr(keras.layers, f"ZeroPadding{rank}D")(_of_rank(pairs)), theirs])
+
+
+def _padding(found: Convolution, spatial) -> tuple[str, tuple | None]:
+    """The padding of Keras' convolution, and what a layer before it has to pad."""
+    padding = found.config.padding
+    depthwise = found.kernel.shape[-2] == 1
+    if padding in ("same", "valid") or padding == "causal" and not depthwise:
+        return padding, None
+    pairs = found.explicit(spatial)[0]
+    return "valid", pairs if any(p for pair in pairs for p in pair) else None
+
+
+def _sequential(keras, found: Convolution, layers: list):
+    model = keras.Sequential(layers)
+    model.build((None, *(None,) * len(found.config.window), found.in_features))
+    return model
+
+
+def _of_rank(pairs):
+    return pairs[0] if len(pairs) == 1 else pairs
+
+
+def _check_strides(found: Convolution) -> None:
+    c = found.config
+    if max(c.strides) > 1 and max(c.dilation) > 1:
+        raise ValueError(f"Keras has no strides and dilation together: strides={c.strides}, dilation={c.dilation}.")

@@ -1,0 +1,60 @@
+"""Programs that hold lax's convolutions only, for tools that read JAX's programs and know no primitive of gconv."""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+
+from gconv import roles
+from gconv.backends import lax
+
+_LOCK, _INSIDE = threading.Lock(), [0]
+_BIND = roles.bind
+
+
+def as_lax(function: Callable) -> Callable:
+    """`function`, in which every convolution of gconv is `jax.lax.conv_general_dilated`: same numbers, any tool can read it.
+
+    Exporters that walk a jaxpr know lax's primitives: jax2onnx, for one, writes ONNX of it, with any number of groups::
+
+        model = jax2onnx.to_onnx(gconv.interop.as_lax(network), [(1, 224, 224, 3)])
+
+    `jax.export` does not need it: what it exports holds XLA's operations in any case.
+
+    >>> import gconv, jax, jax.numpy as jnp
+    >>> conv = lambda x: gconv.grouped_conv(x, jnp.ones((3, 3, 1, 8)), groups=8)
+    >>> program = jax.make_jaxpr(gconv.interop.as_lax(conv))(jnp.ones((1, 5, 5, 8)))
+    >>> [equation.primitive.name for equation in program.eqns if "conv" in equation.primitive.name]
+    ['conv_general_dilated']
+
+    Args:
+      function: any function of arrays, such as an NNX model. A `jax.jit` inside that has been traced before keeps its program.
+    """
+
+    @functools.wraps(function, updated=())
+    def by_lax(*arguments, **options):
+        with _roles_by_lax():
+            return function(*arguments, **options)
+
+    return by_lax
+
+
+@contextlib.contextmanager
+def _roles_by_lax() -> Iterator[None]:
+    with _LOCK:
+        _INSIDE[0] += 1
+        roles.bind = _written_out
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _INSIDE[0] -= 1
+            if not _INSIDE[0]:
+                roles.bind = _BIND
+
+
+def _written_out(role: str, operands: dict, *, geometry, dtype, precision, implementation):
+    """What `roles.bind` computes, as operations of lax."""
+    del implementation
+    first, second = (operands[name] for name in roles.OPERANDS[role])
+    return getattr(lax, role)(first, second, geometry, dtype=dtype, precision=precision)

@@ -1,0 +1,207 @@
+"""MATLAB: the arrays of `groupedConvolution2dLayer`, and .mat files of them.
+
+MATLAB keeps the parameters with one axis per group: Weights `(h, w, channels, filters, groups)` and Bias
+`(1, 1, filters, groups)`. gconv and Flax keep `(h, w, channels, groups * filters)` and `(groups * filters,)`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gconv.interop.convolution import Convolution, array, from_arrays, from_gconv
+from gconv.layout import bias_from_per_group, bias_to_per_group, kernel_from_per_group, kernel_to_per_group
+
+
+def kernel_from_matlab(weights):
+    """MATLAB's Weights `(*window, channels, filters, groups)` as a kernel `(*window, channels, groups * filters)`.
+
+    Works on NumPy and JAX arrays. MATLAB drops trailing axes of size 1, so an array of one group must be given its last axis
+    back first: `weights[..., None]`.
+
+    >>> import numpy as np, gconv.interop
+    >>> gconv.interop.kernel_from_matlab(np.zeros((3, 5, 2, 4, 6))).shape
+    (3, 5, 2, 24)
+    """
+    if not 4 <= weights.ndim <= 6:
+        raise ValueError(
+            "`weights` must have shape (*window, channels, filters, groups) with 1, 2 or 3 window axes, got shape "
+            f"{weights.shape}. MATLAB drops trailing axes of size 1: weights[..., None] gives one group back."
+        )
+    return kernel_from_per_group(weights)
+
+
+def kernel_to_matlab(kernel, *, groups: int):
+    """The inverse of `kernel_from_matlab`."""
+    if kernel.shape[-1] % groups:
+        raise ValueError(f"`groups` must divide the output channels: kernel shape {kernel.shape}, groups={groups}.")
+    return kernel_to_per_group(kernel, groups)
+
+
+def bias_from_matlab(bias):
+    """MATLAB's Bias `(1, 1, filters, groups)` (or `(filters, groups)`) as `(groups * filters,)`."""
+    if bias.ndim < 2 or bias.size != bias.shape[-1] * bias.shape[-2]:
+        raise ValueError(f"`bias` must have shape (1, 1, filters, groups) or (filters, groups), got {bias.shape}.")
+    return bias_from_per_group(bias)
+
+
+def bias_to_matlab(bias, *, groups: int):
+    """The inverse of `bias_from_matlab`: `(1, 1, filters, groups)`."""
+    if bias.size % groups:
+        raise ValueError(f"`groups` must divide the output channels: bias shape {bias.shape}, groups={groups}.")
+    return bias_to_per_group(bias, groups)
+
+
+def from_matlab(weights, bias, *, stride=1, padding=0, dilation=1, padding_value: complex | str = 0) -> Convolution:
+    """The arrays of MATLAB's `groupedConvolution2dLayer` as a `Convolution`.
+
+    >>> import numpy as np, gconv.interop
+    >>> layer = gconv.interop.from_matlab(np.ones((3, 3, 1, 2, 8)), np.zeros((1, 1, 2, 8)), padding="same").to_nnx()
+    >>> layer.groups, layer.filters_per_group, layer(np.ones((1, 28, 28, 8), "float32")).shape
+    (8, 2, (1, 28, 28, 16))
+
+    Args:
+      weights: Weights, `(*window, channels, filters, groups)`; see `kernel_from_matlab` for one group.
+      bias: Bias, `(1, 1, filters, groups)` or `(filters, groups)`; None for none.
+      stride, padding, dilation, padding_value: MATLAB's Stride, Padding (`p`, `[a b]`, `[t b l r]`, `"same"`), DilationFactor
+        and PaddingValue.
+    """
+    weights = array("weights", weights)
+    kernel = np.ascontiguousarray(kernel_from_matlab(weights))
+    bias = None if bias is None else np.ascontiguousarray(bias_from_matlab(array("bias", bias)))
+    options: dict[str, Any] = dict(strides=stride, padding=padding, dilation=dilation, padding_value=padding_value)
+    return from_arrays(kernel, bias, groups=weights.shape[-1], **options)
+
+
+def to_matlab(layer) -> dict[str, np.ndarray]:
+    """The parameters of a gconv layer under MATLAB's names, `{"Weights": ..., "Bias": ...}`.
+
+    Args:
+      layer: a layer of `gconv.nnx`, a pair `(module, variables)` of `gconv.linen`, or a `Convolution`; not a transposed one,
+        which MATLAB has without groups only.
+    """
+    found = from_gconv(layer)
+    if found.config.transposed:
+        raise ValueError("MATLAB has no grouped transposed convolution: a GroupedConv would work.")
+    values = {"Weights": kernel_to_matlab(found.kernel, groups=found.groups)}
+    if found.bias is not None:
+        values["Bias"] = bias_to_matlab(found.bias, groups=found.groups)
+    return values
+
+
+# What a file may hold beside the parameters, so that the geometry travels with them -> the option that it is.
+GEOMETRY = {
+    "Stride": "stride",
+    "DilationFactor": "dilation",
+    "PaddingMode": "padding",
+    "PaddingSize": "padding",
+    "PaddingValue": "padding_value",
+}
+
+
+def load_mat(
+    path: str | Path, *, weights: str = "Weights", bias: str | None = "Bias", window_axes: int = 2, **geometry
+) -> Convolution:
+    """The `Convolution` in a .mat file, as MATLAB saves it by::
+
+        Weights = layer.Weights; Bias = layer.Bias; Stride = layer.Stride;                 % and the rest of the geometry
+        save("layer.mat", "Weights", "Bias", "Stride")
+
+    A dlarray is saved as `extractdata(...)`. MATLAB drops trailing axes of size 1; here they are put back.
+
+    Args:
+      path: the file; version 7.3 (HDF5) needs the extra `gconv[matlab]`.
+      weights, bias: the names of the variables; `"layer.Weights"` is a field of a struct. `bias=None` for a layer without one.
+      window_axes: the number of spatial axes, 2 for images: an array of one group does not tell it.
+      geometry: `stride`, `padding`, `dilation`, `padding_value` as in `from_matlab`; where they are not given, the variables
+        Stride, DilationFactor, PaddingMode, PaddingSize and PaddingValue of the file (of the same struct) count.
+    """
+    variables = _variables(Path(path))
+    *within, name = weights.split(".")
+    rank, kernel = window_axes, _variable(variables, weights)
+    if kernel.ndim > rank + 3:
+        raise ValueError(f"{weights!r} of shape {kernel.shape} has {kernel.ndim} axes: window_axes={rank} has {rank + 3}.")
+    kernel = kernel.reshape(*kernel.shape, *(1,) * (rank + 3 - kernel.ndim))
+    filters, groups = kernel.shape[-2:]
+    vector = None if bias is None else _variable(variables, bias)
+    if vector is not None:
+        if vector.size != filters * groups:
+            raise ValueError(f"{bias!r} must have {filters} filters x {groups} groups, got shape {vector.shape}.")
+        vector = vector.reshape(filters, groups, order="F")
+    beside: Mapping = variables
+    for part in within:
+        beside = beside[part]
+    return from_matlab(kernel, vector, **{**_geometry(beside), **geometry})
+
+
+def save_mat(path: str | Path, layer) -> None:
+    """Writes Weights, Bias and the geometry of a gconv layer to a .mat file that MATLAB and `load_mat` read.
+
+    >>> import gconv.interop, numpy as np, tempfile, pathlib
+    >>> found = gconv.interop.from_matlab(np.ones((3, 3, 1, 2, 8)), None, stride=2, padding="same")
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "layer.mat"
+    >>> gconv.interop.save_mat(path, found)
+    >>> gconv.interop.load_mat(path, bias=None).config.padding
+    'same'
+
+    Args:
+      layer: as in `to_matlab`.
+    """
+    from scipy.io import savemat
+
+    c = from_gconv(layer).config
+    numbers: dict[str, Any] = {"Stride": np.array(c.strides, float), "DilationFactor": np.array(c.dilation, float)}
+    if c.padding_size is None or c.padding == "same":
+        if c.padding != "same":
+            raise ValueError(f'MATLAB has no padding="{c.padding}" with strides. "same" or numbers would work.')
+        numbers["PaddingMode"] = "same"
+    else:
+        numbers |= {"PaddingMode": "manual", "PaddingSize": np.array(c.padding_size, float)}
+    numbers["PaddingValue"] = c.padding_value
+    savemat(path, to_matlab(layer) | numbers)
+
+
+def _variables(path: Path) -> dict[str, Any]:
+    from scipy.io import loadmat
+
+    try:
+        return {name: _plain(value) for name, value in loadmat(path).items() if not name.startswith("__")}
+    except NotImplementedError:  # version 7.3 is HDF5
+        try:
+            from mat73 import loadmat as load_hdf5
+        except ImportError:
+            raise ImportError(f"{path} is of version 7.3: pip install gconv[matlab], or save it with '-v7'.") from None
+        return load_hdf5(str(path))
+
+
+def _plain(value):
+    """SciPy's structs as dicts."""
+    if isinstance(value, np.ndarray) and value.dtype.names:
+        return {name: _plain(value[name].flat[0]) for name in value.dtype.names}
+    return value
+
+
+def _variable(variables: Mapping, name: str) -> np.ndarray:
+    value: Any = variables
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            there = ", ".join(map(repr, value)) if isinstance(value, Mapping) else "no fields"
+            raise ValueError(f"the file has no variable {name!r}; it has {there}. A layer without a bias: bias=None.")
+        value = value[part]
+    return array(name, np.asarray(value))
+
+
+def _geometry(variables: Mapping) -> dict[str, Any]:
+    """The options among the variables of a file, or among the fields of a struct."""
+    found: dict[str, Any] = {}
+    for name, option in GEOMETRY.items():
+        if name not in variables or found.get(option) == "same":  # the mode; the size beside it was that of one input
+            continue
+        value = np.asarray(variables[name])
+        if value.dtype.kind != "U":
+            numbers = [int(v) if float(v).is_integer() else float(v) for v in value.flat]
+            found[option] = numbers[0] if len(numbers) == 1 else numbers
+        elif value.flat[0] != "manual":
+            found[option] = str(value.flat[0])
+    return found

@@ -1,0 +1,140 @@
+"""Keras' convolutions and gconv's layers, both ways, on the same inputs: values and gradients, on Keras' JAX backend."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from foreign import assert_same, normal, ours
+
+import gconv
+from gconv import interop
+
+SIZES = (9, 8, 7)
+
+
+@pytest.fixture(scope="module")
+def keras():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "jax")
+        keras = pytest.importorskip("keras", reason="keras is not installed: pip install keras")
+    if keras.backend.backend() != "jax":
+        pytest.skip("keras was imported with another backend than jax")
+    return keras
+
+
+LAYERS = [
+    ("Conv1D", (6, 3), dict(padding="causal", dilation_rate=2, groups=2)),
+    ("Conv2D", (6, (4, 3)), dict(padding="same", strides=(2, 3), groups=2)),
+    ("Conv2D", (4, 3), dict(dilation_rate=(2, 1), use_bias=False)),
+    ("Conv3D", (4, (2, 3, 2)), dict(padding="same", strides=(1, 2, 1), groups=2)),
+    ("DepthwiseConv2D", ((3, 4),), dict(padding="same", strides=2, depth_multiplier=3)),
+    ("Conv1DTranspose", (6, 3), dict(strides=3, padding="same", output_padding=2)),
+    ("Conv2DTranspose", (6, (2, 3)), dict(strides=(3, 2), padding="valid")),
+    ("Conv2DTranspose", (6, (4, 3)), dict(strides=(2, 2), padding="same", use_bias=False)),
+    ("Conv2DTranspose", (6, (4, 3)), dict(strides=(3, 2), padding="same", output_padding=(1, 0))),
+    ("Conv3DTranspose", (2, (2, 3, 1)), dict(strides=(2, 1, 2), padding="valid", output_padding=(1, 0, 1))),
+]
+
+
+def built(keras, kind, arguments, options, channels=4):
+    layer = getattr(keras.layers, kind)(*arguments, **options, bias_initializer="random_normal")
+    layer.build((None, *(8,) * layer.rank, channels))
+    return layer
+
+
+def theirs(layer, x) -> tuple[dict, list]:
+    """y and the gradient of x; and those of the weights as Keras keeps them."""
+    weights = [w.value for w in layer.trainable_variables]
+
+    @jax.jit
+    def run(weights, x):
+        y, vjp = jax.vjp(lambda w, x: layer.stateless_call(w, layer.non_trainable_variables, x)[0], weights, x)
+        return y, *vjp(jnp.ones_like(y))
+
+    y, gradients, dx = run(weights, jnp.asarray(x, jnp.float32))
+    return {"y": y, "x": dx}, gradients
+
+
+def run(layer, x) -> np.ndarray:
+    return np.asarray(jax.jit(lambda x: layer.stateless_call(layer.trainable_variables, [], x)[0])(jnp.asarray(x, jnp.float32)))
+
+
+@pytest.mark.parametrize("kind, arguments, options", LAYERS, ids=[f"{k}-{i}" for i, (k, *_) in enumerate(LAYERS)])
+def test_layers(keras, kind, arguments, options):
+    layer = built(keras, kind, arguments, options)
+    x = normal(0, 2, *SIZES[: layer.rank], 4)
+    found = interop.from_keras(layer)
+    expected, gradients = theirs(layer, x)
+    assert [w.shape for w in layer.trainable_variables] == [g.shape for g in gradients]
+    as_parameters = built(keras, kind, arguments, options)
+    as_parameters.set_weights(gradients)
+    gradients = interop.from_keras(as_parameters)
+    expected |= {"w": gradients.kernel} | ({} if gradients.bias is None else {"b": gradients.bias})
+    assert_same(ours(found, x), expected)
+
+    back = interop.to_keras(found)
+    conv = next(c for c in (back, *getattr(back, "layers", ())) if type(c).__name__ == kind)
+    for a, b in zip(conv.trainable_variables, layer.trainable_variables, strict=True):
+        np.testing.assert_array_equal(a.value, b.value)
+    np.testing.assert_allclose(run(back, x), expected["y"], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind, options", [("SeparableConv1D", dict(dilation_rate=2)), ("SeparableConv2D", dict(strides=2))])
+def test_separable(keras, kind, options):
+    layer = built(keras, kind, (6, 3), dict(depth_multiplier=2, **{"padding": "same", **options}))
+    x = np.float32(normal(0, 2, *SIZES[: layer.rank], 4))
+    depthwise, pointwise = interop.from_keras(layer)
+    (expected, gradients), has = theirs(layer, x), (depthwise.kernel, pointwise.kernel, pointwise.bias)
+
+    def both(parameters, x):
+        first = interop.Convolution(parameters[0], None, depthwise.config)
+        return interop.Convolution(parameters[1], parameters[2], pointwise.config)(first(x))
+
+    y, vjp = jax.vjp(both, has, x)
+    ours, dx = vjp(jnp.ones_like(y))
+    shaped = [ours[0].reshape(*depthwise.config.window, 4, 2), *ours[1:]]
+    got = dict(zip("yxdpb", (y, dx, *shaped), strict=True))
+    assert_same(got, expected | dict(zip("dpb", gradients, strict=True)))
+
+    back = interop.to_keras((depthwise, pointwise))
+    np.testing.assert_allclose(run(back, x), expected["y"], atol=1e-5)
+
+
+OURS = [
+    ("GroupedConv", (6, 3, 4, 2), dict(strides=2, padding=1)),
+    ("GroupedConv", (4, (3,), 2, 4), dict(padding="causal", dilation=2)),
+    ("GroupedConvTranspose", (4, (3, 2), 4, 1), dict(strides=(2, 3), padding=[1, 0, 0, 1])),
+]
+
+
+@pytest.mark.parametrize("kind, arguments, options", OURS, ids=[f"{k}-{i}" for i, (k, *_) in enumerate(OURS)])
+def test_our_layers_in_keras(keras, kind, arguments, options):
+    layer = getattr(gconv.nnx, kind)(*arguments, **options, bias_init="narrow-normal", rngs=nnx.Rngs(0))
+    x = np.float32(normal(3, 2, *SIZES[: len(layer.kernel_size)], layer.in_features))
+    back = interop.to_keras(layer)
+    assert isinstance(back, keras.Sequential)
+    np.testing.assert_allclose(run(back, x), layer(x), atol=1e-5)
+
+
+def test_what_is_wrong_is_named(keras):
+    one = np.ones((3, 3, 1, 1))
+    wrong = {
+        "of keras.layers, got Dense": lambda: interop.from_keras(keras.layers.Dense(3)),
+        "no parameters yet": lambda: interop.from_keras(keras.layers.Conv2D(3, 3)),
+        "the activation 'relu'": lambda: interop.from_keras(built(keras, "Conv2D", (3, 3), dict(activation="relu"))),
+        "no `padding_value`='circular'": lambda: interop.to_keras(
+            interop.from_arrays(one, padding=1, padding_value="circular")
+        ),
+        "no strides and dilation together": lambda: interop.to_keras(interop.from_arrays(one, strides=2, dilation=2)),
+        "have no groups, the layer has 2": lambda: interop.to_keras(
+            interop.from_arrays(np.ones((3, 1, 2)), groups=2, transposed=True)
+        ),
+        "a SeparableConv is": lambda: interop.to_keras((interop.from_arrays(one, np.ones(1)), interop.from_arrays(one))),
+        "spatial=": lambda: interop.to_keras(interop.from_arrays(one, strides=2, padding="same_lower")),
+    }
+    for message, call in wrong.items():
+        with pytest.raises((ValueError, TypeError), match=message):
+            call()
+    relu = built(keras, "Conv2D", (3, 3), dict(activation="relu"))
+    assert interop.from_keras(relu, ignore_activation=True).kernel.shape == (3, 3, 4, 3)
