@@ -1,12 +1,17 @@
 """The library of CPU kernels: its sources lie here, and here it is loaded.
 
-    problem.h          one grouped convolution, as the kernels see it
-    gather_narrow.h    roles y and x of narrow groups, depthwise above all
-    gather_wide.h      roles y and x of wide groups
-    reduce_narrow.h    role w of narrow groups
-    reduce_wide.h      role w of wide groups
-    kernels.cc         their choice; compiled once per instruction set
-    ffi.cc             the door to XLA: checks, threads, the choice of the instruction set
+    problem.h           one grouped convolution, as the kernels see it
+    parallel.h          loops on XLA's threads
+    vector.h, lanes.h   vectors of one instruction set, and how narrow groups fill them
+    gather.h            roles y and x: which sources each result meets
+    reduce.h            role w: partial sums
+    depthwise.h         one loop nest for all three roles of depthwise: gather_depthwise.h, reduce_depthwise.h
+    gather_narrow.h     roles y and x of groups narrower than a vector
+    gather_wide.h       roles y and x of wider ones
+    reduce_narrow.h     role w of groups narrower than a vector
+    reduce_wide.h       role w of wider ones
+    kernels.cc          the choice among them; compiled once per instruction set and length of vector
+    ffi.cc              the door to XLA: checks, threads, the choice of the instruction set
 
 It is built when gconv is installed, if there is a C++ compiler, and loaded at the first question about it, never at import.
 Whatever keeps it from running is a reason in `load`, not an error.
