@@ -8,7 +8,7 @@
 //
 // A tile's results are any Q pixels of the same phases, also of two rows or two images: a table of offsets, made once for a
 // stretch of pixels and used for every group and filter, says where each tap finds their sources. A tap that falls on the
-// padding finds zeros.
+// padding finds zeros, and one that does so for the whole tile is left out.
 
 #pragma once
 
@@ -143,6 +143,9 @@ class GatherWide {
       for (int64_t t = 0; t < index.size; ++t) {
         const T* source[Q];
         const int64_t* offset = offsets.data + t * padded + first;
+        int64_t missing = -1;  // negative where all sources are on the padding
+        UNROLL for (int q = 0; q < Q; ++q) missing &= offset[q];
+        if (missing < 0) continue;
         UNROLL for (int q = 0; q < Q; ++q) source[q] = offset[q] < 0 ? zeros : x + offset[q];
         multiply<T, Q, V>(sums, source, weights + index[t] * g.sources * V * L, g.sources);
       }
