@@ -3,6 +3,9 @@
 #   make test    lint, types, doctests and the test suite
 # and one for who changes the kernels:
 #   make sanitize COUNT=5000    random problems against plain loops, under AddressSanitizer and UBSan
+# For readers:
+#   make notebooks   every notebook, executed, as .ipynb in built-notebooks/
+#   make docs        the API reference, in site/
 # And `make thorough`: every mesh with every sharding, of which `make test` takes a sample.
 # PYTHON and VENV choose another interpreter: make test PYTHON=python3.13 VENV=.venv-3.13
 
@@ -11,7 +14,7 @@ VENV ?= .venv
 COUNT ?= 5000
 IN_VENV = $(VENV)/bin/python
 
-.PHONY: demo test thorough lint sanitize bench report clean
+.PHONY: demo test thorough lint sanitize bench report notebooks docs clean
 
 demo: $(VENV)/ready
 	$(IN_VENV) notebooks/digits.py
@@ -38,6 +41,17 @@ bench: $(VENV)/ready
 report: $(VENV)/ready
 	$(IN_VENV) -m benchmarks.report --readme
 
+notebooks: $(VENV)/ready
+	mkdir -p built-notebooks
+	for name in $(basename $(notdir $(wildcard notebooks/*.py))); do \
+		$(IN_VENV) -m jupytext --to ipynb --output built-notebooks/$$name.ipynb notebooks/$$name.py && \
+		$(IN_VENV) -m jupyter execute --inplace built-notebooks/$$name.ipynb || exit 1; \
+	done
+
+docs: $(VENV)/ready
+	$(IN_VENV) -m pip install --quiet --editable ".[docs]"
+	$(IN_VENV) -m mkdocs build --strict
+
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(IN_VENV) -m pip install --quiet --upgrade pip
@@ -45,4 +59,4 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info demo-output
+	rm -rf .venv .venv-* build dist *.egg-info demo-output built-notebooks site

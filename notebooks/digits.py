@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -23,9 +23,6 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import gconv
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 
 # %%
@@ -124,7 +121,6 @@ def draw_filters(model: Network, path: Path) -> None:
     figure.colorbar(image, ax=axes, label="weight")
     figure.suptitle("Channel-wise filters: one 3 x 3 window per channel")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def draw_curves(curves: dict[str, list[float]], path: Path) -> None:
@@ -137,7 +133,6 @@ def draw_curves(curves: dict[str, list[float]], path: Path) -> None:
     right.set(xlabel="epoch", ylabel="accuracy", title=f"Held out: {curves['held-out accuracy'][-1]:.2%}")
     right.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def save_and_restore(model: Network, directory: Path) -> Network:
@@ -178,4 +173,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="where pictures and checkpoint go")
     parser.add_argument("--epochs", type=int, default=40)
-    main(**vars(parser.parse_args()))
+    main(**vars(parser.parse_known_args()[0]))  # a notebook's kernel has arguments of its own

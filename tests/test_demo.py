@@ -10,7 +10,9 @@ digits = pytest.importorskip("notebooks.digits", reason="the demo needs the extr
 
 
 def test_the_demo_reaches_its_accuracy_and_leaves_its_files(tmp_path, capsys):
+    digits.plt.switch_backend("Agg")
     accuracy = digits.main(tmp_path, epochs=40)
+    digits.plt.close("all")
     assert accuracy >= 0.97
     assert f"held-out accuracy: {accuracy:.2%} of 360 images" in capsys.readouterr().out
     for picture in ("filters.png", "curves.png"):

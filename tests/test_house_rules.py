@@ -178,6 +178,15 @@ def test_a_positional_option_would_be_found():
     assert optional_by_position(lambda x, bias=None, strides=1, *, groups=2: None) == ["bias", "strides"]
 
 
+def test_public_names_stand_in_the_reference():
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    listed = {line.removeprefix("::: ") for line in pages.splitlines() if line.startswith("::: ")}
+    assert {*NAMES} <= listed
+    for name in listed:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), f"{name} stands in the reference and does not exist"
+
+
 # --- files and imports at run time -----------------------------------------------------------------------------------
 
 
