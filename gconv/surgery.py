@@ -1,18 +1,16 @@
 """Whole models made fast without touching their code: NNX models layer by layer, everything else by the call it makes."""
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from jax import lax
 
 from gconv.drop_in import conv_general_dilated
 from gconv.layer import Config
+from gconv.swapping import Swap
 
-# As it was when gconv was imported.
-_LAX = lax.conv_general_dilated
+_SWAP = Swap(lax, "conv_general_dilated", conv_general_dilated)
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def _why_not(layer) -> str | None:
     """Why a Flax Conv stays as it is, or None."""
     if layer.conv_general_dilated is conv_general_dilated:
         return "computes by gconv already"
-    if layer.conv_general_dilated is not _LAX:
+    if layer.conv_general_dilated is not _SWAP.original:
         return f"has a conv_general_dilated of its own: {layer.conv_general_dilated!r}"
     if layer.feature_group_count == 1:
         return "one group, which lax does well"
@@ -116,9 +114,6 @@ def _why_not(layer) -> str | None:
 
 def _largest(value) -> int:
     return max((value,) if isinstance(value, int) else value or (1,))
-
-
-_LOCK, _INSIDE = threading.Lock(), [0]
 
 
 @contextlib.contextmanager
@@ -142,17 +137,5 @@ def accelerated() -> Iterator[None]:
     stays fast afterwards. While any thread is inside, `jax.lax.conv_general_dilated` is gconv's for all threads, which changes
     no result. A module that imported the function itself (`from jax.lax import conv_general_dilated`) is not reached.
     """
-    with _LOCK:
-        _INSIDE[0] += 1
-        _set(conv_general_dilated)
-    try:
+    with _SWAP.inside():
         yield
-    finally:
-        with _LOCK:
-            _INSIDE[0] -= 1
-            if not _INSIDE[0]:
-                _set(_LAX)
-
-
-def _set(function: Any) -> None:
-    lax.conv_general_dilated = function

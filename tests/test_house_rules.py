@@ -19,7 +19,7 @@ LONGEST = 350
 
 # Each line may import the lines above it, not its own. A member of a package stands for all of them as "package.*".
 ORDER = (
-    ("options", "layout", "factor", "native", "placement"),
+    ("options", "layout", "factor", "native", "placement", "swapping"),
     ("geometry",),
     ("backends.*",),
     ("backends", "partition"),

@@ -1,15 +1,11 @@
 """Programs that hold lax's convolutions only, for tools that read JAX's programs and know no primitive of gconv."""
 
-import contextlib
 import functools
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from gconv import roles
 from gconv.backends import lax
-
-_LOCK, _INSIDE = threading.Lock(), [0]
-_BIND = roles.bind
+from gconv.swapping import Swap
 
 
 def as_lax(function: Callable) -> Callable:
@@ -33,24 +29,10 @@ def as_lax(function: Callable) -> Callable:
 
     @functools.wraps(function, updated=())
     def by_lax(*arguments, **options):
-        with _roles_by_lax():
+        with _SWAP.inside():
             return function(*arguments, **options)
 
     return by_lax
-
-
-@contextlib.contextmanager
-def _roles_by_lax() -> Iterator[None]:
-    with _LOCK:
-        _INSIDE[0] += 1
-        roles.bind = _written_out
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _INSIDE[0] -= 1
-            if not _INSIDE[0]:
-                roles.bind = _BIND
 
 
 def _written_out(role: str, operands: dict, *, geometry, dtype, precision, implementation):
@@ -58,3 +40,6 @@ def _written_out(role: str, operands: dict, *, geometry, dtype, precision, imple
     del implementation
     first, second = (operands[name] for name in roles.OPERANDS[role])
     return getattr(lax, role)(first, second, geometry, dtype=dtype, precision=precision)
+
+
+_SWAP = Swap(roles, "bind", _written_out)

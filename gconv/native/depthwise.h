@@ -177,7 +177,7 @@ ALWAYS_INLINE void slide(const T* x, int64_t step, uint64_t valid, int64_t lanes
   }
 }
 
-// Calls f with compile-time values of these three: at most two of the booleans' cases need code of their own.
+// Calls f with compile-time values of these three. A part of a vector counts as an edge too: three cases instead of four.
 template <class F>
 ALWAYS_INLINE void with_stride(int64_t stride, bool edge, bool part, const F& f) {
   auto with = [&](auto s) {
