@@ -26,8 +26,8 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # no GNU C library
         return False
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # of malloc.h; other arenas than the first are too small for large results
-    return all(mallopt(name, value) for name, value in ((trim_threshold, 2**31 - 1), (mmap_max, 0), (arena_max, 1)))
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # of malloc.h; other arenas are too small for large results
+    return all(mallopt(name, value) for name, value in ((trim_threshold, -1), (mmap_max, 0), (arena_max, 1)))
 
 
 def processor() -> str:

@@ -34,6 +34,7 @@ class GatherWide {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
   static constexpr int64_t TILE = 24;  // a multiple of every Q
+  static constexpr int64_t ROWS = 32;  // of the kernel, packed at a time: of the other role's, whole lines of the cache
   const Problem& p;
   Gather g;
   int64_t vectors;  // of a group's filters
@@ -41,6 +42,10 @@ class GatherWide {
   struct Pixels {  // a stretch of the results of one combination of phases
     const Phase *depth, *height, *width;
     int64_t first, count;
+  };
+  struct Run {  // of a stretch's pixels, in one row of the results
+    int64_t first, count;
+    int64_t image, depth, height, width;  // where its first pixel's sources are, but for the tap
   };
 
  public:
@@ -53,7 +58,11 @@ class GatherWide {
     A* packed = static_cast<A*>(scratch);
     T* zeros = reinterpret_cast<T*>(packed + packed_size());
     memset(zeros, 0, g.sources * sizeof(T));
-    for_each(parallel, g.groups, g.taps * g.sources * vectors * L, [&](int64_t group) { pack(group, w, packed); });
+    int64_t rows = g.taps * g.sources, chunks = ceil_div(rows, ROWS);
+    for_each(parallel, g.groups * chunks, ROWS * vectors * L, [&](int64_t unit) {
+      int64_t first = unit % chunks * ROWS;
+      pack(unit / chunks, first, minimum(rows, first + ROWS), w, packed);
+    });
 
     int64_t stretch = TILE * maximum(1, minimum(4, 8192 / TILE / g.taps));
     List<Pixels> stretches;
@@ -72,50 +81,85 @@ class GatherWide {
   }
 
  private:
-  // [group][block of V vectors][tap][source channel][lane], zeros beyond the last filter.
-  void pack(int64_t group, const T* w, A* packed) const {
-    A* to = packed + group * vectors * g.taps * g.sources * L;
+  // [group][block of V vectors][tap][source channel][lane], zeros beyond the last filter: of one group, the rows [tap][source]
+  // from `first` to `last`.
+  void pack(int64_t group, int64_t first, int64_t last, const T* w, A* packed) const {
     for (int64_t v = 0, block; v < vectors; v += block) {
       block = block_of(vectors - v);
-      for (int64_t tap = 0; tap < g.taps; ++tap)
-        for (int64_t s = 0; s < g.sources; ++s)
-          for (int64_t f = v * L; f < (v + block) * L; ++f)
-            *to++ = f < g.results ? value(w[tap * g.tap_stride + s * g.source_stride + group * g.group_stride + f * g.result_stride])
-                                  : A{};
+      A* to = packed + (group * vectors + v) * g.taps * g.sources * L;
+      for (int64_t row = first, count; row < last; row += count) {
+        int64_t s = row % g.sources;
+        count = minimum(minimum(L, last - row), g.sources - s);
+        const T* from = w + row / g.sources * g.tap_stride + s * g.source_stride + group * g.group_stride;
+        for (int64_t u = 0; u < block; ++u)
+          copy(from + (v + u) * L * g.result_stride, count, g.results - (v + u) * L, to + row * block * L + u * L, block * L);
+      }
     }
+  }
+
+  // A square of the kernel, or what there is of it, as rows of filters.
+  void copy(const T* from, int64_t sources, int64_t filters, A* to, int64_t step) const {
+    Vector<A> rows[L] = {};
+    if (g.result_stride == 1) {
+      for (int64_t s = 0; s < sources; ++s, from += g.source_stride, to += step)
+        store(to, filters >= L ? load(from) : load_first(from, filters));
+      return;
+    }
+    for (int64_t f = 0; f < minimum(L, filters); ++f)
+      rows[f] = sources == L ? load(from + f * g.result_stride) : load_first(from + f * g.result_stride, sources);
+    transpose<L / 2>(rows);
+    for (int64_t s = 0; s < sources; ++s, to += step) store(to, rows[s]);
   }
 
   static int64_t block_of(int64_t vectors) { return vectors == 1 ? 1 : vectors == 3 ? 3 : 2; }
 
-  void results(const Pixels& pixels, int64_t from, int64_t to, const T* x, const A* packed, const T* zeros, T* result) const {
+  // The runs of a stretch, and where its results lie.
+  void find(const Pixels& pixels, List<Run>& runs, List<int64_t>& outputs) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     const Phase &dp = *pixels.depth, &hp = *pixels.height, &wp = *pixels.width;
-    int64_t padded = ceil_div(pixels.count, TILE) * TILE;
-    List<int64_t> offsets, index, outputs, base[3];  // offsets: [tap][pixel], -1 on the padding
-    for (int64_t i = 0; i < pixels.count; ++i) {
-      int64_t q = pixels.first + i, w = q % wp.count, h = q / wp.count % hp.count, d = q / wp.count / hp.count % dp.count;
-      int64_t n = q / wp.count / hp.count / dp.count;
+    outputs.reserve(pixels.count);
+    for (int64_t i = 0, count; i < pixels.count; i += count) {
+      int64_t q = pixels.first + i, w = q % wp.count, row = q / wp.count;
+      int64_t h = row % hp.count, d = row / hp.count % dp.count, n = row / hp.count / dp.count;
+      count = minimum(wp.count - w, pixels.count - i);
+      runs.push({i, count, n, d * depth.stride, h * height.stride, w * width.stride});
       int64_t rd = dp.first + d * depth.step, rh = hp.first + h * height.step, rw = wp.first + w * width.step;
-      outputs.push((((n * depth.results + rd) * height.results + rh) * width.results + rw) * g.result_channels());
-      base[0].push(d * depth.stride), base[1].push(h * height.stride), base[2].push(w * width.stride);
+      int64_t first = ((n * depth.results + rd) * height.results + rh) * width.results + rw;
+      for (int64_t k = 0; k < count; ++k) outputs.push((first + k * width.step) * g.result_channels());
     }
-    int64_t image = depth.sources * height.sources * width.sources, per_image = dp.count * hp.count * wp.count;
+  }
+
+  // Where one tap finds the sources of a run; whether any is off the padding.
+  bool follow(const Run& run, int64_t depth_tap, int64_t height_tap, int64_t width_tap, int64_t* offsets) const {
+    const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
+    int64_t d = run.depth + depth_tap, h = run.height + height_tap, w = run.width + width_tap, k = 0, from = 0, to = 0;
+    if (d >= 0 && d < depth.sources && h >= 0 && h < height.sources) {
+      from = minimum(run.count, maximum(0, -floor_div(w, width.stride)));
+      to = maximum(from, minimum(run.count, floor_div(width.sources - 1 - w, width.stride) + 1));
+    }
+    int64_t first = ((run.image * depth.sources + d) * height.sources + h) * width.sources + w;
+    offsets += run.first;
+    for (; k < from; ++k) offsets[k] = -1;
+    for (; k < to; ++k) offsets[k] = (first + k * width.stride) * g.source_channels();
+    for (; k < run.count; ++k) offsets[k] = -1;
+    return from < to;
+  }
+
+  void results(const Pixels& pixels, int64_t from, int64_t to, const T* x, const A* packed, const T* zeros, T* result) const {
+    int64_t padded = ceil_div(pixels.count, TILE) * TILE;
+    List<Run> runs;
+    List<int64_t> offsets, index, outputs;  // offsets: [tap][pixel], -1 on the padding
+    find(pixels, runs, outputs);
+    const Phase &dp = *pixels.depth, &hp = *pixels.height, &wp = *pixels.width;
     for (int64_t a = 0; a < dp.size; ++a)
       for (int64_t b = 0; b < hp.size; ++b)
         for (int64_t c = 0; c < wp.size; ++c) {
-          bool any = false;
           offsets.reserve(offsets.size + padded);
-          for (int64_t i = 0; i < padded; ++i) {
-            int64_t offset = -1;
-            if (i < pixels.count) {
-              int64_t d = base[0][i] + dp.taps[a].source, h = base[1][i] + hp.taps[b].source, w = base[2][i] + wp.taps[c].source;
-              if (d >= 0 && d < depth.sources && h >= 0 && h < height.sources && w >= 0 && w < width.sources)
-                offset = ((pixels.first + i) / per_image * image + (d * height.sources + h) * width.sources + w) *
-                         g.source_channels(), any = true;
-            }
-            offsets[offsets.size + i] = offset;
-          }
+          int64_t* to = offsets.data + offsets.size;
+          bool any = false;
+          for (int64_t i = 0; i < runs.size; ++i) any |= follow(runs[i], dp.taps[a].source, hp.taps[b].source, wp.taps[c].source, to);
           if (!any) continue;  // overwritten by the next tap
+          for (int64_t i = pixels.count; i < padded; ++i) to[i] = -1;
           offsets.size += padded;
           index.push(g.tap(dp.taps[a].index, hp.taps[b].index, wp.taps[c].index, p));
         }

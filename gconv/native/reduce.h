@@ -19,11 +19,12 @@ struct Segment {  // of a row of y, and the row of x that one tap of the outer a
   int64_t pixel;  // of the segment's first pixel in its patch
 };
 
-// Enough to keep threads busy, but no more memory than a quarter of the operands or a megabyte.
-int64_t partitions_of(const Problem& p, int64_t units, int64_t partial_size, int64_t element) {
+// Enough to keep threads busy, together with the blocks of the result that they can share, but no more memory than a quarter of
+// the operands or a megabyte.
+int64_t partitions_of(const Problem& p, int64_t units, int64_t partial_size, int64_t element, int64_t blocks = 1) {
   int64_t in = p.in[0] * p.in[1] * p.in[2] * p.groups * p.channels, out = p.out[0] * p.out[1] * p.out[2] * p.groups * p.filters;
   int64_t room = maximum(p.batch * (in + out) / 4, (1 << 20) / element) / maximum(partial_size, 1);
-  return maximum(1, minimum(minimum(units, 16), maximum(room, 4)));
+  return maximum(1, minimum(minimum(units, 16), maximum(room, minimum(4, ceil_div(64, blocks)))));
 }
 
 struct Patches {
@@ -32,14 +33,14 @@ struct Patches {
   int64_t across, count, partitions;       // patches along a row, in all
   int64_t in_channels, out_channels;
 
-  Patches(const Problem& p, int64_t pixels, int64_t partial_size, int64_t element) : p(p) {
+  Patches(const Problem& p, int64_t pixels, int64_t partial_size, int64_t element, int64_t blocks = 1) : p(p) {
     in_channels = p.groups * p.channels, out_channels = p.groups * p.filters;
     columns = maximum(1, minimum(p.out[2], pixels));
     int64_t all = p.batch * p.out[0] * p.out[1];
     rows = columns < p.out[2] ? 1 : maximum(1, minimum(pixels / columns, all));
     across = ceil_div(p.out[2], columns);
     count = p.out[2] ? ceil_div(all, rows) * across : 0;
-    partitions = partitions_of(p, count, partial_size, element);
+    partitions = partitions_of(p, count, partial_size, element, blocks);
   }
   int64_t first_patch(int64_t partition) const { return count * partition / partitions; }
 

@@ -41,39 +41,57 @@ template <class T>
 class ReduceWide {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
+  static constexpr int64_t CHANNELS = 96, VECTORS = 6;  // of a block at most: its sums and its part of a patch stay in the caches
   const Problem& p;
-  int64_t vectors, taps, partial_size;  // [group][tap][channel][filter, in whole vectors]
+  int64_t taps, high, wide;  // a block's channels and vectors
+  int64_t down, across, block_size, partial_size;  // [group][block][tap][channel][filter, in whole vectors]
   Patches patches;
 
  public:
   explicit ReduceWide(const Problem& p)
-      : p(p), vectors(ceil_div(p.filters, L)), taps(p.window[0] * p.window[1] * p.window[2]),
-        partial_size(p.groups * taps * p.channels * vectors * L), patches(p, pixels(p), partial_size, sizeof(A)) {}
+      : p(p), taps(p.window[0] * p.window[1] * p.window[2]), high(even(p.channels, CHANNELS)),
+        wide(even(ceil_div(p.filters, L), VECTORS)), down(ceil_div(p.channels, high)), across(ceil_div(p.filters, wide * L)),
+        block_size(taps * high * wide * L), partial_size(p.groups * down * across * block_size),
+        patches(p, pixels(), partial_size, sizeof(A), p.groups * down * across) {}
 
   int64_t scratch_bytes() const { return patches.partitions * partial_size * (int64_t)sizeof(A); }
 
   void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
     A* partial = static_cast<A*>(scratch);
-    int64_t pieces = minimum(p.groups, ceil_div(4 * parallel.threads, patches.partitions));
-    for_each(parallel, patches.partitions * pieces, 1 << 14, [&](int64_t unit) {
-      int64_t partition = unit / pieces, piece = unit % pieces, size = partial_size / p.groups;
-      int64_t first = p.groups * piece / pieces, last = p.groups * (piece + 1) / pieces;
+    int64_t blocks = down * across, pieces = minimum(p.groups, ceil_div(4 * parallel.threads, patches.partitions * blocks));
+    for_each(parallel, patches.partitions * blocks * pieces, 1 << 14, [&](int64_t unit) {
+      int64_t partition = unit / pieces / blocks, first = unit / pieces % blocks, piece = unit % pieces;
       A* own = partial + partition * partial_size;
-      memset(own + first * size, 0, (last - first) * size * sizeof(A));
+      auto each = [&](const auto& f) {  // the unit's blocks, the same of several groups
+        for (int64_t g = p.groups * piece / pieces; g < p.groups * (piece + 1) / pieces; ++g) f(g * blocks + first);
+      };
+      each([&](int64_t block) { memset(own + block * block_size, 0, block_size * sizeof(A)); });
       List<Segment> segments;
       for (int64_t i = patches.first_patch(partition); i < patches.first_patch(partition + 1); ++i)
-        for (int64_t group = first; group < last; ++group) patch(i, group, x, y, own + group * size, segments);
+        each([&](int64_t block) { patch(i, at(block), x, y, own + block * block_size, segments); });
     });
-    int64_t work = p.channels * vectors * patches.partitions;
-    for_each(parallel, p.groups * taps, work, [&](int64_t row) { add(row / taps, row % taps, partial, result); });
+    for_each(parallel, p.groups * blocks * taps, high * wide * patches.partitions, [&](int64_t unit) {
+      add(at(unit / taps), unit % taps, partial + unit * high * wide * L, result);
+    });
   }
 
  private:
-  static int64_t pixels(const Problem& p) {
-    return maximum(16, minimum(256, (1 << 15) / ((p.channels + p.filters) * (int64_t)sizeof(T))));
+  struct Block {
+    int64_t group, channel, filter, channels, filters;  // of its group, from the first on so many
+  };
+
+  Block at(int64_t block) const {
+    int64_t j = block / across % down * high, k = block % across * wide * L;
+    return {block / across / down, j, k, minimum(high, p.channels - j), minimum(wide * L, p.filters - k)};
   }
 
-  void patch(int64_t patch, int64_t group, const T* x, const T* y, A* partial, List<Segment>& segments) const {
+  // The largest part of `size` in as few equal parts, up to a limit, as will do.
+  static int64_t even(int64_t size, int64_t limit) { return ceil_div(size, ceil_div(size, limit)); }
+
+  int64_t pixels() const { return maximum(16, minimum(256, (1 << 15) / ((high + wide * L) * (int64_t)sizeof(T)))); }
+
+  void patch(int64_t patch, const Block& block, const T* x, const T* y, A* partial, List<Segment>& segments) const {
+    x += block.group * p.channels + block.channel, y += block.group * p.filters + block.filter;
     for (int64_t d = 0; d < p.window[0]; ++d)
       for (int64_t h = 0; h < p.window[1]; ++h) {
         patches.segments(patch, d, h, segments);
@@ -82,26 +100,25 @@ class ReduceWide {
           int64_t from, to, tap = (d * p.window[1] + h) * p.window[2] + w;
           patches.columns_of(patch, w, from, to);
           if (from == to) continue;
-          const T* source = x + group * p.channels + (w * p.dilation[2] - p.low[2]) * patches.in_channels;
-          A* sums = partial + tap * p.channels * vectors * L;
-          for (int64_t v = 0; v < vectors; v += 2) {
-            int64_t filters = p.filters - v * L;
-            const T* ours = y + group * p.filters + v * L;
+          const T* source = x + (w * p.dilation[2] - p.low[2]) * patches.in_channels;
+          A* sums = partial + tap * high * wide * L;
+          for (int64_t v = 0; v < block.filters; v += 2 * L) {
+            int64_t filters = block.filters - v;
             if (filters > L)
-              channels<2>(filters < 2 * L, source, ours, segments, from, to, sums + v * L, filters - L);
+              channels<2>(filters < 2 * L, source, y + v, segments, from, to, block.channels, sums + v, filters - L);
             else
-              channels<1>(filters < L, source, ours, segments, from, to, sums + v * L, filters);
+              channels<1>(filters < L, source, y + v, segments, from, to, block.channels, sums + v, filters);
           }
         }
       }
   }
 
   template <int V>
-  void channels(bool part, const T* x, const T* y, const List<Segment>& segments, int64_t from, int64_t to, A* sums,
-                int64_t lanes) const {
-    int64_t x_column = p.strides[2] * patches.in_channels;
-    for (int64_t j = 0, chunk; j < p.channels; j += chunk) {
-      int64_t left = p.channels - j;
+  void channels(bool part, const T* x, const T* y, const List<Segment>& segments, int64_t from, int64_t to, int64_t count,
+                A* sums, int64_t lanes) const {
+    int64_t x_column = p.strides[2] * patches.in_channels, row = wide * L;
+    for (int64_t j = 0, chunk; j < count; j += chunk) {
+      int64_t left = count - j;
       if (V == 2)
         chunk = left == 8 ? 4 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       else
@@ -109,11 +126,9 @@ class ReduceWide {
 #define CASE(J)                                                                                                              \
   if (chunk == J) {                                                                                                          \
     if (part)                                                                                                                \
-      sum_products<T, J, V, true>(x + j, y, segments, from, to, x_column, patches.out_channels, sums + j * vectors * L,      \
-                                  vectors * L, lanes);                                                                       \
+      sum_products<T, J, V, true>(x + j, y, segments, from, to, x_column, patches.out_channels, sums + j * row, row, lanes); \
     else                                                                                                                     \
-      sum_products<T, J, V, false>(x + j, y, segments, from, to, x_column, patches.out_channels, sums + j * vectors * L,     \
-                                   vectors * L, lanes);                                                                      \
+      sum_products<T, J, V, false>(x + j, y, segments, from, to, x_column, patches.out_channels, sums + j * row, row, lanes); \
     continue;                                                                                                                \
   }
       if constexpr (V == 2) {
@@ -126,15 +141,13 @@ class ReduceWide {
     }
   }
 
-  void add(int64_t group, int64_t tap, const A* partial, T* result) const {
-    const A* from = partial + (group * taps + tap) * p.channels * vectors * L;
-    for (int64_t j = 0; j < p.channels; ++j)
-      for (int64_t v = 0; v < vectors; ++v) {
-        const A* at = from + (j * vectors + v) * L;
-        Vector<T> sum = load(at);
-        for (int64_t i = 1; i < patches.partitions; ++i) sum += load(at + i * partial_size);
-        T* to = result + (tap * p.channels + j) * patches.out_channels + group * p.filters + v * L;
-        store_first(to, sum, p.filters - v * L);
+  void add(const Block& block, int64_t tap, const A* partial, T* result) const {
+    result += (tap * p.channels + block.channel) * patches.out_channels + block.group * p.filters + block.filter;
+    for (int64_t j = 0; j < block.channels; ++j, partial += wide * L, result += patches.out_channels)
+      for (int64_t v = 0; v < block.filters; v += L) {
+        Vector<T> sum = load(partial + v);
+        for (int64_t i = 1; i < patches.partitions; ++i) sum += load(partial + v + i * partial_size);
+        store_first(result + v, sum, block.filters - v);
       }
   }
 };

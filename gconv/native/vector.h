@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
@@ -222,6 +223,23 @@ ALWAYS_INLINE Vector<T> gather(const T* from, const int32_t (&index)[LANES<Wide<
   Vector<T> v;
   for (int i = 0; i < LANES<Wide<T>>; ++i) v[i] = value(from[index[i]]);
   return v;
+}
+
+// A square of values, its rows in vectors, to its columns: log2(size) rounds, of which each swaps the off-diagonal halves of
+// squares half as large as those of the round before.
+template <int HALF, class V, size_t... LANE>
+ALWAYS_INLINE void swap_halves(V& a, V& b, std::index_sequence<LANE...>) {
+  constexpr int N = sizeof...(LANE);
+  V low = __builtin_shufflevector(a, b, (LANE & HALF ? (int)LANE - HALF + N : (int)LANE)...);
+  b = __builtin_shufflevector(a, b, (LANE & HALF ? (int)LANE + N : (int)LANE + HALF)...);
+  a = low;
+}
+
+template <int HALF, class V, size_t N>
+ALWAYS_INLINE void transpose(V (&rows)[N]) {
+  UNROLL for (int i = 0; i < (int)N; ++i)
+    if (!(i & HALF)) swap_halves<HALF>(rows[i], rows[i + HALF], std::make_index_sequence<N>{});
+  if constexpr (HALF > 1) transpose<HALF / 2>(rows);
 }
 
 // --- memory and work of one call -------------------------------------------------------------------------------------------
