@@ -126,8 +126,9 @@ class Rows {
     auto at = [&](int64_t i) { return phase.taps[ascends(phase) ? i : phase.size - 1 - i]; };
     for (int64_t i = 0, taps; i < phase.size; i += taps) {
       taps = 1;
-      if (g.axis[2].stride <= 2)
-        while (taps < LONGEST_RUN && i + taps < phase.size && at(i + taps).source == at(i).source + taps) ++taps;
+      const Axis& width = g.axis[2];
+      if (width.stride / width.unit <= 2)
+        while (taps < LONGEST_RUN && i + taps < phase.size && at(i + taps).source == at(i).source + taps * width.unit) ++taps;
       runs.push({(row + at(i).source) * channels, (tap + at(i).index) * channels, at(i).source, taps});
     }
   }
@@ -147,8 +148,9 @@ struct Cuts {
 
 // Bit j tells whether source first + j * apart lies in [0, sources).
 ALWAYS_INLINE uint64_t valid_sources(int64_t first, int64_t apart, int64_t sources) {
-  int64_t from = minimum(63, ceil_div(maximum(-first, 0), apart));
-  int64_t to = maximum(from, minimum(63, first < sources ? (sources - 1 - first) / apart + 1 : 0));
+  auto over = [&](int64_t n) { return apart == 1 ? n : n / apart; };  // a division takes as long as a dozen multiply-adds
+  int64_t from = minimum(63, over(maximum(-first, 0) + apart - 1));
+  int64_t to = maximum(from, minimum(63, first < sources ? over(sources - 1 - first) + 1 : 0));
   return ((uint64_t{1} << to) - 1) & ~((uint64_t{1} << from) - 1);
 }
 
@@ -160,7 +162,8 @@ ALWAYS_INLINE void fetch(const T* at, int64_t step, int64_t pixels, int64_t vect
 }
 
 template <class T>
-ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, int64_t step, int64_t pixels, int64_t vector) {
+ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, const Axis& width, int64_t channels, int64_t results, int64_t vector) {
+  int64_t step = width.unit * channels, pixels = results * minimum(width.stride / width.unit, 2);
   fetch(x + t.ahead, step, pixels, vector);
   if (t.before != t.ahead) fetch(x + t.before, step, pixels, vector);
 }
@@ -177,9 +180,13 @@ ALWAYS_INLINE void slide(const T* x, int64_t step, uint64_t valid, int64_t lanes
   }
 }
 
+// How far the neighbours among the sources of a tile lie apart, in pixels.
+template <int STRIDE>
+ALWAYS_INLINE int64_t apart(const Axis& width) { return width.stride / width.unit == STRIDE ? width.unit : width.stride; }
+
 // Calls f with compile-time values of these three. A part of a vector counts as an edge too: three cases instead of four.
 template <class F>
-ALWAYS_INLINE void with_stride(int64_t stride, bool edge, bool part, const F& f) {
+ALWAYS_INLINE void with_stride(const Axis& width, bool edge, bool part, const F& f) {
   auto with = [&](auto s) {
     if (part)
       f(s, std::true_type{}, std::true_type{});
@@ -189,7 +196,7 @@ ALWAYS_INLINE void with_stride(int64_t stride, bool edge, bool part, const F& f)
       f(s, std::false_type{}, std::false_type{});
   };
   // Strides above 2 have runs of one tap, whose sources are `stride` pixels apart: as with a stride of 1 and longer steps.
-  stride == 2 ? with(std::integral_constant<int, 2>{}) : with(std::integral_constant<int, 1>{});
+  width.stride / width.unit == 2 ? with(std::integral_constant<int, 2>{}) : with(std::integral_constant<int, 1>{});
 }
 
 }  // namespace

@@ -5,7 +5,8 @@
 //
 // Along one axis the results fall into phases, and all results of a phase use the same taps: with role y there is one phase; with
 // role x the phase is the remainder by the stride, and a phase uses only the taps that meet it, so no product with the zeros
-// between strides is ever formed. Result q of a phase is pixel first + q * step and meets, at each of the phase's taps, the source
+// between strides is ever formed. With a dilation and no stride the phase may be the remainder by the dilation: neighbours in a phase
+// then share sources, which neighbours in the row do not. Result q of a phase is pixel first + q * step and meets, at each of the phase's taps, the source
 // pixel tap.source + q * stride.
 
 #pragma once
@@ -38,12 +39,15 @@ struct Phase {
 
 struct Axis {
   int64_t sources, results, step, stride;
+  int64_t unit;  // the sources of a phase's taps lie so far apart where they are neighbours
   List<Tap> taps;
   List<Phase> phases;
 
-  void plan(Role role, int64_t in, int64_t out, int64_t window, int64_t strides, int64_t low, int64_t dilation) {
+  void plan(Role role, int64_t in, int64_t out, int64_t window, int64_t strides, int64_t low, int64_t dilation, int64_t least) {
     bool forward = role == Role::y;
     sources = forward ? in : out, results = forward ? out : in;
+    unit = strides == 1 && window > 1 && results / dilation >= least ? dilation : 1;
+    if (unit > 1) return plan_by_dilation(forward ? 1 : -1, window, low);
     step = forward ? 1 : strides, stride = forward ? strides : 1;
     int64_t count = minimum(step, results);
     List<int64_t> end;  // of each phase's taps, by counting
@@ -62,6 +66,14 @@ struct Axis {
     for (int64_t r = 0; r < count; ++r)
       phases.push({r, ceil_div(results - r, step), taps.data + end[r], end[r + 1] - end[r]});
   }
+
+  void plan_by_dilation(int64_t direction, int64_t window, int64_t low) {
+    step = stride = unit;
+    taps.reserve(unit * window);
+    for (int64_t r = 0; r < unit; ++r)
+      for (int64_t t = 0; t < window; ++t) taps.push({t, r + direction * (t * unit - low)});
+    for (int64_t r = 0; r < unit; ++r) phases.push({r, ceil_div(results - r, step), taps.data + r * window, window});
+  }
 };
 
 // A problem seen from role y or x: what is gathered, what results, and where the kernel keeps each product's weight.
@@ -71,14 +83,15 @@ struct Gather {
   int64_t tap_stride, source_stride, group_stride, result_stride;  // of the kernel
   Axis axis[3];
 
-  Gather(Role role, const Problem& p) {
+  // Phases by the dilation along the rows, where they have `least` results or more.
+  Gather(Role role, const Problem& p, int64_t least = INT64_MAX) {
     bool forward = role == Role::y;
     batch = p.batch, groups = p.groups, taps = p.window[0] * p.window[1] * p.window[2];
     sources = forward ? p.channels : p.filters, results = forward ? p.filters : p.channels;
     tap_stride = p.channels * p.groups * p.filters, group_stride = p.filters;
     source_stride = forward ? p.groups * p.filters : 1, result_stride = forward ? 1 : p.groups * p.filters;
     for (int i = 0; i < 3; ++i)
-      axis[i].plan(role, p.in[i], p.out[i], p.window[i], p.strides[i], p.low[i], p.dilation[i]);
+      axis[i].plan(role, p.in[i], p.out[i], p.window[i], p.strides[i], p.low[i], p.dilation[i], i == 2 ? least : INT64_MAX);
   }
 
   int64_t source_channels() const { return groups * sources; }

@@ -19,7 +19,7 @@ class GatherDepthwise {
 
  public:
   GatherDepthwise(Role role, const Problem& p)
-      : p(p), g(role, p), channels(p.groups), vectors(ceil_div(channels, L)), cuts(g, channels, sizeof(T)) {}
+      : p(p), g(role, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), cuts(g, channels, sizeof(T)) {}
 
   // The kernel is used as it is, unless its elements are to be widened.
   int64_t scratch_bytes() const { return sizeof(T) == sizeof(A) ? 0 : g.taps * channels * (int64_t)sizeof(A); }
@@ -51,8 +51,8 @@ class GatherDepthwise {
   template <int Q>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
     for (int64_t v = from; v < to; ++v) {
-      fetch_sources(t, x + v * L, channels, Q * minimum(g.axis[2].stride, 2), v);
-      with_stride(g.axis[2].stride, t.edge || t.left < Q, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
+      fetch_sources(t, x + v * L, g.axis[2], channels, Q, v);
+      with_stride(g.axis[2], t.edge || t.left < Q, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
         sum<Q, stride, edge, part>(t, channels - v * L, x + t.source + v * L, weights + v * L, result + t.result + v * L);
       });
     }
@@ -62,10 +62,10 @@ class GatherDepthwise {
   template <int Q, int STRIDE, bool EDGE, bool PART>
   __attribute__((noinline)) void sum(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to) const {
     const Axis& width = g.axis[2];
-    int64_t apart = width.stride == STRIDE ? 1 : width.stride;
+    int64_t between = apart<STRIDE>(width);
     Vector<T> sums[Q] = {};
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = EDGE ? valid_sources(r->column + t.column, apart, width.sources) : 0;
+      uint64_t valid = EDGE ? valid_sources(r->column + t.column, between, width.sources) : 0;
 #define CASE(K)                                                                                          \
   case K: {                                                                                              \
     Vector<T> weight[K];                                                                                 \
@@ -74,7 +74,7 @@ class GatherDepthwise {
       weight[k] = PART ? load_first(at, lanes) : load(at);                                               \
     }                                                                                                    \
     slide<T, Q, K, STRIDE, EDGE, PART>(                                                                  \
-        x + r->source, apart* channels, valid, lanes,                                                    \
+        x + r->source, between * channels, valid, lanes,                                                    \
         [&](Vector<T> source, int k, int q) __attribute__((always_inline)) { sums[q] += source * weight[k]; }); \
     break;                                                                                               \
   }

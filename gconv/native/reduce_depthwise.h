@@ -24,7 +24,7 @@ class ReduceDepthwise {
 
  public:
   explicit ReduceDepthwise(const Problem& p)
-      : p(p), g(Role::y, p), channels(p.groups), vectors(ceil_div(channels, L)), partial_size(g.taps * vectors * L),
+      : p(p), g(Role::y, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), partial_size(g.taps * vectors * L),
         cuts(g, channels, sizeof(T)), units(g.batch * cuts.count * p.out[0] * p.out[1]),
         partitions(partitions_of(p, units, partial_size, sizeof(A))) {}
 
@@ -62,9 +62,10 @@ class ReduceDepthwise {
   template <int Q>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* y, A* partial) const {
     for (int64_t v = from; v < to; ++v) {
-      fetch_sources(t, x + v * L, channels, Q * minimum(g.axis[2].stride, 2), v);
-      fetch(y + t.result + Q * channels + v * L, channels, Q, v);
-      with_stride(g.axis[2].stride, t.edge, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
+      int64_t step = g.axis[2].step * channels;
+      fetch_sources(t, x + v * L, g.axis[2], channels, Q, v);
+      fetch(y + t.result + Q * step + v * L, step, Q, v);
+      with_stride(g.axis[2], t.edge, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
         sum<Q, stride, edge, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L, partial + v * L);
       });
     }
@@ -74,18 +75,18 @@ class ReduceDepthwise {
   template <int Q, int STRIDE, bool EDGE, bool PART>
   __attribute__((noinline)) void sum(const Tile& t, int64_t lanes, const T* x, const T* y, A* partial) const {
     const Axis& width = g.axis[2];
-    int64_t apart = width.stride == STRIDE ? 1 : width.stride, row = vectors * L;
+    int64_t between = apart<STRIDE>(width), row = vectors * L, step = width.step * channels;
     Vector<T> ours[Q];
-    UNROLL for (int q = 0; q < Q; ++q) ours[q] = PART ? load_first(y + q * channels, lanes) : load(y + q * channels);
+    UNROLL for (int q = 0; q < Q; ++q) ours[q] = PART ? load_first(y + q * step, lanes) : load(y + q * step);
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = EDGE ? valid_sources(r->column + t.column, apart, width.sources) : 0;
+      uint64_t valid = EDGE ? valid_sources(r->column + t.column, between, width.sources) : 0;
       A* sums = partial + r->weights / channels * row;
 #define CASE(K)                                                                                          \
   case K: {                                                                                              \
     Vector<T> sum[K];                                                                                    \
     UNROLL for (int k = 0; k < K; ++k) sum[k] = load(sums + k * row);                                    \
     slide<T, Q, K, STRIDE, EDGE, PART>(                                                                  \
-        x + r->source, apart* channels, valid, lanes,                                                    \
+        x + r->source, between * channels, valid, lanes,                                                    \
         [&](Vector<T> source, int k, int q) __attribute__((always_inline)) { sum[k] += source * ours[q]; }); \
     UNROLL for (int k = 0; k < K; ++k) store(sums + k * row, sum[k]);                                    \
     break;                                                                                               \
