@@ -19,7 +19,7 @@ auto choose(Role role, const Problem& p, const F& f) {
   bool depthwise = p.channels == 1 && p.filters == 1;
   if (role == Role::w) {
     if (depthwise) return f(ReduceDepthwise<T>(p));
-    if (results < L || p.channels < 4) return f(ReduceNarrow<T>(p));
+    if (results < L || (p.channels < 4 && !ReduceWide<T>::one_row(p))) return f(ReduceNarrow<T>(p));
     return f(ReduceWide<T>(p));
   }
   if (depthwise) return f(GatherDepthwise<T>(role, p));

@@ -4,7 +4,8 @@
 //
 //   for each pixel:  V loads of y;  for each of J channels: 1 broadcast load of x, V multiply-adds
 //
-// J + V loads for J * V multiply-adds: 8 for 12 with (J, V) = (6, 2), 9 for 8 with (8, 1).
+// J + V loads for J * V multiply-adds: 8 for 12 with (J, V) = (6, 2), 9 for 8 with (8, 1). Few channels of a single group, as of an
+// image's colours, are one axis with the taps of a row.
 
 #pragma once
 
@@ -54,6 +55,11 @@ class ReduceWide {
         block_size(taps * high * wide * L), partial_size(p.groups * down * across * block_size),
         patches(p, pixels(), partial_size, sizeof(A), p.groups * down * across) {}
 
+  // Whether the taps of a row and their channels are neighbours in x and in w: one axis of a matrix product.
+  static bool one_row(const Problem& p) {
+    return p.groups == 1 && p.dilation[2] == 1 && p.window[2] > 1 && p.channels <= CHANNELS / 4;
+  }
+
   int64_t scratch_bytes() const { return patches.partitions * partial_size * (int64_t)sizeof(A); }
 
   void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
@@ -96,21 +102,36 @@ class ReduceWide {
       for (int64_t h = 0; h < p.window[1]; ++h) {
         patches.segments(patch, d, h, segments);
         if (!segments.size) continue;
+        int64_t tap = (d * p.window[1] + h) * p.window[2], from, to, first = 0, last = 0;
+        if (one_row(p)) {
+          patches.columns_of(patch, 0, first, to), patches.columns_of(patch, p.window[2] - 1, from, last);
+          first = maximum(first, from), last = maximum(first, minimum(last, to));
+          taps_of(tap, 0, p.window[2] * p.channels, block, x, y, segments, first, last, partial);
+        }
         for (int64_t w = 0; w < p.window[2]; ++w) {
-          int64_t from, to, tap = (d * p.window[1] + h) * p.window[2] + w;
           patches.columns_of(patch, w, from, to);
-          if (from == to) continue;
-          const T* source = x + (w * p.dilation[2] - p.low[2]) * patches.in_channels;
-          A* sums = partial + tap * high * wide * L;
-          for (int64_t v = 0; v < block.filters; v += 2 * L) {
-            int64_t filters = block.filters - v;
-            if (filters > L)
-              channels<2>(filters < 2 * L, source, y + v, segments, from, to, block.channels, sums + v, filters - L);
-            else
-              channels<1>(filters < L, source, y + v, segments, from, to, block.channels, sums + v, filters);
+          if (first < last) {
+            taps_of(tap, w, block.channels, block, x, y, segments, from, minimum(to, first), partial);
+            from = maximum(from, last);
           }
+          taps_of(tap, w, block.channels, block, x, y, segments, from, to, partial);
         }
       }
+  }
+
+  // `count` rows of sums, from tap `w` of a row of taps on, over the columns from one to another.
+  void taps_of(int64_t row, int64_t w, int64_t count, const Block& block, const T* x, const T* y, const List<Segment>& segments,
+               int64_t from, int64_t to, A* partial) const {
+    if (from >= to) return;
+    const T* source = x + (w * p.dilation[2] - p.low[2]) * patches.in_channels;
+    A* sums = partial + (row + w) * high * wide * L;
+    for (int64_t v = 0; v < block.filters; v += 2 * L) {
+      int64_t filters = block.filters - v;
+      if (filters > L)
+        channels<2>(filters < 2 * L, source, y + v, segments, from, to, count, sums + v, filters - L);
+      else
+        channels<1>(filters < L, source, y + v, segments, from, to, count, sums + v, filters);
+    }
   }
 
   template <int V>

@@ -181,7 +181,7 @@ int main(int argc, char** argv) {
     const int64_t sizes[] = {1, 1, 1, 2, 3, 4, 4, 5, 7, 8, 9, 12, 16, 17, 24, 33};
     p.channels = sizes[below(16)], p.filters = sizes[below(16)], p.groups = 1 + below(20);
     if (below(3) == 0) p.channels = p.filters = 1, p.groups = 1 + below(70);
-    else if (below(3) == 0) p.channels = 1 + below(220), p.filters = 1 + below(220), p.groups = 1 + below(3);  // several blocks
+    else if (below(3) == 0) p.channels = 1 + below(below(2) ? 5 : 220), p.filters = 1 + below(220), p.groups = 1 + below(2);
     double work = double(p.batch) * p.out[0] * p.out[1] * p.out[2] * p.window[0] * p.window[1] * p.window[2] * p.groups *
                   p.channels * p.filters;
     if (work > 2e6) continue;
