@@ -58,7 +58,8 @@ def conv_general_dilated(
     - grouped and depthwise convolutions: `feature_group_count` above 1 and no `lhs_dilation`;
     - transposed convolutions, grouped or not: `lhs_dilation` above 1 and all `window_strides` 1.
 
-    Everything else goes to lax unchanged, and lax checks every call: wrong arguments raise its errors.
+    Everything else goes to lax unchanged, and lax checks every call: wrong arguments raise its errors. One exception: bfloat16
+    in 1-D, which lax cannot compile for CUDA (jax issue 37922), is there computed in float32, by lax.
 
     Args:
       lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
@@ -90,13 +91,15 @@ def conv_general_dilated(
         out_sharding=out_sharding,
     )
     dilated = lhs_dilation is not None and any(d != 1 for d in lhs_dilation)
-    if implementation is None and feature_group_count == 1 and not dilated:
+    plain = implementation is None and feature_group_count == 1 and not dilated
+    detour = plain and getattr(lhs, "dtype", None) == jnp.bfloat16 and lhs.ndim == 3  # for CUDA: see backends.operand_type
+    if plain and not detour:
         return by_lax(lhs, rhs)  # most calls of most models: spare them the time of a second look
     result = jax.eval_shape(by_lax, lhs, rhs)  # raises lax's errors; below, the arguments fit together
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     lhs_factors, rhs_factors = ((1,) * (lhs.ndim - 2) if d is None else d for d in (lhs_dilation, rhs_dilation))
     options = (window_strides, padding, lhs_factors, rhs_factors, feature_group_count)
-    if reason := _why_not(lhs.shape, rhs.shape, result, layout, *options, batch_group_count):
+    if reason := _why_not(lhs.shape, rhs.shape, result, layout, *options, batch_group_count, detour):
         if implementation is not None:
             raise ValueError(
                 f"implementation={implementation!r} cannot run this convolution: {reason}. "
@@ -111,7 +114,7 @@ def conv_general_dilated(
         layout=layout,
         dtype=result.dtype,
         precision=precision_in_force(precision),
-        implementation=implementation,
+        implementation="lax" if detour else implementation,
     )
     return _as_sharded_by_lax(run, result.sharding)(jnp.asarray(lhs), jnp.asarray(rhs))
 
@@ -119,7 +122,7 @@ def conv_general_dilated(
 # --- what the call computes ------------------------------------------------------------------------------------------
 
 
-def _why_not(lhs_shape, rhs_shape, result, layout, strides, padding, lhs_dilation, rhs_dilation, groups, batch_groups):
+def _why_not(lhs_shape, rhs_shape, result, layout, strides, padding, lhs_dilation, rhs_dilation, groups, batch_groups, detour):
     """Why gconv does not take the call over, or None. The call is one that lax accepts."""
     rank = len(lhs_shape) - 2
     if not 1 <= rank <= 3:
@@ -127,7 +130,7 @@ def _why_not(lhs_shape, rhs_shape, result, layout, strides, padding, lhs_dilatio
     if batch_groups != 1:
         return f"gconv has no groups of the batch, batch_group_count={batch_groups}"
     transposed = any(d != 1 for d in lhs_dilation)
-    if not transposed and groups == 1:
+    if not transposed and groups == 1 and not detour:
         return "it has one group and no lhs_dilation, which lax does well"
     if transposed and any(s != 1 for s in strides):
         return f"it has both lhs_dilation={tuple(lhs_dilation)} and window_strides={tuple(strides)}: no transposed convolution"

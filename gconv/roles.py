@@ -131,13 +131,14 @@ def _lowering(role, platform):
         operand = jnp.promote_types(*(aval.dtype for aval in ctx.avals_in))
         portable = _must_be_portable(ctx)
         name = backends.choose(role, params["geometry"], operand, platform, implementation, portable)
-        return mlir.lower_fun(partial(_run, role, name), multiple_results=False)(ctx, first, second, **params)
+        return mlir.lower_fun(partial(_run, role, name, platform), multiple_results=False)(ctx, first, second, **params)
 
     return lower
 
 
-def _run(role, name, first, second, *, geometry, dtype, precision):
+def _run(role, name, platform, first, second, *, geometry, dtype, precision):
     run_role = getattr(backends.TABLE[name], role)
+    first, second = (a.astype(backends.operand_type(a.dtype, geometry, platform)) for a in (first, second))
     with jax.named_scope(f"gconv_{role}_{name}"):  # so that a lowered text tells which implementation ran
         return run_role(first, second, geometry, dtype=dtype, precision=precision)
 

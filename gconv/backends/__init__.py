@@ -2,10 +2,13 @@
 
 `why_not(role, geometry, dtype, platform)` answers None where the implementation can run, else a sentence that says why not.
 `pass_over(role, geometry, dtype, platform)` answers None where it is worth running, else a sentence that says why a later one
-is better. A named implementation answers only to the first; the automatic choice takes the first that has neither reason.
+is better. A named implementation answers only to the first; the automatic choice takes the first that has neither reason, and
+where each has one the first that can run: no later one is better than it.
 """
 
 from types import ModuleType
+
+import jax.numpy as jnp
 
 from gconv.backends import lax, native, xla
 from gconv.geometry import Geometry
@@ -30,10 +33,27 @@ def choose(role: str, geometry: Geometry, dtype, platform: str, name: str | None
         if reason := TABLE[name].why_not(role, geometry, dtype, platform):
             raise ValueError(f"implementation={name!r} cannot run role {role!r}: {reason}. implementation=None always works.")
         return name
-    return next(n for n in TABLE if reason_against(n, role, geometry, dtype, platform, portable) is None)
+    case = (role, geometry, dtype, platform)
+    can = [n for n in TABLE if _cannot(n, case, portable) is None]
+    return next((n for n in can if TABLE[n].pass_over(*case) is None), can[0])
 
 
 def reason_against(name: str, role: str, geometry: Geometry, dtype, platform: str, portable: str | None = None) -> str | None:
     """Why the automatic choice would not take the implementation, or None."""
-    module, case = TABLE[name], (role, geometry, dtype, platform)
-    return module.why_not(*case) or (portable if name in CUSTOM_CALLS else None) or module.pass_over(*case)
+    case = (role, geometry, dtype, platform)
+    return _cannot(name, case, portable) or TABLE[name].pass_over(*case)
+
+
+def _cannot(name: str, case: tuple, portable: str | None) -> str | None:
+    return TABLE[name].why_not(*case) or (portable if name in CUSTOM_CALLS else None)
+
+
+def operand_type(dtype, geometry: Geometry, platform: str):
+    """The type in which an implementation gets operands of type `dtype`: another one where the platform fails in theirs.
+
+    On CUDA, XLA finds no cuDNN algorithm for convolutions of bfloat16 in 1-D, and compilation fails (jax issue 37922). Writing
+    them in 2-D would not help, for XLA does so itself; float32 is not affected. It holds every bfloat16, as does TF32, in which
+    the products of the default precision are taken: nothing but memory traffic is lost.
+    """
+    fails = platform == "cuda" and geometry.rank == 1 and dtype == jnp.bfloat16
+    return jnp.dtype(jnp.float32) if fails else dtype

@@ -5,7 +5,8 @@ XLA hands a convolution with `feature_group_count` to a slow path. The same sums
     products   few channels per group: sum over taps and channels of shifted input times weight. Each source is one input
                channel repeated for the filters that read it, so XLA fuses the whole sum into one vectorized loop.
     dense      wider groups: one ordinary convolution per group, which takes XLA's fast path, and their concatenation.
-    matmuls    more groups than a program should hold convolutions: one batched matrix product per tap.
+    matmuls    more groups than a program should hold convolutions, and integers, whose convolutions XLA's GPU backend
+               computes wrongly or not at all (openxla/xla issue 49123): one batched matrix product per tap.
 
 Role "x" is role "y" over again: its results fall into one phase per remainder by the strides, and each phase is a
 convolution of `y` with every s-th tap of the flipped kernel: no product with the zeros between strides is ever formed.
@@ -97,7 +98,7 @@ def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision) -> Array:
         result = jnp.zeros(g.kernel_shape, x.dtype)
     elif g.channels == 1:
         result = _gradient_by_products(jnp.repeat(_pad(x, g), g.filters, axis=-1), y, g)
-    elif _dense_gradient(g):
+    elif _dense_gradient(g) and not jnp.issubdtype(x.dtype, jnp.integer):
         result = _gradient_by_dense(x, y, g, precision)
     else:
         result = _gradient_by_matmuls(x, y, g, precision)
@@ -112,7 +113,7 @@ def _convolve(x: Array, kernel: Array, g: Geometry, precision) -> Array:
         return jnp.zeros(g.y_shape(x.shape[0]), x.dtype)
     if _by_products(g):
         return _products(x, kernel, g)
-    if g.groups > GROUPS:
+    if g.groups > GROUPS or jnp.issubdtype(x.dtype, jnp.integer):
         return _matmuls(x, kernel, g, precision)
     s = SPATIAL[g.rank]
     numbers = (f"N{s}C", f"{s}IO", f"N{s}C")
