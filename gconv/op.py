@@ -68,10 +68,10 @@ def grouped_conv(
         `"circular"` (NumPy's modes `symmetric`, `reflect`, `edge`, `wrap`; amounts larger than the input repeat as there).
       implementation: None to let gconv choose for each platform when the program is lowered, or a name of
         `gconv.implementations()`, which runs or raises with the reason.
-      precision: as in `jax.lax.conv_general_dilated`; also for the gradients. None takes `jax.default_matmul_precision` in
-        force at the call. It is passed on to every convolution and matrix product, whichever implementation runs: on NVIDIA GPUs float32
-        is multiplied in TF32 by default and in full with "highest", on TPUs in bfloat16. Sums of shifted products, with
-        neither, and the kernels on CPU multiply in the operands' type, half precision in float32: never less than asked for.
+      precision: as in `jax.lax.conv_general_dilated`; also for the gradients. None takes the `jax.default_matmul_precision` in
+        force at the call. It reaches every convolution and matrix product, whichever implementation runs: NVIDIA GPUs multiply
+        float32 in TF32 by default and in full with "highest", TPUs in bfloat16. Sums of shifted products, which have neither,
+        and the kernels on CPU multiply in the operands' type, half precision in float32: never less than asked for.
       preferred_element_type: dtype of the result (and of the accumulation), as in `jax.lax.conv_general_dilated`.
 
     Returns:
