@@ -14,7 +14,6 @@ results only, `divide` makes everything small.
 """
 
 import importlib.util
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +26,7 @@ from flax import nnx
 import gconv
 from benchmarks import machine
 from benchmarks.peers import Prepared, compiled
+from benchmarks.target import CPU, Target
 
 CONVS = {"gconv": gconv.conv_general_dilated, "lax": jax.lax.conv_general_dilated}
 
@@ -41,18 +41,18 @@ class Program:
     scaled: int = 1
 
 
-def programs(dtype: str, *, divide: int | None = None):
+def programs(dtype: str, *, divide: int | None = None, target: Target = CPU):
     """All of them, one after another, so that only one is in memory; `divide` overrules how much sizes are divided by."""
     for run in (jax_13800, jax_13800_gradient, jax_23713, *dilations(), jax_23783, pytorch_192902, pytorch_192902_gradients,
                 pytorch_157334):  # fmt: skip
-        yield lambda run=run: run(dtype, divide)
+        yield lambda run=run: run(dtype, divide, target=target)
 
 
 # --- the programs ----------------------------------------------------------------------------------------------------
 
 
-def jax_13800(dtype: str, divide: int | None, *, gradient: bool = False) -> Program:
-    scaled = divide or _divisor(28 * 32 * 512 * 1024 * 4, 32)
+def jax_13800(dtype: str, divide: int | None, *, gradient: bool = False, target: Target = CPU) -> Program:
+    scaled = divide or _divisor(28 * 32 * 512 * 1024 * 4, 32, target)
     shape, layers = (max(1, 32 // scaled), 512, 1024), 12 if divide is None else 2
     x, y, *weights = _random(dtype, shape, shape, *[(1, 512, 5)] * layers)
 
@@ -67,25 +67,24 @@ def jax_13800(dtype: str, divide: int | None, *, gradient: bool = False) -> Prog
     def torch_program():
         import torch
 
-        tx, ty, tw = _torch(x), _torch(y), [_torch(w.transpose(1, 0, 2)) for w in weights]
+        def forward(x, y, *weights):
+            del y
+            for w in weights:
+                x = torch.nn.functional.conv1d(x, w, padding="same", groups=512)
+            return x
 
-        def forward():
-            out = tx
-            for w in tw:
-                out = torch.nn.functional.conv1d(out, w, padding="same", groups=512)
-            return out
-
-        def backward():
-            for w in tw:
+        def backward(x, y, *weights):
+            for w in weights:
                 w.grad = None
                 w.requires_grad_(True)
-            (forward() - ty).abs().mean().backward()
-            return [w.grad.transpose(0, 1) for w in tw]
+            (forward(x, y, *weights) - y).abs().mean().backward()
+            return [w.grad.transpose(0, 1) for w in weights]
 
-        return _run_torch(backward if gradient else forward, inference=not gradient)
+        operands = (x, y, *(w.transpose(1, 0, 2) for w in weights))
+        return _run_torch(target, backward if gradient else forward, *operands, inference=not gradient)
 
     by_jax = {
-        name: partial(_run_jax, jax.grad(partial(loss, conv)) if gradient else partial(model, conv),
+        name: partial(_run_jax, target, jax.grad(partial(loss, conv)) if gradient else partial(model, conv),
                       weights, *((x, y) if gradient else (x,)))
         for name, conv in CONVS.items()
     }  # fmt: skip
@@ -96,17 +95,17 @@ def jax_13800(dtype: str, divide: int | None, *, gradient: bool = False) -> Prog
 jax_13800_gradient = partial(jax_13800, gradient=True)
 
 
-def jax_23713(dtype: str, divide: int | None) -> Program:
-    return _one_layer("jax 23713, forward", _JAX + "23713", 1, dtype, divide)
+def jax_23713(dtype: str, divide: int | None, *, target: Target = CPU) -> Program:
+    return _one_layer("jax 23713, forward", _JAX + "23713", 1, dtype, divide, target)
 
 
-def pytorch_157334(dtype: str, divide: int | None) -> Program:
-    return _one_layer("pytorch 157334, forward", _PYTORCH + "157334", 128, dtype, divide)
+def pytorch_157334(dtype: str, divide: int | None, *, target: Target = CPU) -> Program:
+    return _one_layer("pytorch 157334, forward", _PYTORCH + "157334", 128, dtype, divide, target)
 
 
-def _one_layer(name: str, url: str, batch: int, dtype: str, divide: int | None) -> Program:
+def _one_layer(name: str, url: str, batch: int, dtype: str, divide: int | None, target: Target) -> Program:
     """`nnx.Conv(256, 256, (3, 3), padding=1, feature_group_count=256)` on `batch` images of 124 x 124."""
-    scaled = divide or _divisor(8 * batch * 124 * 124 * 256 * 4, batch)
+    scaled = divide or _divisor(8 * batch * 124 * 124 * 256 * 4, batch, target)
     count, size = max(1, batch // scaled), 124 if divide is None else max(8, 124 // divide)
     x, kernel, bias = _random(dtype, (count, size, size, 256), (3, 3, 1, 256), (256,))
 
@@ -123,12 +122,11 @@ def _one_layer(name: str, url: str, batch: int, dtype: str, divide: int | None) 
         import torch
 
         memory = torch.channels_last if channels_last else torch.contiguous_format
-        tx, w = (_torch(a).contiguous(memory_format=memory) for a in (x.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1)))
-        b = _torch(bias)
-        run = lambda: torch.nn.functional.conv2d(tx, w, b, padding=1, groups=256)
-        return _run_torch(run, lambda out: out.permute(0, 2, 3, 1))
+        operands = (x.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1), bias)
+        run = lambda x, w, b: torch.nn.functional.conv2d(x, w, b, padding=1, groups=256)
+        return _run_torch(target, run, *operands, to_numpy=lambda out: out.permute(0, 2, 3, 1), memory=memory)
 
-    by_jax = {key: partial(_run_jax, partial(model, conv), kernel, bias, x) for key, conv in CONVS.items()}
+    by_jax = {key: partial(_run_jax, target, partial(model, conv), kernel, bias, x) for key, conv in CONVS.items()}
     by_torch = _with_torch(partial(torch_program, False)) | _with_torch(partial(torch_program, True), "PyTorch channels_last")
     return Program(name, url, by_jax | by_torch, scaled)
 
@@ -137,7 +135,7 @@ def dilations() -> list[Callable]:
     return [partial(jax_26266, dilation=d) for d in (1, 2, 4, 8, 16, 32)]
 
 
-def jax_26266(dtype: str, divide: int | None, *, dilation: int) -> Program:
+def jax_26266(dtype: str, divide: int | None, *, dilation: int, target: Target = CPU) -> Program:
     scaled = divide or 1
     x, kernel = _random(dtype, (max(1, 32 // scaled), 1024, 64), (7, 1, 64))
 
@@ -148,16 +146,16 @@ def jax_26266(dtype: str, divide: int | None, *, dilation: int) -> Program:
     def torch_program():
         import torch
 
-        tx, w = _torch(x.transpose(0, 2, 1)), _torch(kernel.transpose(2, 1, 0))
-        run = lambda: torch.nn.functional.conv1d(tx, w, padding="same", dilation=dilation, groups=64)
-        return _run_torch(run, lambda out: out.transpose(1, 2))
+        run = lambda x, w: torch.nn.functional.conv1d(x, w, padding="same", dilation=dilation, groups=64)
+        operands = (x.transpose(0, 2, 1), kernel.transpose(2, 1, 0))
+        return _run_torch(target, run, *operands, to_numpy=lambda out: out.transpose(1, 2))
 
-    by_jax = {name: partial(_run_jax, partial(model, conv), x, kernel) for name, conv in CONVS.items()}
+    by_jax = {name: partial(_run_jax, target, partial(model, conv), x, kernel) for name, conv in CONVS.items()}
     return Program(f"jax 26266, dilation {dilation}", _JAX + "26266", by_jax | _with_torch(torch_program), scaled)
 
 
-def jax_23783(dtype: str, divide: int | None) -> Program:
-    scaled = divide or _divisor(8 * 32 * 512 * 2048 * 4, 32)
+def jax_23783(dtype: str, divide: int | None, *, target: Target = CPU) -> Program:
+    scaled = divide or _divisor(8 * 32 * 512 * 2048 * 4, 32, target)
     x, kernel = _random(dtype, (max(1, 32 // scaled), 512, 1024), (512, 1, 5))
 
     def model(conv, x, kernel):
@@ -168,16 +166,16 @@ def jax_23783(dtype: str, divide: int | None) -> Program:
     def torch_program():
         import torch
 
-        tx, w = _torch(x), _torch(kernel[..., ::-1])  # lax reads what PyTorch writes: the window is flipped
-        return _run_torch(lambda: torch.nn.functional.conv_transpose1d(tx, w, stride=2, groups=512))
+        run = lambda x, w: torch.nn.functional.conv_transpose1d(x, w, stride=2, groups=512)
+        return _run_torch(target, run, x, kernel[..., ::-1])  # lax reads what PyTorch writes: the window is flipped
 
-    by_jax = {name: partial(_run_jax, partial(model, conv), x, kernel) for name, conv in CONVS.items()}
+    by_jax = {name: partial(_run_jax, target, partial(model, conv), x, kernel) for name, conv in CONVS.items()}
     return Program("jax 23783, transposed", _JAX + "23783", by_jax | _with_torch(torch_program), scaled)
 
 
-def pytorch_192902(dtype: str, divide: int | None, *, gradients: bool = False) -> Program:
+def pytorch_192902(dtype: str, divide: int | None, *, gradients: bool = False, target: Target = CPU) -> Program:
     channels = 3 * 32 * 128 if divide is None else 3 * 32
-    scaled = divide or _divisor(8 * 16_384 * channels * 4, 16)
+    scaled = divide or _divisor(8 * 16_384 * channels * 4, 16, target)
     tokens = 16_384 // scaled
     x, kernel, y = _random(dtype, (1, tokens, channels), (4, 1, channels), (1, tokens - 3, channels))
 
@@ -190,15 +188,17 @@ def pytorch_192902(dtype: str, divide: int | None, *, gradients: bool = False) -
     def torch_program():
         import torch
 
-        tx, w, ty = _torch(x.transpose(0, 2, 1)), _torch(kernel.transpose(2, 1, 0)), _torch(y.transpose(0, 2, 1))
+        operands = (x.transpose(0, 2, 1), kernel.transpose(2, 1, 0))
         if not gradients:
-            return _run_torch(lambda: torch.nn.functional.conv1d(tx, w, groups=channels), lambda out: out.transpose(1, 2))
+            run = lambda x, w: torch.nn.functional.conv1d(x, w, groups=channels)
+            return _run_torch(target, run, *operands, to_numpy=lambda out: out.transpose(1, 2))
         backward = torch.ops.aten.convolution_backward
-        run = lambda: backward(ty, tx, w, None, (1,), (0,), (1,), False, (0,), channels, (True, True, False))[:2]
-        return _run_torch(run, lambda out: [out[0].transpose(1, 2), out[1].permute(2, 1, 0)])
+        run = lambda x, w, y: backward(y, x, w, None, (1,), (0,), (1,), False, (0,), channels, (True, True, False))[:2]
+        to_numpy = lambda out: [out[0].transpose(1, 2), out[1].permute(2, 1, 0)]
+        return _run_torch(target, run, *operands, y.transpose(0, 2, 1), to_numpy=to_numpy)
 
     by_jax = {
-        name: partial(_run_jax, partial(both if gradients else model, conv), x, kernel, *((y,) if gradients else ()))
+        name: partial(_run_jax, target, partial(both if gradients else model, conv), x, kernel, *((y,) if gradients else ()))
         for name, conv in CONVS.items()
     }
     what = "gradients" if gradients else "forward"
@@ -212,10 +212,9 @@ _JAX, _PYTORCH = "https://github.com/jax-ml/jax/issues/", "https://github.com/py
 # --- what they share -------------------------------------------------------------------------------------------------
 
 
-def _divisor(needed: int, most: int) -> int:
+def _divisor(needed: int, most: int, target: Target) -> int:
     """The least power of two by which a batch or length of `most` is divided so that `needed` bytes fit a quarter of memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30
-    scaled = 1
+    memory, scaled = target.memory(), 1
     while needed / scaled > memory / 4 and scaled < most:
         scaled *= 2
     return scaled
@@ -226,32 +225,31 @@ def _random(dtype: str, *shapes) -> list[np.ndarray]:
     return [rng.standard_normal(shape, np.float32).astype(jnp.dtype(dtype)) for shape in shapes]
 
 
-def _run_jax(function: Callable, *operands) -> Prepared:
-    run, seconds = compiled(function, *operands)
-    return Prepared(run, lambda: [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(run())], seconds)
+def _run_jax(target: Target, function: Callable, *operands) -> Prepared:
+    run, seconds = compiled(function, *operands, target=target)
+    result = lambda: [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(run())]
+    return Prepared(run, result, seconds, clock=target.jax)
 
 
-def _torch(array: np.ndarray):
+def _run_torch(
+    target: Target, function: Callable, *operands, to_numpy=lambda out: out, inference=True, memory=None
+) -> Prepared:
     import torch
 
-    contiguous = np.ascontiguousarray(array.astype(np.float32))
-    return torch.from_numpy(contiguous).to(getattr(torch, array.dtype.name))
-
-
-def _run_torch(function: Callable, to_numpy: Callable = lambda out: out, *, inference: bool = True) -> Prepared:
-    import torch
+    from benchmarks import peer_torch
 
     torch.set_num_threads(machine.cores())
 
-    def run():
-        with torch.inference_mode(inference):
-            return function()
+    def tensor(array: np.ndarray):
+        contiguous = torch.from_numpy(np.ascontiguousarray(array.astype(np.float32)))
+        own = contiguous.to(getattr(torch, array.dtype.name))
+        return own.contiguous(memory_format=memory) if memory and own.ndim == 4 else own
 
-    def result():
-        out = to_numpy(run())
-        return [leaf.detach().float().numpy() for leaf in (out if isinstance(out, list | tuple) else [out])]
+    def result(out):
+        out = to_numpy(out)
+        return [leaf.float().numpy() for leaf in (out if isinstance(out, list | tuple) else [out])]
 
-    return Prepared(run, result)
+    return peer_torch.prepared(function, [tensor(a) for a in operands], result, target, inference=inference)
 
 
 def _with_torch(prepare: Callable, name: str = "PyTorch contiguous") -> dict[str, Callable]:

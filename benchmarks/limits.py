@@ -85,7 +85,10 @@ def measured(*, quick: bool = False) -> dict:
 
 
 def least_seconds(limits: dict, flops: int, moved: int, dtype: str) -> float:
-    """No run can take less: the limits as `measured` gives them, of a problem's FLOPs and bytes."""
+    """No run can take less: the limits as `measured` gives them, of a problem's FLOPs and bytes.
+
+    A type whose peak is not known is bounded by its bytes alone.
+    """
     sizes = [float(size) for size in limits["bandwidth"]]
     speed = np.interp(np.log(moved), np.log(sizes), [*limits["bandwidth"].values()])
-    return max(moved / speed, flops / limits["flops"][dtype])
+    return max(moved / speed, flops / limits["flops"].get(dtype, float("inf")))

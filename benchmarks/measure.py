@@ -3,15 +3,53 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import jax
+
+Run = Callable[[], object]
 
 BLOCK = 0.02  # seconds: how long a candidate keeps its turn
 REST = 0.01  # seconds between turns: waiting threads of the last one's pool spin for some milliseconds before they sleep
 
 
+class Clock(Protocol):
+    """How the time of a candidate is taken. On a GPU it is the device's, which the caller's clock does not see."""
+
+    most: int  # calls in one turn
+
+    def once(self, run: Run) -> float:
+        """Seconds until one call is done, as its caller waits."""
+
+    def block(self, run: Run, calls: int) -> list[float]:
+        """Seconds per call of a turn, one value or several."""
+
+
+class Wall:
+    """The caller's clock. The first of several calls does not count."""
+
+    most = 20
+
+    def once(self, run: Run) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(run())  # passes through what is no JAX array
+        return time.perf_counter() - start
+
+    def block(self, run: Run, calls: int) -> list[float]:
+        times = [self.once(run) for _ in range(calls)]
+        return times[1:] or times
+
+
+WALL = Wall()
+
+
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int = 15, seconds: float = 4.0, once_over: float | None = None
+    candidates: Mapping[str, Run],
+    *,
+    rounds: int = 15,
+    seconds: float = 4.0,
+    once_over: float | None = None,
+    clocks: Mapping[str, Clock] | None = None,
 ) -> dict[str, dict]:
     """Times zero-argument callables that are done when they return, or return JAX arrays.
 
@@ -25,23 +63,24 @@ def interleaved(
       rounds: at most so many turns each.
       seconds: stop after the round in which this time is over; one round at least.
       once_over: a candidate whose first call takes longer than this (seconds) is not called again: that call is its result.
+      clocks: by name, of those who are not timed by the caller's clock.
 
     Returns:
       Per candidate: `first` (its first call), `median`, `low` and `high` (quartiles) of the calls, all in seconds, and how many
       `calls` counted.
     """
     first, times = {}, {}
+    clock = {name: (clocks or {}).get(name, WALL) for name in candidates}
     for name, run in candidates.items():
-        first[name] = _time(run)
+        first[name] = clock[name].once(run)
         times[name] = [first[name]] if once_over is not None and first[name] > once_over else []
     waiting = {name: run for name, run in candidates.items() if not times[name]}
-    calls = {name: 1 if first[name] > BLOCK else _calls(run) for name, run in waiting.items()}
+    calls = {name: 1 if first[name] > BLOCK else _calls(run, clock[name]) for name, run in waiting.items()}
     end = time.perf_counter() + seconds
     for _ in range(rounds if waiting else 0):
         for name, run in waiting.items():
             time.sleep(REST)
-            block = [_time(run) for _ in range(calls[name])]
-            times[name] += block[1:] or block
+            times[name] += clock[name].block(run, calls[name])
         if time.perf_counter() > end:
             break
     return {name: {"first": first[name], **spread(times[name])} for name in candidates}
@@ -53,11 +92,5 @@ def spread(times: list[float]) -> dict:
     return {"low": low, "median": median, "high": high, "calls": len(times)}
 
 
-def _time(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run())  # passes through what is no JAX array
-    return time.perf_counter() - start
-
-
-def _calls(run: Callable[[], object]) -> int:
-    return max(1, min(20, int(BLOCK / max(_time(run), 1e-6))))
+def _calls(run: Run, clock: Clock) -> int:
+    return max(1, min(clock.most, int(BLOCK / max(clock.once(run), 1e-6))))

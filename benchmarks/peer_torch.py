@@ -6,11 +6,15 @@ that nobody asked for cut off (for a gradient: filled with zeros beforehand). It
 for a copy that its own users would not make.
 """
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from benchmarks.peers import Prepared, timed
+from benchmarks.target import Target, rotating
 from gconv.geometry import Geometry
 
 FORMATS = {1: torch.channels_last, 2: torch.channels_last, 3: torch.channels_last_3d}
@@ -41,9 +45,8 @@ def symmetric(g: Geometry) -> tuple[Symmetric, ...]:
     return tuple(axes)
 
 
-def prepare(problem, layout: str, threads: int):
-    from benchmarks.peers import Prepared
-
+def prepare(problem, layout: str, threads: int, compile: bool = False) -> Prepared:
+    """The problem's role, eagerly or through `torch.compile`."""
     g, role = problem.case.geometry, problem.role
     dtype = getattr(torch, problem.dtype)
     axes = symmetric(g)
@@ -78,17 +81,73 @@ def prepare(problem, layout: str, threads: int):
     padding = (*(0 for _ in ones), *(axis.padding for axis in axes))
     strides, dilation = (*ones, *g.strides), (*ones, *g.dilation)
     if role == "y":
-        conv = (torch.conv1d, torch.conv2d, torch.conv3d)[len(strides) - 1]
-        x, w = to_torch("x"), to_torch("w")
-        function = lambda: conv(x, w, None, strides, padding, dilation, g.groups)
+        conv, operands = (torch.conv1d, torch.conv2d, torch.conv3d)[len(strides) - 1], "xw"
+        function = lambda x, w: conv(x, w, None, strides, padding, dilation, g.groups)
     else:
-        x, w, y = (to_torch(name) for name in "xwy")
+        operands = "xwy"  # the backward pass takes all three, whichever gradient is wanted
         mask, wanted = (role == "x", role == "w", False), "xw".index(role)
         options = (None, strides, padding, dilation, False, [0] * len(strides), g.groups, mask)
-        function = lambda: torch.ops.aten.convolution_backward(y, x, w, *options)[wanted]
+        function = lambda x, w, y: torch.ops.aten.convolution_backward(y, x, w, *options)[wanted]
+    return prepared(function, [to_torch(name) for name in operands], from_torch, problem.target, compile=compile)
+
+
+def prepared(
+    function: Callable, operands: Sequence, to_numpy: Callable, target: Target, *, inference: bool = True, compile: bool = False
+) -> Prepared:
+    """`function` of tensors on the target; `to_numpy` turns what it computed, in the processor's memory, into the result."""
+    if target.platform == "cuda":
+        torch.backends.cudnn.benchmark = True  # the best algorithm is searched for, as XLA does when it compiles
+        torch.backends.cudnn.allow_tf32 = True  # the default of both libraries
+    own = [tensor.to(target.platform) for tensor in operands]
+    count = target.copies(sum(tensor.nbytes for tensor in own))
+    copies = [own, *([tensor.clone() for tensor in own] for _ in range(count - 1))]  # clones keep the memory format
+    if compile:
+        torch.compiler.reset()  # each problem is a program of its own; after eight of the same function PyTorch would give up
+        function = torch.compile(function, fullgraph=True, dynamic=False)
+    call = rotating(function, copies)
 
     def run():
-        with torch.inference_mode():
-            return function()
+        with torch.inference_mode(inference):
+            return call()
 
-    return Prepared(run, lambda: from_torch(run()))
+    def result():
+        out = run()
+        return to_numpy([leaf.detach().cpu() for leaf in out] if isinstance(out, list | tuple) else out.detach().cpu())
+
+    seconds = timed(result)[1] if compile else 0.0
+    return Prepared(run, result, seconds, clock=target.torch)
+
+
+# --- timing on a GPU -------------------------------------------------------------------------------------------------
+
+
+class Events:
+    """A clock for PyTorch on a GPU: CUDA events around a turn whose calls are queued before the device may begin.
+
+    Otherwise small kernels would be timed by how fast Python launches them. The device is kept waiting for twice as long as
+    launching took before.
+    """
+
+    most = 100
+    fastest = 2.5e9  # cycles per second that no device exceeds by much: how long to wait
+
+    def once(self, run) -> float:
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def block(self, run, calls: int) -> list[float]:
+        """One value, the mean of the calls."""
+        start = time.perf_counter()
+        run()
+        launching = time.perf_counter() - start
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(2 * launching * calls * self.fastest))  # not public; PyTorch's own benchmarks wait with it
+        begin.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        return [begin.elapsed_time(end) * 1e-3 / calls]

@@ -20,6 +20,8 @@ from flax import nnx
 import gconv
 from benchmarks import machine
 from benchmarks.cases import Case
+from benchmarks.measure import WALL, Clock
+from benchmarks.target import CPU, Target, rotating
 from gconv import backends, roles
 
 SPATIAL = ("", "W", "HW", "DHW")
@@ -33,6 +35,7 @@ class Problem:
     role: str
     dtype: str
     arrays: dict[str, np.ndarray]
+    target: Target = CPU
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Prepared:
     result: Callable[[], Any]
     compile: float = 0.0  # seconds that tracing and compiling, or opening a session, took
     keep: Any = None  # what must outlive the calls
+    clock: Clock = WALL
 
 
 Peer = Callable[[Problem], Prepared | str]
@@ -54,11 +58,13 @@ def timed(function: Callable, *args) -> tuple[Any, float]:
     return function(*args), time.perf_counter() - start
 
 
-def compiled(function: Callable, *operands) -> tuple[Callable[[], Any], float]:
+def compiled(function: Callable, *operands, target: Target = CPU) -> tuple[Callable[[], Any], float]:
     """A JAX function as a compiled program bound to its operands, and how long tracing and compiling took."""
     operands = jax.block_until_ready(jax.tree.map(jnp.asarray, operands))
     program, seconds = timed(lambda: jax.jit(function).lower(*operands).compile())
-    return partial(program, *operands), seconds
+    count = target.copies(sum(leaf.nbytes for leaf in jax.tree.leaves(operands)))
+    copies = [operands, *(jax.tree.map(jnp.copy, operands) for _ in range(count - 1))]
+    return rotating(program, jax.block_until_ready(copies)), seconds
 
 
 # --- JAX -------------------------------------------------------------------------------------------------------------
@@ -67,8 +73,8 @@ def compiled(function: Callable, *operands) -> tuple[Callable[[], Any], float]:
 def _jax(problem: Problem, function: Callable) -> Prepared:
     """`function` of the role's two operands."""
     operands = [jnp.asarray(problem.arrays[name], problem.dtype) for name in roles.OPERANDS[problem.role]]
-    run, seconds = compiled(function, *operands)
-    return Prepared(run, lambda: np.asarray(run(), np.float32), seconds)
+    run, seconds = compiled(function, *operands, target=problem.target)
+    return Prepared(run, lambda: np.asarray(run(), np.float32), seconds, clock=problem.target.jax)
 
 
 def _role_of(problem: Problem, conv: Callable) -> Callable:
@@ -126,8 +132,7 @@ def flax_conv(problem: Problem):
 def ours(name: str | None, problem: Problem):
     """An implementation of gconv, or its automatic choice."""
     g, dtype = problem.case.geometry, jnp.dtype(problem.dtype)
-    platform = jax.default_backend()
-    if name is not None and (reason := backends.TABLE[name].why_not(problem.role, g, dtype, platform)):
+    if name is not None and (reason := backends.TABLE[name].why_not(problem.role, g, dtype, problem.target.platform)):
         return reason
     bind = partial(roles.bind, problem.role, geometry=g, dtype=dtype, precision=None, implementation=name)
     first, second = roles.OPERANDS[problem.role]
@@ -137,13 +142,13 @@ def ours(name: str | None, problem: Problem):
 # --- PyTorch ---------------------------------------------------------------------------------------------------------
 
 
-def torch(layout: str, problem: Problem):
+def torch(layout: str, problem: Problem, *, compile: bool = False):
     """`conv2d` in inference mode, and `convolution_backward` for one gradient alone, in the named memory format."""
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed"
     from benchmarks import peer_torch
 
-    return peer_torch.prepare(problem, layout, machine.cores())
+    return peer_torch.prepare(problem, layout, machine.cores(), compile)
 
 
 # --- runtimes for inference ------------------------------------------------------------------------------------------
@@ -179,3 +184,15 @@ PEERS: dict[str, Peer] = {
     "ONNX Runtime": onnxruntime,
     "OpenVINO": openvino,
 }
+
+# On a GPU: those that have a side there, and PyTorch's compiler, which may do better than the library.
+GPU_PEERS: dict[str, Peer] = {
+    **{name: peer for name, peer in PEERS.items() if name.startswith(("gconv", "lax", "PyTorch"))},
+    "PyTorch contiguous compiled": partial(torch, "contiguous", compile=True),
+    "PyTorch channels_last compiled": partial(torch, "channels_last", compile=True),
+}
+
+
+def of(platform: str) -> dict[str, Peer]:
+    """Who is measured on a platform, by name."""
+    return GPU_PEERS if platform == "cuda" else PEERS

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -21,7 +22,9 @@ from benchmarks import cases, issues, limits, memory
 from benchmarks.measure import interleaved
 from benchmarks.models import networks, steps
 from benchmarks.models import profile as profiles
-from benchmarks.peers import PEERS, Prepared, Problem
+from benchmarks.peers import Prepared, Problem
+from benchmarks.peers import of as peers_on
+from benchmarks.target import CPU, Target
 
 DTYPES = ("float32", "bfloat16")
 SLOW = 3.0  # seconds: a call that takes longer is made once
@@ -49,7 +52,8 @@ def measured(
     if quick:
         compare({name: work.result() for name, work in prepared.items()}, tolerance or TOLERANCES[dtype])
     rounds = 1 if quick else ROUNDS
-    times = interleaved({name: work.run for name, work in prepared.items()}, rounds=rounds, seconds=seconds, once_over=SLOW)
+    runs, clocks = ({name: getattr(work, of) for name, work in prepared.items()} for of in ("run", "clock"))
+    times = interleaved(runs, rounds=rounds, seconds=seconds, once_over=SLOW, clocks=clocks)
     return {name: {"compile": prepared[name].compile, **t} for name, t in times.items()}
 
 
@@ -74,37 +78,41 @@ def _wanted(name: str, only: Sequence[str]) -> bool:
 
 
 def layers(
-    bounds: dict, seconds: float, *, quick=False, only=("",), roles="yxw", dtypes=DTYPES, peers=tuple(PEERS)
+    bounds: dict, seconds: float, *, quick=False, only=("",), roles="yxw", dtypes=DTYPES, peers=None, target: Target = CPU
 ) -> Iterator[dict]:
     """Every layer of layers.json, role and type, by every peer."""
     chosen = [case for case in cases.layers() if _wanted(case.name, only)]
     if quick:
         chosen = [cases.small(case) for case in chosen[::9]]
-    yield from _convolutions("layers", chosen, bounds, seconds, quick, roles, dtypes, peers)
+    elif target.batch is not None:
+        chosen = [replace(case, batch=target.batch) for case in chosen]
+    yield from _convolutions("layers", chosen, bounds, seconds, quick, roles, dtypes, peers, target)
 
 
 def sweeps(
-    bounds: dict, seconds: float, *, quick=False, only=("",), roles="yxw", dtypes=("float32",), peers=None
+    bounds: dict, seconds: float, *, quick=False, only=("",), roles="yxw", dtypes=("float32",), peers=None, target: Target = CPU
 ) -> Iterator[dict]:
     """One size at a time grows, the others stay."""
-    peers = peers or [name for name in PEERS if not name.startswith(("gconv ", "nnx"))]
+    peers = peers or [name for name in peers_on(target.platform) if not name.startswith(("gconv ", "nnx"))]
     points = [(axis, value, case) for axis in cases.SWEEPS for value, case in cases.sweep(axis) if _wanted(axis, only)]
     if quick:
         points = [(axis, value, cases.small(case)) for axis, value, case in points[2::11]]
     chosen = [case for *_, case in points]
     where = {case.name: {"axis": axis, "value": value} for axis, value, case in points}
-    for row in _convolutions("sweeps", chosen, bounds, seconds, quick, roles, dtypes, peers):
+    for row in _convolutions("sweeps", chosen, bounds, seconds, quick, roles, dtypes, peers, target):
         yield row | where[row["case"]]
 
 
-def _convolutions(part, chosen, bounds, seconds, quick, roles, dtypes, peers) -> Iterator[dict]:
+def _convolutions(part, chosen, bounds, seconds, quick, roles, dtypes, peers, target=CPU) -> Iterator[dict]:
+    known = peers_on(target.platform)
     clock = Clock(seconds, len(chosen) * len(roles) * len(dtypes))
     for case in chosen:
         for dtype in dtypes:
             arrays = case.arrays(dtype)
             for role in roles:
                 share = clock.share()
-                answers = {name: PEERS[name](Problem(case, role, dtype, arrays)) for name in peers}
+                problem = Problem(case, role, dtype, arrays, target)
+                answers = {name: known[name](problem) for name in peers or known}
                 prepared = {name: answer for name, answer in answers.items() if isinstance(answer, Prepared)}
                 moved = case.moved(jax.numpy.dtype(dtype).itemsize)
                 yield {
@@ -123,12 +131,12 @@ def _convolutions(part, chosen, bounds, seconds, quick, roles, dtypes, peers) ->
                 }
 
 
-def programs(bounds: dict, seconds: float, *, quick=False, only=("",), dtypes=DTYPES) -> Iterator[dict]:
+def programs(bounds: dict, seconds: float, *, quick=False, only=("",), dtypes=DTYPES, target: Target = CPU) -> Iterator[dict]:
     """The programs of users' issues."""
     del bounds
     divide = 32 if quick else None
     dtypes = dtypes[:1] if quick else dtypes
-    chosen = [(dtype, make) for dtype in dtypes for make in issues.programs(dtype, divide=divide)]
+    chosen = [(dtype, make) for dtype in dtypes for make in issues.programs(dtype, divide=divide, target=target)]
     clock = Clock(seconds, len(chosen))
     for dtype, make in chosen:
         program, share = make(), clock.share()
@@ -247,3 +255,4 @@ PARTS = {
     "threads": threads,
     "memory": peaks,
 }
+GPU_PARTS = ("layers", "issues", "sweeps")  # those that take a target
