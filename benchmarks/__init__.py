@@ -1,10 +1,12 @@
 """What gconv costs, measured so that a sceptic can repeat it.
 
-`python -m benchmarks` runs, `python -m benchmarks.report` reports.
+`python -m benchmarks` runs (`--gpu`: on an NVIDIA GPU), `python -m benchmarks.report` reports.
 
     cases      the problems: layers of real networks (layers.json), and sweeps
     issues     the programs of users' issues
     peers      who solves them: gconv's implementations, lax, Flax, PyTorch, ONNX Runtime, OpenVINO
+    target     what is measured on: the processor, or a GPU
+    gpu        a GPU's clock, limits and facts
     limits     what this machine could do at best: copy bandwidth and multiply-add peak
     measure    one stopwatch for all: taking turns in one process, medians
     run        the parts of a run

@@ -3,6 +3,7 @@
 python -m benchmarks                             everything (about an hour)
 python -m benchmarks layers --only resnext --roles w --dtypes float32
 python -m benchmarks models --only mobilenet
+python -m benchmarks --gpu                       on an NVIDIA GPU: layers at batch 64, issues, sweeps; the time of the device
 python -m benchmarks --quick                     a little of everything, small; results are compared, under a minute
 python -m benchmarks.report                      tables and plots of what has been measured
 """
@@ -11,13 +12,15 @@ import argparse
 import datetime
 import inspect
 import json
+import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks import limits, machine, run
-from benchmarks.peers import PEERS
+from benchmarks import gpu, limits, machine, run
+from benchmarks.peers import GPU_PEERS, PEERS
+from benchmarks.target import CPU
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,19 +32,31 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name contains one of these")
     parser.add_argument("--roles", default="yxw", help="y: forward, x: input gradient, w: kernel gradient")
     parser.add_argument("--dtypes", nargs="+", choices=run.DTYPES, help="of the layers and issues; by default both")
-    parser.add_argument("--peers", nargs="+", choices=[*PEERS], metavar="NAME", help=f"of the layers: {', '.join(PEERS)}")
+    known = [*dict.fromkeys([*PEERS, *GPU_PEERS])]
+    parser.add_argument("--peers", nargs="+", choices=known, metavar="NAME", help=f"of the layers: {', '.join(known)}")
+    parser.add_argument("--gpu", action="store_true", help=f"on the first CUDA device: {', '.join(run.GPU_PARTS)}")
     parser.add_argument("--seconds", type=float, default=600.0, help="for each part and type, about (600)")
     parser.add_argument("--quick", action="store_true", help="few and small, each once, and results are compared")
     parser.add_argument("--output", type=Path, help=f"where to append; by default {RESULTS.name}/DATE-THREADS-threads.jsonl")
     args = parser.parse_args()
-    if unknown := [name for name in args.parts if name not in run.PARTS]:
-        parser.error(f"parts {unknown} are not among {', '.join(run.PARTS)}")
+    parts = run.GPU_PARTS if args.gpu else tuple(run.PARTS)
+    if unknown := [name for name in args.parts if name not in parts]:
+        parser.error(f"parts {unknown} are not among {', '.join(parts)}")
     facts = machine.facts() | {"memory_kept": machine.keep_memory()}
+    where, target = f"{facts['threads']} threads for every peer", CPU
+    if args.gpu:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory too
+        if reason := gpu.why_not():
+            parser.error(f"--gpu: {reason}.")
+        found, target = gpu.facts(), gpu.target()
+        facts |= found | {"versions": facts["versions"] | found["versions"]}
+        where = f"{facts['gpu']}, driver {facts['driver']}"
     today = datetime.date.today().isoformat()
-    output = args.output or RESULTS / f"{today}-{machine.cores()}-threads{'-quick' if args.quick else ''}.jsonl"
+    name = facts["gpu"].replace(" ", "-") if args.gpu else f"{machine.cores()}-threads"
+    output = args.output or RESULTS / f"{today}-{name}{'-quick' if args.quick else ''}.jsonl"
     output.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{facts['processor']}, {facts['threads']} threads for every peer; to {output}", file=sys.stderr)
-    bounds = limits.measured(quick=args.quick)
+    print(f"{facts['processor']}, {where}; to {output}", file=sys.stderr)
+    bounds = gpu.limits(target, facts["gpu"], quick=args.quick) if args.gpu else limits.measured(quick=args.quick)
     with output.open("a") as lines:
 
         def write(row: dict) -> None:
@@ -49,8 +64,14 @@ def main() -> None:
             lines.flush()
 
         write({"part": "limits", "limits": bounds})
-        for part in args.parts or run.PARTS:
-            options = {"only": tuple(args.only), "roles": args.roles, "dtypes": args.dtypes, "peers": args.peers}
+        for part in args.parts or parts:
+            options = {
+                "only": tuple(args.only),
+                "roles": args.roles,
+                "dtypes": args.dtypes,
+                "peers": args.peers,
+                "target": target,
+            }
             known = inspect.signature(run.PARTS[part]).parameters
             options = {key: value for key, value in options.items() if key in known and value is not None}
             seconds = args.seconds * len(options.get("dtypes", run.DTYPES if "dtypes" in known else [1]))

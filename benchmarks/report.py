@@ -16,7 +16,7 @@ from benchmarks import plots, tables
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-IDENTITY = ("part", "case", "role", "dtype", "mode", "batch", "size", "axis", "value", "threads")
+IDENTITY = ("part", "case", "role", "dtype", "mode", "batch", "size", "axis", "value", "threads", "gpu")
 HEADLINE = "layers.png"  # the plot that the README shows
 
 
@@ -53,13 +53,17 @@ def main() -> None:
         parser.error("no results: run `python -m benchmarks` first")
     shutil.rmtree(args.to, ignore_errors=True)
     args.to.mkdir(parents=True)
-    names = plots.draw(rows, args.to)
+    names = plots.draw([row for row in rows if "gpu" not in row], args.to)
     (args.to / "REPORT.md").write_text(tables.report(rows, names))
     print(f"{len(rows)} rows: {args.to / 'REPORT.md'} and {len(names)} plots")
     if args.readme:
         where = args.to.resolve().relative_to(HERE.parent)
         image = f"![{plots.TITLES[HEADLINE]}]({where / HEADLINE})" if HEADLINE in names else ""
-        README.write_text(rewrite(README.read_text(), f"{tables.summary(rows)}\n{image}\n\n{tables.sources(where)}"))
+        README.write_text(
+            rewrite(
+                README.read_text(), f"{tables.summary([r for r in rows if 'gpu' not in r])}\n{image}\n\n{tables.sources(where)}"
+            )
+        )
         print(f"{README}: rewritten between its markers")
 
 

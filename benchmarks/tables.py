@@ -26,8 +26,8 @@ def part(rows: list[dict], name: str) -> list[dict]:
 
 
 def median(row: dict, peer: str) -> float | None:
-    """Seconds of a peer; "PyTorch" is the better of its two memory formats."""
-    names = TORCH if peer == "PyTorch" else (peer,)
+    """Seconds of a peer; "PyTorch" is the best of its memory formats, on a GPU eagerly or compiled."""
+    names = [name for name in row["times"] if name.startswith(peer)] if peer == "PyTorch" else (peer,)
     found = [row["times"][name]["median"] for name in names if name in row["times"]]
     return min(found) if found else None
 
@@ -55,7 +55,8 @@ def mean(values: list[float]) -> str:
 
 def fraction(row: dict, peer: str = "gconv") -> float | None:
     """The share of the machine's limit that a peer reaches."""
-    return None if peer not in row["times"] else row["least"] / row["times"][peer]["median"]
+    seconds = median(row, peer)
+    return None if seconds is None else row["least"] / seconds
 
 
 # --- about the run ---------------------------------------------------------------------------------------------------
@@ -246,6 +247,71 @@ def threads(rows: list[dict]) -> str:
     return table(["ms", *(f"{n} thr." for n in counts), *(f"speed-up on {n}" for n in counts[1:])], lines)
 
 
+# --- GPUs ------------------------------------------------------------------------------------------------------------
+
+
+def gpu_reports(rows: list[dict]) -> str:
+    """A section for every GPU that was measured on."""
+    return "\n".join(gpu_report([row for row in rows if row["gpu"] == name]) for name in dict.fromkeys(r["gpu"] for r in rows))
+
+
+def gpu_report(rows: list[dict]) -> str:
+    row, layers, issues = rows[-1], part(rows, "layers"), part(rows, "issues")
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items() if version)
+    dates = sorted({r["date"][:10] for r in rows})
+    text = (
+        f"## {row['gpu']}\n\nDriver {row['driver']}; {versions}, Python {row['python']}. "
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {', '.join(sorted({r['commit'] for r in rows}))}.\n\n"
+        "Times are the device's: kernels in JAX's profiler, CUDA events around a filled queue for PyTorch; medians over turns. "
+        f"Successive calls read other copies of their operands, together beyond the {row['cache'] / 2**20:g} MiB of cache.\n"
+    )
+    if limits := part(rows, "limits"):
+        text += "\n" + gpu_limits(limits[-1]["limits"])
+    if layers:
+        text += "\n### The map\n\n" + "\n".join((gpu_map_summary(layers), gpu_map(layers), missing(layers)))
+    if issues:
+        text += "\n### Programs of users' issues\n\n" + programs(issues)
+    return text
+
+
+def gpu_limits(limits: dict) -> str:
+    copied = ", ".join(f"{speed / 1e9:,.0f} GB/s ({int(size) / 2**20:g} MiB)" for size, speed in limits["bandwidth"].items())
+    known = ", ".join(f"{flops / 1e12:g} TFLOP/s in {dtype}" for dtype, flops in limits["flops"].items())
+    return (
+        f"Limits: copying, measured in the same run (read and written), {copied}; by the data sheet "
+        f"{known or 'of this device, unknown FLOPs: the share is that of the bandwidth alone'}. "
+        "float32 is multiplied in TF32, both libraries' default.\n"
+    )
+
+
+ON_GPU = ("gconv", "gconv xla", "lax", "PyTorch")
+
+
+def gpu_map(rows: list[dict]) -> str:
+    """For every case and role: which share of the limit each reaches."""
+    lines = []
+    for row in sorted(rows, key=lambda row: (row["dtype"] != "float32", "yxw".index(row["role"]))):
+        names = [name for name in row["times"] if name.startswith("PyTorch")]
+        best = min(names, key=lambda name: row["times"][name]["median"]).removeprefix("PyTorch ") if names else ""
+        shares = ["" if (f := fraction(row, peer)) is None else f"{f:.0%}" for peer in ON_GPU]
+        lines.append([f"{row['case']} {row['role']}, {row['dtype']}, batch {row['batch']}", ms(row["least"]), *shares, best])
+    return table(["share of the limit", "limit, ms", *ON_GPU, "best of PyTorch"], lines)
+
+
+def gpu_map_summary(rows: list[dict]) -> str:
+    """The map's medians by role, type and kind: what a rule of choice can be read off."""
+    lines = []
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        for role, words in ROLES.items():
+            for kind, is_kind in (("depthwise", True), ("grouped", False)):
+                of = [row for row in rows if (row["dtype"], row["role"]) == (dtype, role) and (row["channels"] == 1) == is_kind]
+                found = [[f for row in of if (f := fraction(row, peer)) is not None] for peer in ON_GPU]
+                if of:
+                    medians = (f"{statistics.median(values):.0%}" if values else "" for values in found)
+                    lines.append([f"{words}, {dtype}, {kind}", len(of), *medians])
+    return table(["share of the limit: median", "layers", *ON_GPU], lines)
+
+
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
@@ -254,9 +320,11 @@ def report(rows: list[dict], plots: Sequence[str]) -> str:
         chosen = part(rows, of)
         return f"## {title}\n\n" + "\n".join(make(chosen) for make in makers) + "\n" if chosen else ""
 
+    on_gpu, rows = [row for row in rows if "gpu" in row], [row for row in rows if "gpu" not in row]
     layers = part(rows, "layers")
     sections = [
-        "# Measurements\n\nWritten by `python -m benchmarks.report` from the lines in benchmarks/results.\n\n" + about(rows),
+        "# Measurements\n\nWritten by `python -m benchmarks.report` from the lines in benchmarks/results.\n",
+        about(rows) if rows else "",
         section("Layers", layers_summary, layers_kinds, missing, of="layers"),
         section("Compiling, and the first call", beginnings, of="layers"),
         section("Programs of users' issues", programs, of="issues"),
@@ -264,6 +332,7 @@ def report(rows: list[dict], plots: Sequence[str]) -> str:
         section("Where the time of a training step goes", profiles, of="profile"),
         section("Peak memory of a training step", memory, of="memory"),
         section("Threads", threads, of="threads"),
+        gpu_reports(on_gpu),
         "## Plots\n\n" + "\n\n".join(f"![{name}]({name})" for name in plots) + "\n" if plots else "",
         *(f"## Every layer, {dtype}\n\n" + every_layer(layers, dtype) for dtype in dict.fromkeys(r["dtype"] for r in layers)),
     ]

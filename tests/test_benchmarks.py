@@ -4,14 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
 
-from benchmarks import cases, issues, limits, measure, report, run, tables
-from benchmarks.peers import PEERS, Prepared, Problem
+from benchmarks import __main__ as main
+from benchmarks import cases, gpu, issues, limits, measure, peers, report, run, tables
+from benchmarks.peers import GPU_PEERS, PEERS, Prepared, Problem
+from benchmarks.target import CPU, Target, rotating
 
 ROOT = Path(__file__).parent.parent
 
@@ -112,6 +119,184 @@ def test_programs_of_issues_say_by_how_much_they_are_scaled(monkeypatch):
     scaled = issues.jax_23783("float32", None)
     (result,) = scaled.peers["gconv"]().result()
     assert result.shape == (32 // scaled.scaled, 512, 2051) and scaled.scaled == 4
+    assert issues.jax_23783("float32", None, target=replace(CPU, memory=lambda: 2**31)).scaled == 2
+
+
+# --- GPUs, as far as it goes without one -----------------------------------------------------------------------------
+
+
+def test_without_a_gpu_there_is_one_line():
+    if gpu.why_not() is None:
+        pytest.skip("there is one")
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "--gpu"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith("a driver must be loaded.")
+    assert "--gpu: JAX finds no CUDA device here" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_operands_rotate_over_more_than_the_cache():
+    seen = []
+    call = rotating(lambda *operands: seen.append(operands), [(1, 2), (3, 4), (5, 6)])
+    for _ in range(4):
+        call()
+    assert seen == [(1, 2), (3, 4), (5, 6), (1, 2)]
+    assert CPU.copies(1) == 1 and Target(cache=1000).copies(100) == 40 and Target(cache=1000).copies(10**6) == 1
+
+
+@pytest.mark.parametrize("peer", [name for name in GPU_PEERS if "compiled" not in name])
+def test_rotating_peers_compute_the_same(peer):
+    """On the processor, with a cache that asks for three copies; each has memory of its own."""
+    case = CASES[1]
+    operands = 4 * sum(np.prod(case.shapes[name]) for name in "xw")
+    problem = Problem(case, "y", "float32", case.arrays("float32", seed=1), Target(cache=int(operands / 4 * 2.5)))
+    assert problem.target.copies(int(operands)) == 3
+    prepared = GPU_PEERS[peer](problem)
+    if isinstance(prepared, str):
+        pytest.skip(f"{peer}: {prepared}")
+    want = expected(case, "y", problem.arrays)
+    for _ in range(4):
+        np.testing.assert_allclose(prepared.result(), want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+def test_copies_have_memory_of_their_own(monkeypatch):
+    given = []
+    monkeypatch.setattr(peers, "rotating", lambda function, copies: given.extend(copies))
+    peers.compiled(lambda x, w: x * w, jnp.ones(2), jnp.ones(2), target=Target(cache=12))
+    arrays = jax.tree.leaves(given)
+    assert len(given) == 3 and len({a.unsafe_buffer_pointer() for a in arrays[2:]}) == 4
+    assert all(a.tolist() == [1, 1] for a in arrays)
+
+
+def profile(**planes):
+    """As `jax.profiler.ProfileData` gives it: planes of lines of events."""
+    lines = lambda of: [SimpleNamespace(name=name, events=[event(*e) for e in events]) for name, events in of.items()]
+    event = lambda start, duration: SimpleNamespace(name="kernel", start_ns=start, duration_ns=duration)
+    return SimpleNamespace(planes=[SimpleNamespace(name=name, lines=lines(of)) for name, of in planes.items()])
+
+
+def test_the_time_of_a_device_is_read_off_its_streams():
+    streams = {"Stream #7(Compute)": [(100, 50), (200, 10)], "Stream #8": [(120, 50)]}  # 100 to 170, and 200 to 210
+    derived = {"XLA Modules": [(0, 1000)], "XLA Ops": [(100, 50)]}
+    data = profile(**{"/device:GPU:0": streams | derived, "/host:CPU": {"python": [(0, 10_000)]}})
+    assert gpu.busy_seconds(data) == pytest.approx(80e-9)
+    assert gpu.union([(5, 9), (0, 2), (1, 3), (6, 7)]) == 7 and gpu.union([]) == 0
+
+
+def test_a_profile_of_a_processor_is_no_gpus():
+    with pytest.raises(RuntimeError, match="holds no work of a GPU; its planes are .*CPU"):
+        gpu.Profiled().block(lambda: jnp.ones(3) + 1, 2)
+
+
+def test_clocks_take_their_turns():
+    """A clock that counts: one value per turn, and turns of at most as many calls as it allows."""
+    asked = []
+
+    class Counting(measure.Wall):
+        most = 7
+
+        def block(self, run, calls):
+            asked.append(calls)
+            return [calls * 1.0]
+
+    times = measure.interleaved({"a": lambda: None, "b": lambda: None}, rounds=3, seconds=10, clocks={"a": Counting()})
+    assert asked == [7] * 3 and times["a"]["calls"] == 3 and times["a"]["median"] == 7.0
+    assert times["b"]["median"] < 1
+
+
+def test_data_sheets_by_name():
+    h100, l4 = (gpu.data_sheet(f"NVIDIA {name}") for name in ("H100 80GB HBM3", "L4"))
+    assert h100["bfloat16"] > h100["float32"] > l4["bfloat16"] > l4["float32"] > 1e12
+    assert gpu.data_sheet("NVIDIA A100-SXM4-80GB") == gpu.data_sheet("NVIDIA A100-PCIE-40GB") != {}
+    assert "bfloat16" not in gpu.data_sheet("Tesla T4"), "it has none"
+    assert gpu.data_sheet("NVIDIA H200 NVL") == gpu.data_sheet("GeForce 256") == {}, (
+        "others than those that the names begin with"
+    )
+    bounds = {"bandwidth": {"1000": 100.0}, "flops": {}}
+    assert limits.least_seconds(bounds, 10**9, 500, "bfloat16") == 5, "of the bandwidth alone"
+
+
+def test_copying_is_timed_by_the_targets_clock():
+    class Fixed(measure.Wall):
+        def block(self, run, calls):
+            run()
+            return [1e-3, 2e-3]
+
+    assert gpu.bandwidth(2**20, Target(jax=Fixed(), cache=2**20)) == pytest.approx(2**20 / 1e-3)
+
+
+def gpu_rows():
+    common = {"quick": False, "gpu": "NVIDIA H100 80GB HBM3", "driver": "570.1", "cache": 50 * 2**20, "python": "3.11"}
+    common |= {"date": "2026-11-25T00:00Z", "commit": "abc", "versions": {"jax": "0.10.2", "torch": None}, "threads": 16}
+    times = {
+        "gconv": 2e-3,
+        "gconv xla": 1e-3,
+        "lax": 4e-3,
+        "PyTorch contiguous": 8e-3,
+        "PyTorch channels_last compiled": 1.25e-3,
+    }
+    layer = {"part": "layers", "case": "dw", "batch": 64, "channels": 1, "groups": 8, "dtype": "float32", "least": 1e-3}
+    layer |= {"times": {name: {"median": t} for name, t in times.items()}, "missing": {"gconv native": "not on 'cuda'"}}
+    bounds = {"bandwidth": {str(2**30): 2.5e12}, "flops": {}, "flops_by": {}}
+    issue = {"part": "issues", "case": "jax 13800, forward", "url": "u", "scaled": 1, "dtype": "float32"}
+    issue |= {"times": {name: {"median": t, "compile": 0.1, "first": 0.2} for name, t in times.items()}}
+    return [common | {"part": "limits", "limits": bounds}, common | issue, *(common | layer | {"role": r} for r in "yxw")]
+
+
+def test_the_map_of_a_gpu(tmp_path):
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gpu_rows()))
+    command("benchmarks.report", str(tmp_path / "lines.jsonl"), "--to", str(tmp_path / "report"))
+    text = (tmp_path / "report" / "REPORT.md").read_text()
+    assert "## NVIDIA H100 80GB HBM3\n\nDriver 570.1; jax 0.10.2, Python 3.11. 2026-11-25, commit abc." in text
+    assert "copying, measured in the same run (read and written), 2,500 GB/s (1024 MiB)" in text and "unknown FLOPs" in text
+    assert "| dw w, float32, batch 64 | 1 | 50% | 100% | 25% | 80% | channels_last compiled |" in text
+    assert "| convolution (y), float32, depthwise | 1 | 50% | 100% | 25% | 80% |" in text
+    assert "| [jax 13800, forward](u), float32 | 2 | 4 | 1.25 | 2.00 | 0.62 |" in text
+    assert "- gconv native: not on 'cuda' (3 rows)" in text
+
+
+def test_a_gpus_rows_stand_beside_the_processors(tmp_path):
+    """Neither replaces the other, and the tables of the processor hold its own rows only."""
+    of_gpu = gpu_rows()[-1]
+    of_cpu = {key: value for key, value in of_gpu.items() if key not in ("gpu", "driver", "cache")}
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (of_cpu, of_gpu)))
+    assert report.load([tmp_path / "lines.jsonl"]) == [of_cpu, of_gpu]
+
+
+def test_the_command_from_end_to_end_on_a_pretended_gpu(monkeypatch, tmp_path, capsys):
+    """The processor, said to be a GPU with a cache of 1 MB: everything but its clocks."""
+    pretended = Target(cache=10**6, batch=64)
+    monkeypatch.setattr(gpu, "why_not", lambda: None)
+    monkeypatch.setattr(gpu, "target", lambda: pretended)
+    found = {"gpu": "NVIDIA L4", "driver": "1.2", "cache": 10**6, "versions": {"nvidia-cudnn": "9"}}
+    monkeypatch.setattr(gpu, "facts", lambda: found)
+    monkeypatch.setattr(main.machine, "keep_memory", lambda: False)
+    lines = tmp_path / "lines.jsonl"
+    arguments = [
+        "--gpu",
+        "--quick",
+        "--output",
+        str(lines),
+        "--only",
+        "mobilenet_v1",
+        "26266, dilation 1",
+        "--dtypes",
+        "float32",
+    ]
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments, "--peers", "gconv", "lax"])
+    main.main()
+    assert "NVIDIA L4, driver 1.2; to " in capsys.readouterr().err
+    first, *rows = report.load([lines], quick=True)
+    assert first["limits"]["flops"] == gpu.data_sheet("NVIDIA L4") and min(first["limits"]["bandwidth"].values()) > 1e8
+    assert {row["part"] for row in rows} == {"layers", "issues"} and all(row["gpu"] == "NVIDIA L4" for row in rows)
+    assert all({"gconv", "lax"} <= {*row["times"]} and row["versions"]["nvidia-cudnn"] == "9" for row in rows)
+    assert "### The map" in tables.report([first, *rows], [])
+
+
+def test_layers_at_the_targets_batch():
+    bounds = {"bandwidth": {"1": 1e9}, "flops": {"float32": 1e9}}
+    run_one = partial(run.layers, bounds, 0.0, only=("regnetx_400mf",), roles="y", dtypes=["float32"], peers=["gconv"])
+    (row,) = run_one(target=Target(batch=1))
+    (own,) = run_one()
+    assert row["batch"] == 1 and own["batch"] > 1 and own["flops"] == own["batch"] * row["flops"]
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
