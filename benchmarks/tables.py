@@ -170,7 +170,7 @@ def beginnings(rows: list[dict]) -> str:
 
 def programs(rows: list[dict]) -> str:
     lines = []
-    for row in rows:
+    for row in (row for row in rows if "gconv" in row["times"]):
         ours, size = row["times"]["gconv"], "" if row["scaled"] == 1 else f", size / {row['scaled']}"
         times = [ms(ours["median"]), ms(median(row, "lax")), ms(median(row, "PyTorch"))]
         factors = [f"{r:.2f}" if (r := ratio(row, peer)) else "" for peer in ("lax", "PyTorch")]
@@ -270,7 +270,7 @@ def gpu_report(rows: list[dict]) -> str:
     if layers:
         text += "\n### The map\n\n" + "\n".join((gpu_map_summary(layers), gpu_map(layers), missing(layers)))
     if issues:
-        text += "\n### Programs of users' issues\n\n" + programs(issues)
+        text += "\n### Programs of users' issues\n\n" + "\n".join((programs(issues), missing(issues)))
     return text
 
 

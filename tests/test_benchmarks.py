@@ -261,6 +261,20 @@ def test_a_gpus_rows_stand_beside_the_processors(tmp_path):
     assert report.load([tmp_path / "lines.jsonl"]) == [of_cpu, of_gpu]
 
 
+def test_on_a_gpu_a_peer_that_fails_is_listed(monkeypatch):
+    def fails(problem):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no algorithm\nfor this")
+
+    monkeypatch.setitem(PEERS, "lax", fails)
+    monkeypatch.setitem(GPU_PEERS, "lax", fails)
+    bounds = {"bandwidth": {"1": 1e9}, "flops": {}}
+    one = partial(run._convolutions, "layers", [CASES[0]], bounds, 0.0, True, "y", ["bfloat16"], ["gconv", "lax"])
+    (row,) = one(Target("cuda"))
+    assert row["missing"] == {"lax": "it fails: JaxRuntimeError: INTERNAL: no algorithm"} and [*row["times"]] == ["gconv"]
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        [*one(CPU)]
+
+
 def test_the_command_from_end_to_end_on_a_pretended_gpu(monkeypatch, tmp_path, capsys):
     """The processor, said to be a GPU with a cache of 1 MB: everything but its clocks."""
     pretended = Target(cache=10**6, batch=64)
