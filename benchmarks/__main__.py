@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -52,6 +53,8 @@ def main() -> None:
         if reason := gpu.why_not():
             parser.error(f"--gpu: {reason}.")
         found, target = gpu.facts(), gpu.target()
+        if args.quick:  # a few copies of small operands, not as many as fill the cache
+            target = replace(target, cache=2**16)
         facts |= found | {"versions": facts["versions"] | found["versions"]}
         where = f"{facts['gpu']}, driver {facts['driver']}"
     today = datetime.date.today().isoformat()

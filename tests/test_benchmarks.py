@@ -186,6 +186,65 @@ def test_a_profile_of_a_processor_is_no_gpus():
         gpu.Profiled().block(lambda: jnp.ones(3) + 1, 2)
 
 
+def test_a_turn_in_the_profiler_is_a_mean_of_its_calls(monkeypatch):
+    """Its first call, which wakes the device, lies before the profile."""
+    data, calls = profile(**{"/device:GPU:0": {"Stream #7": [(0, 600), (700, 200)]}}), []
+    monkeypatch.setattr(jax.profiler.ProfileData, "from_file", lambda path: data)
+    monkeypatch.setattr(jax.profiler, "trace", lambda directory: PretendedTrace(directory, calls))
+    assert gpu.Profiled().block(lambda: calls.append("call"), 4) == pytest.approx([200e-9])
+    assert calls == ["call", "begin", *["call"] * 4, "end"]
+
+
+class PretendedTrace:
+    def __init__(self, directory, calls):
+        self.file, self.calls = Path(directory) / "host.xplane.pb", calls
+
+    def __enter__(self):
+        self.calls.append("begin")
+
+    def __exit__(self, *_):
+        self.calls.append("end")
+        self.file.touch()
+
+
+def test_events_surround_a_queue_that_is_filled_before_it_begins(monkeypatch):
+    peer_torch = pytest.importorskip("benchmarks.peer_torch", reason="PyTorch is not installed")
+    said, waited = [], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            said.append("record")
+
+        def elapsed_time(self, end):
+            return 12.0  # milliseconds
+
+    cuda = peer_torch.torch.cuda
+    monkeypatch.setattr(cuda, "Event", Event)
+    monkeypatch.setattr(cuda, "synchronize", lambda: said.append("wait"))
+    monkeypatch.setattr(cuda, "_sleep", lambda cycles: said.append("sleep") or waited.append(cycles))
+    assert peer_torch.Events().block(lambda: said.append("call"), 3) == [pytest.approx(4e-3)]
+    assert said == ["call", "wait", "sleep", "record", "call", "call", "call", "record", "wait"] and waited[0] > 0
+
+
+def test_the_facts_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda platform: [SimpleNamespace(device_kind="NVIDIA L4", memory_stats=lambda: None)])
+    answer = SimpleNamespace(stdout="NVIDIA L4, 570.86.15\nNVIDIA L4, 570.86.15\n")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *command, **options: answer)
+    found = gpu.facts()
+    assert (found["gpu"], found["driver"]) == ("NVIDIA L4", "570.86.15")
+    assert gpu.why_not() is None and gpu.target().memory() == 8 * 2**30
+    assert gpu.target().platform == "cuda" and gpu.target().batch == 64 and gpu.target().cache > 2**20
+
+    def missing(*command, **options):
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(gpu.subprocess, "run", missing)
+    assert gpu.facts()["driver"] == "unknown"
+
+
 def test_clocks_take_their_turns():
     """A clock that counts: one value per turn, and turns of at most as many calls as it allows."""
     asked = []

@@ -13,6 +13,8 @@ CASES = [((2, 9, 8, 6), (3, 3, 1, 6)), ((2, 9, 8, 6), (3, 3, 3, 4)), ((4, 50, 8)
 @pytest.mark.parametrize("name", [None, *gconv.implementations()])
 @pytest.mark.parametrize("x_shape, kernel_shape", CASES)
 def test_the_lowered_text_agrees(x_shape, kernel_shape, name):
+    if name and (reason := gconv.implementations("cpu")[name]):
+        pytest.skip(f"{name}: {reason}")
     x, kernel = jax.ShapeDtypeStruct(x_shape, "float32"), jax.ShapeDtypeStruct(kernel_shape, "float32")
     found = gconv.explain(x, kernel, padding="same", implementation=name)
 

@@ -199,6 +199,15 @@ def test_nor_through_the_drop_in(groups):
     np.testing.assert_allclose(np.float32(got), np.float32(expected), rtol=1e-2, atol=1e-2)
 
 
+def test_nor_through_causal_conv1d():
+    """Forwards and backwards, as in a state-space model."""
+    x, kernel = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((2, 32, 6), (4, 1, 6)))
+    loss = lambda x, w: jnp.float32(gconv.causal_conv1d(x, w)[0]).sum()
+    text = lowered("cuda", jax.grad(loss, (0, 1)), x, kernel)
+    assert not bfloat16_convolutions(text) and "stablehlo.convolution" in text
+    assert bfloat16_convolutions(lowered("tpu", jax.grad(loss, (0, 1)), x, kernel))
+
+
 FEW = named("dense-2d", "grouped-2d", "depthwise-2d")
 INTEGERS = [(c, "int8") for c in (FEW[0], *CASES)] + [(c, d) for c in FEW for d in ("uint8", "int32")]
 
