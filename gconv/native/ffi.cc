@@ -54,6 +54,8 @@ const Kernels& kernels_for(Role role, Type type, const Problem& p) {
     bool depthwise = p.channels == 1 && p.filters == 1;
     int64_t filled = depthwise ? p.groups : role == Role::x ? p.channels : p.filters;  // what vectors run along
     auto padded = [&](int64_t lanes) { return (filled + lanes - 1) / lanes * lanes; };
+    // Two groups of 8 channels lie side by side in a vector, for their sums are a tree (gather_narrow.h).
+    if (role != Role::w && p.channels == 8 && p.filters == 8 && lanes == 16) filled *= p.groups;
     if (filled < lanes || padded(lanes) > 1.1 * padded(lanes / 2)) return avx512_short;
   }
 #endif

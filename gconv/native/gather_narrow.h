@@ -4,11 +4,13 @@
 //
 //   for each tap:  K loads of weights;  for each of Q results: 1 load of x, K multiply-adds
 //
-// which is K + Q loads for K * Q multiply-adds: 7 for 12 with four filters (K = 4, Q = 3), 10 for 24 with 32 registers (Q = 6).
-// Two multiply-adds a cycle of latency 4 need 8 running sums, and 16 registers hold 12 besides the weights.
+// which is K + Q loads for K * Q multiply-adds: 7 for 12 with four filters (K = 4, Q = 3), 10 for 24 with 32 registers (Q = 6), 11 for
+// 24 with eight filters (Q = 3). Two multiply-adds a cycle of latency 4 need 8 running sums, and 16 registers hold 12 besides the
+// weights.
 //
-// A sum over the channels of a group is a sum of lanes, done once per result after all taps. Tiles that reach over a border
-// carry a mask per tap that says which of the Q results meet a source; nothing is padded.
+// A sum over the channels of a group is a sum of lanes, done once per result after all taps: in a tree where a group has 4 or 8
+// channels and as many filters, of which each round makes one vector of two and the last leaves the results in their places. Tiles
+// that reach over a border carry a mask per tap that says which of the Q results meet a source; nothing is padded.
 
 #pragma once
 
@@ -39,13 +41,25 @@ ALWAYS_INLINE void accumulate(Vector<T> (&sums)[Q][K], const T* x, int64_t step,
     }
     const Wide<T>* w = reinterpret_cast<const Wide<T>*>(reinterpret_cast<const char*>(weights) + taps[t].weights);
     uint32_t mask = taps[t].mask;
+    auto source = [&](int q) __attribute__((always_inline)) {
+      const T* at = reinterpret_cast<const T*>(from[q / 3] + q % 3 * step);
+      return PART ? load_first(at, lanes) : load(at);
+    };
+    if constexpr (Q < K && !EDGE) {  // the sources are fewer: they stay in registers, and each weight comes and goes
+      Vector<T> sources[Q];
+      UNROLL for (int q = 0; q < Q; ++q) sources[q] = source(q);
+      UNROLL for (int k = 0; k < K; ++k) {
+        Vector<T> weight = load(w + k * L);
+        UNROLL for (int q = 0; q < Q; ++q) sums[q][k] += sources[q] * weight;
+      }
+      continue;
+    }
     Vector<T> weight[K];
     UNROLL for (int k = 0; k < K; ++k) weight[k] = load(w + k * L);
     UNROLL for (int q = 0; q < Q; ++q) {
       if (EDGE && !(mask >> q & 1)) continue;
-      const T* at = reinterpret_cast<const T*>(from[q / 3] + q % 3 * step);
-      Vector<T> source = PART ? load_first(at, lanes) : load(at);
-      UNROLL for (int k = 0; k < K; ++k) sums[q][k] += source * weight[k];
+      Vector<T> ours = source(q);
+      UNROLL for (int k = 0; k < K; ++k) sums[q][k] += ours * weight[k];
     }
   }
 }
@@ -103,7 +117,9 @@ class GatherNarrow {
           }
   }
 
-  static int64_t chunk_of(int64_t filters) { return filters >= 4 ? 4 : filters >= 2 ? 2 : 1; }
+  // Filters at a time: as many as a group has channels where their sums are a tree.
+  int64_t chunk_of(int64_t filters) const { return in_a_tree(8) ? 8 : filters >= 4 ? 4 : filters >= 2 ? 2 : 1; }
+  bool in_a_tree(int64_t size) const { return size < L && (size < 8 || REGISTERS == 32) && g.sources == size && g.results == size; }
 
   // One cut of one row of results: which taps of the outer axes meet it, then each phase along the row.
   void row(int64_t index, int64_t cut, int64_t from, int64_t to, const T* x, const A* weights, T* result, Lists& lists) const {
@@ -130,6 +146,11 @@ class GatherNarrow {
       int64_t first = cut * CUT, last = minimum(first + CUT, wp.count);
       for (int64_t k = 0, chunk; k < g.results; k += chunk) {
         chunk = chunk_of(g.results - k);
+        if constexpr (L > 8 && REGISTERS == 32)
+          if (chunk == 8) {
+            tiles<3, 8>(wp, first, last, k, from, to, x, weights, to_row, lists);
+            continue;
+          }
         if (chunk == 4)
           tiles<(REGISTERS == 32 ? 6 : 3), 4>(wp, first, last, k, from, to, x, weights, to_row, lists);
         else if (chunk == 2)
@@ -205,10 +226,13 @@ class GatherNarrow {
   ALWAYS_INLINE void finish(Vector<T> (&sums)[Q][K], int64_t count, int64_t k, int64_t block, T* tile) const {
     int64_t step = g.axis[2].step * g.result_channels(), groups = lanes.groups_in(block);
     T* to = tile + block * lanes.per_block * g.results + k;
-    if constexpr (K == 4 && L == 8) {
-      if (g.sources == 4 && g.results == 4 && groups == 2) {
-        UNROLL for (int q = 0; q < Q; ++q)
-          if (q < count) store(to + q * step, sum_quads(sums[q][0], sums[q][1], sums[q][2], sums[q][3]));
+    if constexpr (K >= 4 && K < L) {
+      if (in_a_tree(K)) {
+        UNROLL for (int q = 0; q < Q; ++q) {
+          if (q >= count) break;
+          add_lanes<K / 2>(sums[q]);
+          groups * K == L ? store(to + q * step, sums[q][0]) : store_first(to + q * step, sums[q][0], groups * K);
+        }
         return;
       }
     }
@@ -224,13 +248,14 @@ class GatherNarrow {
         }
   }
 
-#define SHUFFLE __builtin_shufflevector
-  // Of four vectors of two quads each: lane 4 * i + j is the sum of quad i of the j-th.
-  template <class V>
-  static ALWAYS_INLINE V sum_quads(V a, V b, V c, V d) {
-    V ab = SHUFFLE(a, b, 0, 2, 8, 10, 4, 6, 12, 14) + SHUFFLE(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
-    V cd = SHUFFLE(c, d, 0, 2, 8, 10, 4, 6, 12, 14) + SHUFFLE(c, d, 1, 3, 9, 11, 5, 7, 13, 15);
-    return SHUFFLE(ab, cd, 0, 2, 8, 10, 4, 6, 12, 14) + SHUFFLE(ab, cd, 1, 3, 9, 11, 5, 7, 13, 15);
+  // Of the first 2 * HALF vectors: lane i of every 2 * HALF lanes becomes the sum of these lanes of the i-th.
+  template <int HALF, size_t N>
+  static ALWAYS_INLINE void add_lanes(Vector<T> (&v)[N]) {
+    UNROLL for (int i = 0; i < HALF; ++i) {
+      swap_halves<HALF>(v[i], v[i + HALF], std::make_index_sequence<L>{});
+      v[i] += v[i + HALF];
+    }
+    if constexpr (HALF > 1) add_lanes<HALF / 2>(v);
   }
 };
 
