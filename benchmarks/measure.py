@@ -55,8 +55,8 @@ def interleaved(
 
     Each is called once before anything counts. Then all take turns, so that a slow moment of the machine hits all alike. A
     turn begins with a rest, in which the threads of the last one's pool go to sleep. It is a block of calls in a row, about
-    20 ms of them, whose first does not count where there are more: it wakes the candidate's own threads and puts its
-    operands in the cache.
+    20 ms of them and two at least, whose first does not count: it wakes the candidate's own threads, puts its operands in the
+    cache and has memory back that the system took while others ran.
 
     Args:
       candidates: what to time, by name.
@@ -75,7 +75,7 @@ def interleaved(
         first[name] = clock[name].once(run)
         times[name] = [first[name]] if once_over is not None and first[name] > once_over else []
     waiting = {name: run for name, run in candidates.items() if not times[name]}
-    calls = {name: 1 if first[name] > BLOCK else _calls(run, clock[name]) for name, run in waiting.items()}
+    calls = {name: 2 if first[name] > BLOCK else _calls(run, clock[name]) for name, run in waiting.items()}
     end = time.perf_counter() + seconds
     for _ in range(rounds if waiting else 0):
         for name, run in waiting.items():
@@ -93,4 +93,4 @@ def spread(times: list[float]) -> dict:
 
 
 def _calls(run: Run, clock: Clock) -> int:
-    return max(1, min(clock.most, int(BLOCK / max(clock.once(run), 1e-6))))
+    return max(2, min(clock.most, int(BLOCK / max(clock.once(run), 1e-6))))

@@ -81,9 +81,9 @@ def about(rows: list[dict]) -> str:
         tenth = statistics.quantiles([0.0, *spreads], n=10)[-1]
         text += (
             "\nAll peers take turns in one process, in blocks of calls with a short rest between; times are medians of warm "
-            f"calls, of which the process keeps the memory. Spread (distance of the quartiles over the median): at most "
-            f"{statistics.median(spreads):.1%} for half of the {len(spreads)} measurements, more than {tenth:.0%} for a tenth "
-            f"of them. {once} slow ones (over three seconds) were called once.\n"
+            "calls, of which the process keeps the memory and which JAX makes in the caller's thread. Spread (distance of the "
+            f"quartiles over the median): at most {statistics.median(spreads):.1%} for half of {len(spreads)} measurements, "
+            f"more than {tenth:.0%} for a tenth of them. {once} slow ones (over three seconds) were called once.\n"
         )
     return text
 
