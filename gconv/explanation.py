@@ -132,8 +132,8 @@ def explain(
 
     def one(role: str) -> Role:
         operand = jnp.promote_types(*(of[name].dtype for name in roles.OPERANDS[role]))
-        chosen = backends.choose(role, geom, operand, where, implementation)
-        reasons = {n: backends.reason_against(n, role, geom, operand, where) for n in backends.TABLE if n != chosen}
+        chosen = backends.choose(role, geom, operand, where, batch, implementation)
+        reasons = {n: backends.reason_against(n, role, geom, operand, where, batch) for n in backends.TABLE if n != chosen}
         if implementation is not None:
             reasons = {name: f"implementation={implementation!r} was named" for name in reasons}
         scratch = None

@@ -130,7 +130,7 @@ def _lowering(role, platform):
             return partition.lower(ctx, devices, role, OPERANDS[role], run, first, second, **params)
         operand = jnp.promote_types(*(aval.dtype for aval in ctx.avals_in))
         portable = _must_be_portable(ctx)
-        name = backends.choose(role, params["geometry"], operand, platform, implementation, portable)
+        name = backends.choose(role, params["geometry"], operand, platform, ctx.avals_in[0].shape[0], implementation, portable)
         return mlir.lower_fun(partial(_run, role, name, platform), multiple_results=False)(ctx, first, second, **params)
 
     return lower

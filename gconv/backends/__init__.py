@@ -1,9 +1,10 @@
 """The implementations, best first. Each is a module with the three roles `y`, `x`, `w` and two questions about them.
 
 `why_not(role, geometry, dtype, platform)` answers None where the implementation can run, else a sentence that says why not.
-`pass_over(role, geometry, dtype, platform)` answers None where it is worth running, else a sentence that says why a later one
-is better. A named implementation answers only to the first; the automatic choice takes the first that has neither reason, and
-where each has one the first that can run: no later one is better than it.
+`pass_over(role, geometry, dtype, platform, batch)` answers None where it is worth running, else a sentence that says why a
+later one is better; `batch` is the number of images, or a symbol of JAX's where it is not known. A named implementation answers
+only to the first question; the automatic choice takes the first that has neither reason, and where each has one the first that
+can run: no later one is better than it.
 """
 
 from types import ModuleType
@@ -23,7 +24,9 @@ def check_name(name: str | None) -> None:
         raise ValueError(f"`implementation` must be None or one of {', '.join(map(repr, TABLE))}, got {name!r}.")
 
 
-def choose(role: str, geometry: Geometry, dtype, platform: str, name: str | None = None, portable: str | None = None) -> str:
+def choose(
+    role: str, geometry: Geometry, dtype, platform: str, batch, name: str | None = None, portable: str | None = None
+) -> str:
     """The implementation that a role takes: the named one, or an error with its reason; with None, the first that can.
 
     `portable` is a sentence that says why the program must hold XLA's own operations only, if it must. A name overrules it.
@@ -35,13 +38,15 @@ def choose(role: str, geometry: Geometry, dtype, platform: str, name: str | None
         return name
     case = (role, geometry, dtype, platform)
     can = [n for n in TABLE if _cannot(n, case, portable) is None]
-    return next((n for n in can if TABLE[n].pass_over(*case) is None), can[0])
+    return next((n for n in can if TABLE[n].pass_over(*case, batch) is None), can[0])
 
 
-def reason_against(name: str, role: str, geometry: Geometry, dtype, platform: str, portable: str | None = None) -> str | None:
+def reason_against(
+    name: str, role: str, geometry: Geometry, dtype, platform: str, batch, portable: str | None = None
+) -> str | None:
     """Why the automatic choice would not take the implementation, or None."""
     case = (role, geometry, dtype, platform)
-    return _cannot(name, case, portable) or TABLE[name].pass_over(*case)
+    return _cannot(name, case, portable) or TABLE[name].pass_over(*case, batch)
 
 
 def _cannot(name: str, case: tuple, portable: str | None) -> str | None:

@@ -27,9 +27,9 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
     return None
 
 
-def pass_over(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
+def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str | None:
     """Never: there is none after it."""
-    del role, geometry, dtype, platform
+    del role, geometry, dtype, platform, batch
     return None
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,12 @@ import numpy as np
 from jax import Array
 
 from gconv import native
+from gconv.backends import xla
 from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
 TYPES = ("float32", "float64", "bfloat16", "float16")
+FEW = 4096  # products: see pass_over
 
 
 def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
@@ -25,10 +28,13 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
     return native.load()[1]
 
 
-def pass_over(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
-    """Never: nothing measured so far is faster."""
-    del role, geometry, dtype, platform
-    return None
+def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str | None:
+    """Where the work is so little that a call costs more: XLA's own loops stand in the program and need none."""
+    g = geometry
+    if not isinstance(batch, int) or not xla.sums_products(role, g) or xla.pass_over(role, g, dtype, platform, batch):
+        return None
+    products = batch * math.prod(g.output) * math.prod(g.window) * g.groups * g.channels * g.filters
+    return f"{products:,} products take less time than the call of a kernel, about a microsecond" if products <= FEW else None
 
 
 def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:

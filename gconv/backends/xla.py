@@ -43,8 +43,9 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
     return None
 
 
-def pass_over(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
+def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str | None:
     """Why lax is as fast or faster, or None. Measured on a 2-core AVX2 machine."""
+    del batch
     g = geometry
     if platform != "cpu":
         return f"measured on CPU only; {platform!r} has convolution kernels of its own"
@@ -57,7 +58,7 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str) -> str | None
         return f"strides {g.strides} skip too much: a product of {math.prod(g.strides)}, more than {limit}"
     if role == "w" and g.channels == 1 and g.filters > 8:
         return f"{g.filters} filters per channel repeat the input too often, more than 8"
-    if g.channels == 1 if role == "w" else _by_products(_swapped(g) if role == "x" else g):
+    if sums_products(role, g):
         return None
     if g.groups > GROUPS:
         return f"one convolution for each of {g.groups} groups compiles too slowly, more than {GROUPS}"
@@ -71,6 +72,11 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str) -> str | None
     if not _dense_gradient(g) and min(g.channels, g.filters) < 16:
         return f"matrix products of {g.channels} x {g.filters} per tap and group are too small"
     return "too few pixels for one convolution per group" if math.prod(g.output) < 49 else None
+
+
+def sums_products(role: str, g: Geometry) -> bool:
+    """Whether a role becomes loops of XLA's own, without a convolution or matrix product."""
+    return g.channels == 1 if role == "w" else _by_products(_swapped(g) if role == "x" else g)
 
 
 def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:
