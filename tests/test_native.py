@@ -312,9 +312,24 @@ def test_explain_tells_the_scratch_and_it_is_no_copy_of_the_data():
 
 
 @built
+def test_little_work_is_left_to_xla():
+    def chosen(*shape):
+        x, kernel = jax.ShapeDtypeStruct(shape, "float32"), jax.ShapeDtypeStruct((3, 3, 1, 8), "float32")
+        found = gconv.explain(x, kernel, padding="same", platform="cpu")
+        return {r.role: (r.implementation, r.reasons.get("native", "")) for r in found.roles}
+
+    few = chosen(1, 7, 7, 8)
+    assert all(name == "xla" and "so few products" in why for name, why in few.values())
+    assert {name for name, _ in chosen(8, 7, 7, 8).values()} == {"native"}
+    short = chosen(64, 4, 4, 8)
+    assert all(short[role][0] == "xla" and "a row of 32 numbers" in short[role][1] for role in "yx")
+    assert short["w"][0] == "native"
+
+
+@built
 def test_programs_that_leave_this_machine_are_free_of_custom_calls():
     run = jax.jit(lambda x, w: gconv.grouped_conv(x, w))
-    x, kernel = random((2, 8, 8, 6)), random((3, 3, 1, 6))
+    x, kernel = random((2, 8, 8, 16)), random((3, 3, 1, 16))
     assert "gconv_y_native" in run.lower(x, kernel).as_text(debug_info=True)
     exported = jax.export.export(run, platforms=("cpu", "cuda"))(x, kernel)
     assert native.TARGET not in exported.mlir_module()
