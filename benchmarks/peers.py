@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import gconv
 from benchmarks import machine
 from benchmarks.cases import Case
 from benchmarks.measure import WALL, Clock
@@ -176,7 +175,7 @@ def openvino(problem: Problem):
 
 PEERS: dict[str, Peer] = {
     "gconv": partial(ours, None),
-    **{f"gconv {name}": partial(ours, name) for name in gconv.implementations()},
+    **{f"gconv {name}": partial(ours, name) for name in backends.TABLE},
     "lax": lax,
     "nnx.Conv": flax_conv,
     "PyTorch contiguous": partial(torch, "contiguous"),

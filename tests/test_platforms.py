@@ -160,7 +160,7 @@ def test_no_other_type_than_asked_for(platform, name, case):
 def as_on_cuda(case, dtype, arrays, role, name=None):
     """What the program for CUDA computes, run here: by XLA's own operations only."""
     facts = facts_of(case)
-    name = name or backends.choose(role, facts, jnp.dtype(dtype), "cuda")
+    name = name or backends.choose(role, facts, jnp.dtype(dtype), "cuda", arrays[0].shape[0])
     operands = dict(zip("xwy", arrays, strict=True))
     first, second = (jnp.asarray(operands[n]) for n in roles.OPERANDS[role])
     run = lambda a, b: roles._run(role, name, "cuda", a, b, geometry=facts, dtype=jnp.dtype(dtype), precision=None)
