@@ -78,11 +78,13 @@ def about(rows: list[dict]) -> str:
     spreads = [(t["high"] - t["low"]) / t["median"] for r in rows for t in r.get("times", {}).values() if t["calls"] > 1]
     once = sum(t["calls"] == 1 and t["median"] > 3 for r in rows for t in r.get("times", {}).values())
     if spreads:
+        handed_on = sum(r.get("async_dispatch", True) for r in main)
+        apart = f" (but in another, its default, for {handed_on} rows marked `async_dispatch`)" if handed_on else ""
         tenth = statistics.quantiles([0.0, *spreads], n=10)[-1]
         text += (
             "\nAll peers take turns in one process, in blocks of calls with a short rest between; times are medians of warm "
-            "calls, of which the process keeps the memory and which JAX makes in the caller's thread. Spread (distance of the "
-            f"quartiles over the median): at most {statistics.median(spreads):.1%} for half of {len(spreads)} measurements, "
+            f"calls, of which the process keeps the memory and which JAX makes in the caller's thread{apart}. Spread (distance "
+            f"of the quartiles over the median): at most {statistics.median(spreads):.1%} for half of {len(spreads)}, "
             f"more than {tenth:.0%} for a tenth of them. {once} slow ones (over three seconds) were called once.\n"
         )
     return text
