@@ -8,7 +8,8 @@
 //   one of 7 x 7
 //
 // Two multiply-adds a cycle of latency 4 need 8 running sums: Q is 14 where there are 32 registers and 7 where there are 16, which
-// divide the sizes that images have in practice. A source on the padding is left out with all that it would meet: one test for up
+// divide the sizes that images have in practice. Roles y and x with up to 3 taps in a row take pairs of vectors of half as many pixels:
+// as many sums, and twice as much of each pixel at once, which touches fewer pages at a time. A source on the padding is left out with all that it would meet: one test for up
 // to K multiply-adds, and only in tiles at a border.
 //
 // All vectors of channels take their turn at a tile before the next tile, and rows follow each other: memory is read and written in
@@ -38,7 +39,7 @@ struct Tile {
   int64_t count;            // of runs
   int64_t source, result;   // offsets in elements, of the pixels that the runs' own are relative to and of the first result
   int64_t column;           // likewise along the row
-  int64_t ahead, before;    // offsets of the next tile's sources in the row furthest ahead and the new one before it, or the same
+  int64_t ahead, before;    // offsets of sources to come in the row furthest ahead and the new one before it, or the same
   int64_t left;             // results from here to the end of the row or its cut
   int64_t weight_step;      // from one tap of a run to the next
   bool edge;                // whether some source of a tile may be on the padding
@@ -48,7 +49,7 @@ struct Tile {
 class Rows {
   const Problem& p;
   const Gather& g;
-  int64_t channels, cut;
+  int64_t channels, cut, tile_size;
   // What the rows of one depth have in common: for each phase of the height and the width the runs of all taps, those of one tap of
   // the height together, so that the runs of any row are neighbours.
   int64_t depth = -1;
@@ -57,7 +58,8 @@ class Rows {
   List<int64_t> each;   // how many runs a tap of the height has, for each phase of the width
 
  public:
-  Rows(const Problem& p, const Gather& g, int64_t cut) : p(p), g(g), channels(p.groups), cut(cut) {}
+  Rows(const Problem& p, const Gather& g, int64_t cut, int64_t tile_size)
+      : p(p), g(g), channels(p.groups), cut(cut), tile_size(tile_size) {}
 
   // Calls tile(Tile), which returns how many results it did, along a cut of row `index` of image `n`.
   template <class F>
@@ -85,7 +87,7 @@ class Rows {
       for (int64_t q = part * cut; q < end;) {
         t.source = (image + q * width.stride) * channels, t.column = q * width.stride;
         t.result = (result + wp.first + q * width.step) * channels, t.left = end - q;
-        t.edge = q < inside || q + TILE > outside;
+        t.edge = q < inside || q + tile_size > outside;
         int64_t furthest = t.count ? maximum(t.runs[0].source, t.runs[t.count - 1].source) : 0;
         t.ahead = t.source + furthest + TILE * width.stride * channels;
         t.before = t.ahead - (height.stride > 1 && last - first > 1 ? width.sources * channels : 0);
@@ -148,9 +150,8 @@ struct Cuts {
 
 // Bit j tells whether source first + j * apart lies in [0, sources).
 ALWAYS_INLINE uint64_t valid_sources(int64_t first, int64_t apart, int64_t sources) {
-  auto over = [&](int64_t n) { return apart == 1 ? n : n / apart; };  // a division takes as long as a dozen multiply-adds
-  int64_t from = minimum(63, over(maximum(-first, 0) + apart - 1));
-  int64_t to = maximum(from, minimum(63, first < sources ? over(sources - 1 - first) + 1 : 0));
+  int64_t from = minimum(63, (maximum(-first, 0) + apart - 1) / apart);
+  int64_t to = maximum(from, minimum(63, first < sources ? (sources - 1 - first) / apart + 1 : 0));
   return ((uint64_t{1} << to) - 1) & ~((uint64_t{1} << from) - 1);
 }
 
@@ -168,15 +169,19 @@ ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, const Axis& width, i
   if (t.before != t.ahead) fetch(x + t.before, step, pixels, vector);
 }
 
-// Calls meet(source, k, q) for each tap k of a run and pixel q of a tile; `valid` has a bit for each source that is not on the padding.
-template <class T, int Q, int K, int STRIDE, bool EDGE, bool PART, class F>
+// Calls meet(source, v, k, q) for each of V vectors of channels, tap k of a run and pixel q of a tile; `valid` has a bit for each
+// source that is not on the padding.
+template <class T, int Q, int K, int STRIDE, bool EDGE, bool PART, int V = 1, class F>
 ALWAYS_INLINE void slide(const T* x, int64_t step, uint64_t valid, int64_t lanes, const F& meet) {
+  constexpr int L = LANES<Wide<T>>;
   UNROLL for (int j = 0; j < (Q - 1) * STRIDE + K; ++j, x += step) {
     if (STRIDE > K && j % STRIDE >= K) continue;
     if (EDGE && !(valid >> j & 1)) continue;
-    Vector<T> source = PART ? load_first(x, lanes) : load(x);
-    UNROLL for (int k = 0; k < K; ++k)
-      if (j >= k && (j - k) % STRIDE == 0 && (j - k) / STRIDE < Q) meet(source, k, (j - k) / STRIDE);
+    UNROLL for (int v = 0; v < V; ++v) {
+      Vector<T> source = PART ? load_first(x + v * L, lanes - v * L) : load(x + v * L);
+      UNROLL for (int k = 0; k < K; ++k)
+        if (j >= k && (j - k) % STRIDE == 0 && (j - k) / STRIDE < Q) meet(source, v, k, (j - k) / STRIDE);
+    }
   }
 }
 

@@ -6,8 +6,8 @@
 // Along one axis the results fall into phases, and all results of a phase use the same taps: with role y there is one phase; with
 // role x the phase is the remainder by the stride, and a phase uses only the taps that meet it, so no product with the zeros
 // between strides is ever formed. With a dilation and no stride the phase may be the remainder by the dilation: neighbours in a phase
-// then share sources, which neighbours in the row do not. Result q of a phase is pixel first + q * step and meets, at each of the phase's taps, the source
-// pixel tap.source + q * stride.
+// then share sources, which neighbours in the row do not. Result q of a phase is pixel first + q * step and meets, at each of the
+// phase's taps, the source pixel tap.source + q * stride.
 
 #pragma once
 
@@ -46,7 +46,8 @@ struct Axis {
   void plan(Role role, int64_t in, int64_t out, int64_t window, int64_t strides, int64_t low, int64_t dilation, int64_t least) {
     bool forward = role == Role::y;
     sources = forward ? in : out, results = forward ? out : in;
-    unit = strides == 1 && window > 1 && results / dilation >= least ? dilation : 1;
+    bool long_phases = results / dilation >= least && window <= results;  // as many taps are written down as dilation * window
+    unit = strides == 1 && window > 1 && long_phases ? dilation : 1;
     if (unit > 1) return plan_by_dilation(forward ? 1 : -1, window, low);
     step = forward ? 1 : strides, stride = forward ? strides : 1;
     int64_t count = minimum(step, results);

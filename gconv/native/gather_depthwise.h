@@ -1,5 +1,5 @@
-// Roles y and x of depthwise convolution (see depthwise.h): the register tile holds the sums of Q results, and each run of taps loads
-// its K weights once.
+// Roles y and x of depthwise convolution (see depthwise.h): the register tile holds the sums of Q results by V vectors of channels,
+// and each run of taps loads its K * V weights once.
 
 #pragma once
 
@@ -16,10 +16,15 @@ class GatherDepthwise {
   Gather g;
   int64_t channels, vectors;
   Cuts cuts;
+  bool paired;  // two vectors at a time: K * 2 weights and Q * 2 sums need 32 registers, or 16 and lines that are stored whole
+  static constexpr int PAIRED = REGISTERS == 32 ? 7 : 4, PAIRED_RUN = 3;
 
  public:
   GatherDepthwise(Role role, const Problem& p)
-      : p(p), g(role, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), cuts(g, channels, sizeof(T)) {}
+      : p(p), g(role, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), cuts(g, channels, sizeof(T)) {
+    paired = vectors > 1 && (REGISTERS == 32 || p.large);
+    for (int64_t i = 0; i < g.axis[2].phases.size; ++i) paired &= g.axis[2].phases[i].size <= PAIRED_RUN;
+  }
 
   // The kernel is used as it is, unless its elements are to be widened.
   int64_t scratch_bytes() const { return sizeof(T) == sizeof(A) ? 0 : g.taps * channels * (int64_t)sizeof(A); }
@@ -36,54 +41,68 @@ class GatherDepthwise {
     int64_t chunks = maximum(1, minimum(vectors / 4, 4 * parallel.threads / maximum(all, 1)));
     int64_t work = minimum(cuts.size * g.axis[2].phases.size * g.taps * ceil_div(vectors, chunks), 1 << 20);
     for_ranges(parallel, all * chunks, work, [&](int64_t first, int64_t last) {
-      Rows of(p, g, cuts.size);
+      Rows of(p, g, cuts.size, paired ? PAIRED : TILE);
       for (int64_t unit = first; unit < last; ++unit) {
         int64_t row = unit % rows, chunk = unit / rows % chunks, rest = unit / rows / chunks;
         int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks;
         of.row(rest / cuts.count, row, rest % cuts.count, [&](const Tile& t) {
-          return t.left > HALF_TILE ? tile<TILE>(t, from, to, x, weights, result) : tile<HALF_TILE>(t, from, to, x, weights, result);
+          return paired               ? tile<PAIRED, 2>(t, from, to, x, weights, result)
+                 : t.left > HALF_TILE ? tile<TILE, 1>(t, from, to, x, weights, result)
+                                      : tile<HALF_TILE, 1>(t, from, to, x, weights, result);
         });
       }
+      fence();
     });
   }
 
  private:
-  template <int Q>
+  template <int Q, int V>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
-    for (int64_t v = from; v < to; ++v) {
-      fetch_sources(t, x + v * L, g.axis[2], channels, Q, v);
-      with_stride(g.axis[2], t.edge || t.left < Q, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
-        sum<Q, stride, edge, part>(t, channels - v * L, x + t.source + v * L, weights + v * L, result + t.result + v * L);
+    bool streams = p.large && whole_lines<T, V>(result + from * L, channels);
+    auto some = [&](auto count, int64_t v) {
+      for (int u = 0; u < count; ++u) fetch_sources(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
+      with_stride(g.axis[2], t.edge || t.left < Q, (v + count) * L > channels, [&](auto stride, auto edge, auto part) {
+        sum<Q, count, stride, edge, part>(t, channels - v * L, x + t.source + v * L, weights + v * L, result + t.result + v * L,
+                                          streams && count == V);
       });
-    }
+    };
+    int64_t v = from;
+    for (; v + V <= to; v += V) some(std::integral_constant<int, V>{}, v);
+    for (; v < to; ++v) some(std::integral_constant<int, 1>{}, v);
     return Q;
   }
 
-  template <int Q, int STRIDE, bool EDGE, bool PART>
-  __attribute__((noinline)) void sum(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to) const {
+  template <int Q, int V, int STRIDE, bool EDGE, bool PART>
+  __attribute__((noinline)) void sum(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to, bool streams) const {
     const Axis& width = g.axis[2];
     int64_t between = apart<STRIDE>(width);
-    Vector<T> sums[Q] = {};
+    Vector<T> sums[Q][V] = {};
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       uint64_t valid = EDGE ? valid_sources(r->column + t.column, between, width.sources) : 0;
-#define CASE(K)                                                                                          \
-  case K: {                                                                                              \
-    Vector<T> weight[K];                                                                                 \
-    UNROLL for (int k = 0; k < K; ++k) {                                                                 \
-      const A* at = weights + r->weights + k * t.weight_step;                                            \
-      weight[k] = PART ? load_first(at, lanes) : load(at);                                               \
-    }                                                                                                    \
-    slide<T, Q, K, STRIDE, EDGE, PART>(                                                                  \
-        x + r->source, between * channels, valid, lanes,                                                    \
-        [&](Vector<T> source, int k, int q) __attribute__((always_inline)) { sums[q] += source * weight[k]; }); \
-    break;                                                                                               \
+#define CASE(K)                                                                                                            \
+  case K: {                                                                                                                \
+    if constexpr (V > 1 && K > PAIRED_RUN) break;                                                                          \
+    Vector<T> weight[K][V];                                                                                                \
+    UNROLL for (int k = 0; k < K; ++k) UNROLL for (int v = 0; v < V; ++v) {                                                \
+      const A* at = weights + r->weights + k * t.weight_step + v * L;                                                      \
+      weight[k][v] = PART ? load_first(at, lanes - v * L) : load(at);                                                      \
+    }                                                                                                                      \
+    slide<T, Q, K, STRIDE, EDGE, PART, V>(                                                                                 \
+        x + r->source, between * channels, valid, lanes,                                                                   \
+        [&](Vector<T> source, int v, int k, int q) __attribute__((always_inline)) { sums[q][v] += source * weight[k][v]; }); \
+    break;                                                                                                                 \
   }
       switch (r->taps) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) }
 #undef CASE
     }
     UNROLL for (int q = 0; q < Q; ++q, to += width.step * channels) {
       if (EDGE && q >= t.left) break;
-      PART ? store_first(to, sums[q], lanes) : store(to, sums[q]);
+      UNROLL for (int v = 0; v < V; ++v) {
+        if (PART)
+          store_first(to + v * L, sums[q][v], lanes - v * L);
+        else
+          streams ? stream(to + v * L, sums[q][v]) : store(to + v * L, sums[q][v]);
+      }
     }
   }
 };

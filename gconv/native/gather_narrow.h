@@ -93,6 +93,7 @@ class GatherNarrow {
       Lists lists;
       for (int64_t item = first; item < last; ++item)
         row(item / cuts, item % cuts, lanes.blocks * piece / pieces, lanes.blocks * (piece + 1) / pieces, x, weights, result, lists);
+      fence();
     });
   }
 
@@ -228,10 +229,14 @@ class GatherNarrow {
     T* to = tile + block * lanes.per_block * g.results + k;
     if constexpr (K >= 4 && K < L) {
       if (in_a_tree(K)) {
+        bool streams = p.large && whole_lines<T, 1>(to, g.result_channels());
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
           add_lanes<K / 2>(sums[q]);
-          groups * K == L ? store(to + q * step, sums[q][0]) : store_first(to + q * step, sums[q][0], groups * K);
+          if (groups * K < L)
+            store_first(to + q * step, sums[q][0], groups * K);
+          else
+            streams ? stream(to + q * step, sums[q][0]) : store(to + q * step, sums[q][0]);
         }
         return;
       }

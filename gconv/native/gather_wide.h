@@ -4,7 +4,8 @@
 //
 //   for each tap, for each source channel:  V loads of weights;  for each of Q results: 1 broadcast load of x, V multiply-adds
 //
-// V + Q loads for V * Q multiply-adds: 8 for 12 with (V, Q) = (2, 6), 7 for 12 with (3, 4), 9 for 8 with (1, 8).
+// V + Q loads for V * Q multiply-adds: 8 for 12 with (V, Q) = (2, 6), 7 for 12 with (3, 4), 9 for 8 with (1, 8). With 32
+// registers Q is always 7, which divides the rows that images have in practice: 9 for 14 with V = 2.
 //
 // A tile's results are any Q pixels of the same phases, also of two rows or two images: a table of offsets, made once for a
 // stretch of pixels and used for every group and filter, says where each tap finds their sources. A tap that falls on the
@@ -33,7 +34,9 @@ template <class T>
 class GatherWide {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
-  static constexpr int64_t TILE = 24;  // a multiple of every Q
+  static constexpr bool MANY = REGISTERS == 32;
+  static constexpr int Q1 = MANY ? 7 : 8, Q2 = MANY ? 7 : 6, Q3 = MANY ? 7 : 4;  // results of a tile of 1, 2 and 3 vectors
+  static constexpr int64_t TILE = MANY ? 28 : 24;                                // a multiple of these
   static constexpr int64_t ROWS = 32;  // of the kernel, packed at a time: of the other role's, whole lines of the cache
   const Problem& p;
   Gather g;
@@ -77,6 +80,7 @@ class GatherWide {
     for_each(parallel, stretches.size * pieces, 1 << 14, [&](int64_t unit) {
       int64_t piece = unit % pieces;
       results(stretches[unit / pieces], g.groups * piece / pieces, g.groups * (piece + 1) / pieces, x, packed, zeros, result);
+      fence();
     });
   }
 
@@ -99,12 +103,12 @@ class GatherWide {
 
   // A square of the kernel, or what there is of it, as rows of filters.
   void copy(const T* from, int64_t sources, int64_t filters, A* to, int64_t step) const {
-    Vector<A> rows[L] = {};
     if (g.result_stride == 1) {
       for (int64_t s = 0; s < sources; ++s, from += g.source_stride, to += step)
         store(to, filters >= L ? load(from) : load_first(from, filters));
       return;
     }
+    Vector<A> rows[L] = {};
     for (int64_t f = 0; f < minimum(L, filters); ++f)
       rows[f] = sources == L ? load(from + f * g.result_stride) : load_first(from + f * g.result_stride, sources);
     transpose<L / 2>(rows);
@@ -171,19 +175,28 @@ class GatherWide {
         const T* source = x + group * g.sources;
         T* to_group = result + group * g.results + v * L;
         if (block == 1)
-          tiles<8, 1>(source, w, zeros, index, offsets, padded, outputs, filters, to_group);
+          tiles<Q1, 1>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, p.large && v == 0 && index.size);
         else if (block == 2)
-          tiles<6, 2>(source, w, zeros, index, offsets, padded, outputs, filters, to_group);
+          tiles<Q2, 2>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, p.large && v == 0 && index.size);
         else
-          tiles<4, 3>(source, w, zeros, index, offsets, padded, outputs, filters, to_group);
+          tiles<Q3, 3>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, p.large && v == 0 && index.size);
       }
+  }
+
+  // Asks for the sources of a tile to come.
+  template <int Q>
+  void fetch(const T* x, const int64_t* offsets) const {
+    for (int q = 0; q < Q; ++q)
+      for (int64_t c = 0; c < g.sources && offsets[q] >= 0; c += LINE / sizeof(T)) __builtin_prefetch(x + offsets[q] + c, 0, 2);
   }
 
   template <int Q, int V>
   void tiles(const T* x, const A* weights, const T* zeros, const List<int64_t>& index, const List<int64_t>& offsets,
-             int64_t padded, const List<int64_t>& outputs, int64_t filters, T* result) const {
+             int64_t padded, const List<int64_t>& outputs, int64_t filters, T* result, bool first_reader) const {
+    bool streams = p.large && whole_lines<T, V>(result, g.results);
     for (int64_t first = 0; first < outputs.size; first += Q) {
       Vector<T> sums[Q][V] = {};
+      if (first_reader && first + Q < outputs.size) fetch<Q>(x, offsets.data + offsets.size - padded + first + Q);
       for (int64_t t = 0; t < index.size; ++t) {
         const T* source[Q];
         const int64_t* offset = offsets.data + t * padded + first;
@@ -199,7 +212,7 @@ class GatherWide {
         UNROLL for (int v = 0; v < V; ++v) {
           T* to = result + outputs[first + q] + v * L;
           if (filters >= (v + 1) * L)
-            store(to, sums[q][v]);
+            streams ? stream(to, sums[q][v]) : store(to, sums[q][v]);
           else
             store_first(to, sums[q][v], filters - v * L);
         }

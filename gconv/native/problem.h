@@ -22,6 +22,7 @@ struct Problem {
   int64_t batch;
   int64_t in[3], out[3], window[3], strides[3], low[3], dilation[3];
   int64_t groups, channels, filters;
+  bool large;  // whether x and y together are more than the caches keep: what is written goes past them, what is read is asked for
 };
 
 // Covers [0, units) with ranges of at least `grain` units, runs body(argument, first, last) for each of them, in any order and on

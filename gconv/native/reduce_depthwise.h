@@ -39,7 +39,7 @@ class ReduceDepthwise {
       int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks;
       A* own = partial + partition * partial_size;
       for (int64_t tap = 0; tap < g.taps; ++tap) memset(own + (tap * vectors + from) * L, 0, (to - from) * L * sizeof(A));
-      Rows of(p, g, cuts.size);
+      Rows of(p, g, cuts.size, TILE);
       for (int64_t unit = units * partition / partitions; unit < units * (partition + 1) / partitions; ++unit)
         of.row(unit / rows / cuts.count, unit % rows, unit / rows % cuts.count, [&](const Tile& t) {
           return t.left >= TILE        ? tile<TILE>(t, from, to, x, y, own)
@@ -87,7 +87,7 @@ class ReduceDepthwise {
     UNROLL for (int k = 0; k < K; ++k) sum[k] = load(sums + k * row);                                    \
     slide<T, Q, K, STRIDE, EDGE, PART>(                                                                  \
         x + r->source, between * channels, valid, lanes,                                                    \
-        [&](Vector<T> source, int k, int q) __attribute__((always_inline)) { sum[k] += source * ours[q]; }); \
+        [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { sum[k] += source * ours[q]; }); \
     UNROLL for (int k = 0; k < K; ++k) store(sums + k * row, sum[k]);                                    \
     break;                                                                                               \
   }

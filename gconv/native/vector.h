@@ -207,6 +207,44 @@ ALWAYS_INLINE Vector<T> broadcast(T x) {
   return value(x) - Vector<T>{};  // unlike adding zero, folds to a broadcast: -0 stays -0
 }
 
+constexpr int64_t LINE = 64;  // of the cache, in bytes
+#if defined(__AVX512F__) || (defined(__AVX2__) && VECTOR_BYTES == 32)
+constexpr bool STREAMS = true;
+#else
+constexpr bool STREAMS = false;
+#endif
+
+// Whole lines may be stored past the cache: what is stored in parts would be fetched first. So may results where rows of `channels`
+// of them are whole lines, and V vectors that are stored one after the other are too. Other threads see them after fence().
+template <class T, int V>
+bool whole_lines(const T* result, int64_t channels) {
+  int64_t address = reinterpret_cast<intptr_t>(result), row = channels * (int64_t)sizeof(T);
+  return STREAMS && V * LANES<Wide<T>> * sizeof(T) % LINE == 0 && address % LINE == 0 && row % LINE == 0;
+}
+
+template <class T>
+ALWAYS_INLINE void stream(T* to, Vector<T> v) {
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 2)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)narrow(v, T{}));
+  else
+    _mm512_stream_ps(reinterpret_cast<float*>(to), (__m512)v);
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 2)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)narrow(v, T{}));
+  else
+    _mm256_stream_ps(reinterpret_cast<float*>(to), (__m256)v);
+#else
+  store(to, v);
+#endif
+}
+
+ALWAYS_INLINE void fence() {
+#ifdef __AVX2__
+  _mm_sfence();
+#endif
+}
+
 // Lane i is from[index[i]]; nothing beyond from[count - 1] is touched.
 template <class T>
 ALWAYS_INLINE Vector<T> gather(const T* from, const int32_t (&index)[LANES<Wide<T>>], int64_t largest, int64_t count) {

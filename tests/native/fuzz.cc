@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <random>
 #include <string>
 #include <thread>
@@ -79,10 +80,21 @@ double from_f16(uint16_t h) {
   return h >> 15 ? -magnitude : magnitude;
 }
 
+template <class T>
+struct Aligned {  // as XLA's buffers are
+  using value_type = T;
+  static constexpr std::align_val_t LINE{64};
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), LINE)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, LINE); }
+  bool operator==(Aligned) const { return true; }
+  bool operator!=(Aligned) const { return false; }
+};
+using Bytes = std::vector<unsigned char, Aligned<unsigned char>>;
+
 struct Buffer {  // of exactly its elements, on the heap
   Type type;
   int64_t size;
-  std::vector<unsigned char> bytes;
+  Bytes bytes;
   Buffer(Type type, int64_t size) : type(type), size(size), bytes(size * width(type)) { bytes.shrink_to_fit(); }
   static int64_t width(Type t) { return t == Type::f32 ? 4 : t == Type::f64 ? 8 : 2; }
   double get(int64_t i) const {
@@ -122,7 +134,7 @@ bool test(const Kernels& kernels, Role role, Type type, const Problem& p, std::m
     expected[to] += product, size[to] += std::fabs(product);
   });
   double half = type == Type::bf16 ? 1. / 256 : type == Type::f16 ? 1. / 2048 : 0, sum = type == Type::f64 ? 1e-15 : 6e-7;
-  std::vector<unsigned char> before;
+  Bytes before;
   for (int64_t threads : {1, 2, 8}) {
     memset(result.bytes.data(), 0xff, result.bytes.size());
     std::vector<unsigned char> scratch(kernels.scratch_bytes(role, type, p), 0xff);
@@ -179,9 +191,11 @@ int main(int argc, char** argv) {
       if (used && below(40) == 0) p.low[i] = (int64_t{1} << (1 + below(31))) * (below(2) ? 1 : -1);
     }
     const int64_t sizes[] = {1, 1, 1, 2, 3, 4, 4, 5, 7, 8, 9, 12, 16, 17, 24, 33};
+    p.large = below(2);  // whatever the sizes
     p.channels = sizes[below(16)], p.filters = sizes[below(16)], p.groups = 1 + below(20);
     if (below(3) == 0) p.channels = p.filters = 1, p.groups = 1 + below(70);
     else if (below(3) == 0) p.channels = 1 + below(below(2) ? 5 : 220), p.filters = 1 + below(220), p.groups = 1 + below(2);
+    if (below(4) == 0) (p.channels == 1 && p.filters == 1 ? p.groups : p.filters) = 16 << below(3);  // whole lines of the cache
     double work = double(p.batch) * p.out[0] * p.out[1] * p.out[2] * p.window[0] * p.window[1] * p.window[2] * p.groups *
                   p.channels * p.filters;
     if (work > 2e6) continue;
