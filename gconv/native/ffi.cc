@@ -5,9 +5,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <string>
-
-#include <unistd.h>
 
 #include "parallel.h"
 #include "problem.h"
@@ -121,17 +120,18 @@ bool known(ffi::DataType from, Type& to) {
 
 // --- memory ----------------------------------------------------------------------------------------------------------------
 
+// Of the cache that a processor shares with its neighbours, where Linux tells (sysconf counts those of all neighbourhoods together).
+double last_cache_bytes() {
+  double kilobytes = 0;
+  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kilobytes;  // as in 32768K
+  return 1024 * (kilobytes > 0 ? kilobytes : 32 << 10);
+}
+
 // Whether x and y are large beside the last cache: their beginning has left it when their end is reached. A result's lines then only
 // cost to be fetched before they are written. Measured with AVX-512 and 32 MiB, the next reader of the result included: twice as fast
 // where the two fill the cache, as fast where they are half of it, slower below.
 bool is_large(const Problem& p, int64_t element_bytes) {
-  static const double cache = [] {
-    int64_t size = 0;
-#ifdef _SC_LEVEL3_CACHE_SIZE
-    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-    return double(size > 0 ? size : int64_t{32} << 20);
-  }();
+  static const double cache = last_cache_bytes();
   double x = double(p.in[0]) * p.in[1] * p.in[2] * p.groups * p.channels;
   double y = double(p.out[0]) * p.out[1] * p.out[2] * p.groups * p.filters;
   return p.batch * (x + y) * element_bytes > cache / 2;
