@@ -8,15 +8,15 @@
 //   one of 7 x 7
 //
 // Two multiply-adds a cycle of latency 4 need 8 running sums: Q is 14 where there are 32 registers and 7 where there are 16, which
-// divide the sizes that images have in practice. Roles y and x with up to 3 taps in a row take pairs of vectors of half as many pixels:
-// as many sums, and twice as much of each pixel at once, which touches fewer pages at a time. A source on the padding is left out with all that it would meet: one test for up
-// to K multiply-adds, and only in tiles at a border.
+// divide the sizes that images have in practice. Roles y and x with up to 4 taps in a row take pairs of vectors of half as many
+// pixels: as many sums, and twice as much of each pixel at once, which touches fewer pages at a time. A source on the padding is
+// left out with all that it would meet: one test for up to K multiply-adds, and only in tiles at a border.
 //
 // All vectors of channels take their turn at a tile before the next tile, and rows follow each other: memory is read and written in
 // its own order, and the rows of a window stay in the second cache. (A chunk of channels at a time, so that they would stay in the
 // nearest, was up to twice as slow: the processor no longer knows what to fetch next.) What it does not foresee is the row furthest
-// ahead, which no tile has touched yet (with a stride of 2 down the image, two of them): each vector asks for the next tile's pixels
-// there. That is worth a factor of 2 with AVX2.
+// ahead, which no tile has touched yet (with a stride of 2 down the image, two of them): in large problems each vector asks for the
+// next tile's pixels there. That is worth a factor of up to 2, and costs some hundredths where the last cache holds all.
 
 #pragma once
 
@@ -179,6 +179,7 @@ ALWAYS_INLINE void slide(const T* x, int64_t step, uint64_t valid, int64_t lanes
     if (EDGE && !(valid >> j & 1)) continue;
     UNROLL for (int v = 0; v < V; ++v) {
       Vector<T> source = PART ? load_first(x + v * L, lanes - v * L) : load(x + v * L);
+      if (K > 1) keep(source);
       UNROLL for (int k = 0; k < K; ++k)
         if (j >= k && (j - k) % STRIDE == 0 && (j - k) / STRIDE < Q) meet(source, v, k, (j - k) / STRIDE);
     }

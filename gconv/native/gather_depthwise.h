@@ -16,13 +16,13 @@ class GatherDepthwise {
   Gather g;
   int64_t channels, vectors;
   Cuts cuts;
-  bool paired;  // two vectors at a time: K * 2 weights and Q * 2 sums need 32 registers, or 16 and lines that are stored whole
-  static constexpr int PAIRED = REGISTERS == 32 ? 7 : 4, PAIRED_RUN = 3;
+  bool paired;  // two vectors at a time, where no run of taps has more weights than registers hold
+  static constexpr int PAIRED = REGISTERS == 32 ? 7 : 4, PAIRED_RUN = 4;
 
  public:
   GatherDepthwise(Role role, const Problem& p)
       : p(p), g(role, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), cuts(g, channels, sizeof(T)) {
-    paired = vectors > 1 && (REGISTERS == 32 || p.large);
+    paired = vectors > 1;
     for (int64_t i = 0; i < g.axis[2].phases.size; ++i) paired &= g.axis[2].phases[i].size <= PAIRED_RUN;
   }
 
@@ -60,7 +60,7 @@ class GatherDepthwise {
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
     bool streams = p.large && whole_lines<T, V>(result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
-      for (int u = 0; u < count; ++u) fetch_sources(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
+      for (int u = 0; u < count && p.large; ++u) fetch_sources(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
       with_stride(g.axis[2], t.edge || t.left < Q, (v + count) * L > channels, [&](auto stride, auto edge, auto part) {
         sum<Q, count, stride, edge, part>(t, channels - v * L, x + t.source + v * L, weights + v * L, result + t.result + v * L,
                                           streams && count == V);
@@ -95,7 +95,8 @@ class GatherDepthwise {
       switch (r->taps) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) }
 #undef CASE
     }
-    UNROLL for (int q = 0; q < Q; ++q, to += width.step * channels) {
+    int64_t step = width.step * channels;
+    UNROLL for (int q = 0; q < Q; ++q, to += step) {
       if (EDGE && q >= t.left) break;
       UNROLL for (int v = 0; v < V; ++v) {
         if (PART)

@@ -207,6 +207,20 @@ ALWAYS_INLINE Vector<T> broadcast(T x) {
   return value(x) - Vector<T>{};  // unlike adding zero, folds to a broadcast: -0 stays -0
 }
 
+// Keeps in a register what is used several times: GCC would load it again for each use, and loads are what kernels are short of.
+template <class V>
+ALWAYS_INLINE void keep(V& vector) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(vector));
+#elif defined(__x86_64__) && VECTOR_BYTES <= 32 && (defined(__AVX2__) || VECTOR_BYTES == 16)
+  __asm__("" : "+x"(vector));
+#elif defined(__aarch64__) && VECTOR_BYTES == 16
+  __asm__("" : "+w"(vector));
+#else
+  (void)vector;
+#endif
+}
+
 constexpr int64_t LINE = 64;  // of the cache, in bytes
 #if defined(__AVX512F__) || (defined(__AVX2__) && VECTOR_BYTES == 32)
 constexpr bool STREAMS = true;
