@@ -134,7 +134,7 @@ bool is_large(const Problem& p, int64_t element_bytes) {
   static const double cache = last_cache_bytes();
   double x = double(p.in[0]) * p.in[1] * p.in[2] * p.groups * p.channels;
   double y = double(p.out[0]) * p.out[1] * p.out[2] * p.groups * p.filters;
-  return p.batch * (x + y) * element_bytes > cache / 2;
+  return p.batch * (x + y) * element_bytes >= cache / 2;
 }
 
 // --- the call --------------------------------------------------------------------------------------------------------------

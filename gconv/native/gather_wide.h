@@ -63,8 +63,8 @@ class GatherWide {
     memset(zeros, 0, g.sources * sizeof(T));
     int64_t rows = g.taps * g.sources, chunks = ceil_div(rows, ROWS);
     for_each(parallel, g.groups * chunks, ROWS * vectors * L, [&](int64_t unit) {
-      int64_t first = unit % chunks * ROWS;
-      pack(unit / chunks, first, minimum(rows, first + ROWS), w, packed);
+      int64_t first = unit / g.groups * ROWS;  // neighbouring groups lie side by side in the kernel
+      pack(unit % g.groups, first, minimum(rows, first + ROWS), w, packed);
     });
 
     int64_t stretch = TILE * maximum(1, minimum(4, 8192 / TILE / g.taps));
@@ -76,7 +76,7 @@ class GatherWide {
           int64_t pixels = g.batch * d->count * h->count * w->count;
           for (int64_t i = 0; i < pixels; i += stretch) stretches.push({d, h, w, i, minimum(stretch, pixels - i)});
         }
-    int64_t pieces = minimum(g.groups, ceil_div(4 * parallel.threads, maximum(stretches.size, 1)));
+    int64_t pieces = minimum(g.groups, ceil_div(16 * parallel.threads, maximum(stretches.size, 1)));
     for_each(parallel, stretches.size * pieces, 1 << 14, [&](int64_t unit) {
       int64_t piece = unit % pieces;
       results(stretches[unit / pieces], g.groups * piece / pieces, g.groups * (piece + 1) / pieces, x, packed, zeros, result);
