@@ -9,7 +9,8 @@
 //
 // A tile's results are any Q pixels of the same phases, also of two rows or two images: a table of offsets, made once for a
 // stretch of pixels and used for every group and filter, says where each tap finds their sources. A tap that falls on the
-// padding finds zeros, and one that does so for the whole tile is left out.
+// padding finds zeros. One that does so for the whole tile is left out, and so is that of the first or of the last pixel: in the
+// rows that images have in practice, tiles begin and end at borders.
 
 #pragma once
 
@@ -18,12 +19,13 @@
 namespace gconv {
 namespace {
 
-template <class T, int Q, int V>
+// For the pixels from FIRST to LAST.
+template <int FIRST, int LAST, class T, int Q, int V>
 ALWAYS_INLINE void multiply(Vector<T> (&sums)[Q][V], const T* const (&x)[Q], const Wide<T>* w, int64_t channels) {
   for (int64_t s = 0; s < channels; ++s, w += V * LANES<Wide<T>>) {
     Vector<T> weight[V];
     UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<Wide<T>>);
-    UNROLL for (int q = 0; q < Q; ++q) {
+    UNROLL for (int q = FIRST; q < LAST; ++q) {
       Vector<T> source = broadcast(x[q][s]);
       UNROLL for (int v = 0; v < V; ++v) sums[q][v] += source * weight[v];
     }
@@ -204,7 +206,13 @@ class GatherWide {
         UNROLL for (int q = 0; q < Q; ++q) missing &= offset[q];
         if (missing < 0) continue;
         UNROLL for (int q = 0; q < Q; ++q) source[q] = offset[q] < 0 ? zeros : x + offset[q];
-        multiply<T, Q, V>(sums, source, weights + index[t] * g.sources * V * L, g.sources);
+        const A* w = weights + index[t] * g.sources * V * L;
+        if (offset[0] < 0)
+          multiply<1, Q, T>(sums, source, w, g.sources);
+        else if (offset[Q - 1] < 0)
+          multiply<0, Q - 1, T>(sums, source, w, g.sources);
+        else
+          multiply<0, Q, T>(sums, source, w, g.sources);
       }
       int64_t count = minimum(Q, outputs.size - first);
       UNROLL for (int q = 0; q < Q; ++q) {
