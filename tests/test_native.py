@@ -147,6 +147,58 @@ def test_workers(method, tmp_path):
     assert json.loads(done.stdout) == [2 * 38 * 38 * 32 * 9.0] * 2
 
 
+# --- the kernels -----------------------------------------------------------------------------------------------------------
+
+
+@built
+@pytest.mark.parametrize("role", "yxw")
+@pytest.mark.parametrize(
+    ("spatial", "window", "strides", "dilation", "groups", "channels", "filters"),
+    (
+        pytest.param((15, 13), (7, 7), (2, 2), (1, 1), 1, 3, 40, id="few channels of one group"),
+        pytest.param((6, 5), (1, 1), (1, 1), (1, 1), 1, 200, 130, id="several blocks of one group"),
+        pytest.param((5, 6), (3, 3), (1, 1), (1, 1), 2, 100, 70, id="wide groups"),
+        pytest.param((4, 9), (3, 3), (1, 2), (1, 1), 5, 8, 8, id="groups of 8"),
+        pytest.param((4, 9), (3, 3), (2, 1), (1, 1), 7, 4, 4, id="groups of 4"),
+        pytest.param((3, 19), (3, 3), (1, 1), (1, 1), 45, 1, 1, id="depthwise, pairs of vectors"),
+        pytest.param((2, 31), (1, 4), (1, 2), (1, 1), 50, 1, 1, id="depthwise, stride 2"),
+        pytest.param((2, 40), (2, 5), (1, 1), (1, 1), 33, 1, 1, id="depthwise, long window"),
+        pytest.param((3, 70), (2, 3), (1, 1), (1, 2), 21, 1, 1, id="depthwise, dilation 2"),
+        pytest.param((2, 70), (1, 7), (1, 1), (1, 3), 37, 1, 1, id="depthwise, dilation 3"),
+    ),
+)
+def test_each_kernel_against_loops(role, spatial, window, strides, dilation, groups, channels, filters):
+    pads = tuple((k // 2 * d, k // 2 * d) for k, d in zip(window, dilation, strict=True))
+    x, kernel = random((2, *spatial, groups * channels)), random((*window, channels, groups * filters), seed=1)
+    facts = {"groups": groups, "strides": strides, "pads": pads, "dilation": dilation}
+    _, g = geometry(x.shape, kernel.shape, strides=strides, padding=pads, dilation=dilation)
+    y = random(g.y_shape(2), seed=2)
+    expected, size = (
+        {
+            "y": lambda x, w, y: oracle.conv(x, w, **facts),
+            "x": lambda x, w, y: oracle.input_gradient(y, w, x.shape, **facts),
+            "w": lambda x, w, y: oracle.kernel_gradient(x, y, w.shape, **facts),
+        }[role](*operands)
+        for operands in ((x, kernel, y), (abs(x), abs(kernel), abs(y)))
+    )
+    operands = {name: value for name, value in {"x": x, "w": kernel, "y": y}.items() if name != role}
+    found = roles.bind(role, operands, geometry=g, dtype=jnp.float32, precision=None, implementation="native")
+    assert float(np.max(np.abs(found - expected) / size)) < 1e-6  # of the sum of the products' magnitudes
+
+
+@built
+@pytest.mark.parametrize(("groups", "width"), [(96, 1), (24, 4), (3, 32)])
+def test_results_that_go_past_the_cache_are_the_same_to_the_bit(groups, width):
+    """Together x and y are more than many a processor's last cache: image by image they are not."""
+    x, kernel = random((24, 64, 64, 96)), random((3, 3, width, 96), seed=1)
+    run = jax.jit(lambda x: gconv.grouped_conv(x, kernel, padding="same", groups=groups, implementation="native"))
+    whole, grad = jax.jit(lambda x: jax.vjp(run, x))(x)[0], jax.jit(lambda x, y: jax.vjp(run, x)[1](y)[0])(x, x)
+    for n in range(0, len(x), 6):
+        np.testing.assert_array_equal(run(x[n : n + 1])[0], whole[n])
+        one = jax.jit(lambda x, y: jax.vjp(run, x)[1](y)[0])(x[n : n + 1], x[n : n + 1])
+        np.testing.assert_array_equal(one[0], grad[n])
+
+
 # --- threads -------------------------------------------------------------------------------------------------------------
 
 
