@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from benchmarks.models import profile
 
@@ -76,7 +76,7 @@ def about(rows: list[dict]) -> str:
     if limits := part(rows, "limits"):
         text += "\n" + limits_of(limits[-1]["limits"])
     spreads = [(t["high"] - t["low"]) / t["median"] for r in rows for t in r.get("times", {}).values() if t["calls"] > 1]
-    once = sum(t["calls"] == 1 and t["median"] > 3 for r in rows for t in r.get("times", {}).values())
+    once = sum(t["calls"] == 1 and t["median"] > 10 for r in rows for t in r.get("times", {}).values())
     if spreads:
         handed_on = sum(r.get("async_dispatch", True) for r in main)
         apart = f" (but in another, its default, for {handed_on} rows marked `async_dispatch`)" if handed_on else ""
@@ -85,7 +85,7 @@ def about(rows: list[dict]) -> str:
             "\nAll peers take turns in one process, in blocks of calls with a short rest between; times are medians of warm "
             f"calls, of which the process keeps the memory and which JAX makes in the caller's thread{apart}. Spread (distance "
             f"of the quartiles over the median): at most {statistics.median(spreads):.1%} for half of {len(spreads)}, "
-            f"more than {tenth:.0%} for a tenth of them. {once} slow ones (over three seconds) were called once.\n"
+            f"more than {tenth:.0%} for a tenth of them. {once} slow ones (over ten seconds) were called once.\n"
         )
     return text
 
@@ -131,14 +131,18 @@ def layers_summary(rows: list[dict]) -> str:
 
 def layers_kinds(rows: list[dict]) -> str:
     """The same, depthwise apart from grouped."""
-    lines = []
+    lines = [[words, len(of), *(mean(ratios(of, p)) for p in OTHERS)] for words, of in by_kind(rows)]
+    return table(["time / gconv's time: geometric mean", "layers", *OTHERS], lines)
+
+
+def by_kind(rows: list[dict]) -> Iterator[tuple[str, list[dict]]]:
+    """The rows of each role, type and kind, and their name."""
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
         for role, words in ROLES.items():
             for kind, is_kind in (("depthwise", True), ("grouped", False)):
                 of = [row for row in rows if (row["dtype"], row["role"]) == (dtype, role) and (row["channels"] == 1) == is_kind]
                 if of:
-                    lines.append([f"{words}, {dtype}, {kind}", len(of), *(mean(ratios(of, p)) for p in OTHERS)])
-    return table(["time / gconv's time: geometric mean", "layers", *OTHERS], lines)
+                    yield f"{words}, {dtype}, {kind}", of
 
 
 def every_layer(rows: list[dict], dtype: str) -> str:
@@ -303,14 +307,9 @@ def gpu_map(rows: list[dict]) -> str:
 def gpu_map_summary(rows: list[dict]) -> str:
     """The map's medians by role, type and kind: what a rule of choice can be read off."""
     lines = []
-    for dtype in dict.fromkeys(row["dtype"] for row in rows):
-        for role, words in ROLES.items():
-            for kind, is_kind in (("depthwise", True), ("grouped", False)):
-                of = [row for row in rows if (row["dtype"], row["role"]) == (dtype, role) and (row["channels"] == 1) == is_kind]
-                found = [[f for row in of if (f := fraction(row, peer)) is not None] for peer in ON_GPU]
-                if of:
-                    medians = (f"{statistics.median(values):.0%}" if values else "" for values in found)
-                    lines.append([f"{words}, {dtype}, {kind}", len(of), *medians])
+    for words, of in by_kind(rows):
+        found = [[f for row in of if (f := fraction(row, peer)) is not None] for peer in ON_GPU]
+        lines.append([words, len(of), *(f"{statistics.median(values):.0%}" if values else "" for values in found)])
     return table(["share of the limit: median", "layers", *ON_GPU], lines)
 
 
