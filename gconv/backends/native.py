@@ -35,9 +35,10 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
     g = geometry
     if not xla.sums_products(role, g) or xla.pass_over(role, g, dtype, platform, batch):
         return None
-    row = {"y": g.output[-1] * g.out_channels, "x": g.spatial[-1] * g.in_channels}.get(role, SHORT + 1)
-    if row <= SHORT:
-        return f"its kernels work along rows, and a row of {row} numbers is short"
+    if role != "w":
+        row = g.output[-1] * g.out_channels if role == "y" else g.spatial[-1] * g.in_channels
+        if row <= SHORT:
+            return f"its kernels work along rows, and a row of {row} numbers is short"
     if isinstance(batch, int) and batch * math.prod(g.output) * math.prod(g.window) * g.out_channels * g.channels <= FEW:
         return "so few products take less time than the call of a kernel, about a microsecond"
     return None
