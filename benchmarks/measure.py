@@ -10,7 +10,7 @@ import jax
 Run = Callable[[], object]
 
 BLOCK = 0.02  # seconds: how long a candidate keeps its turn
-REST = 0.01  # seconds between turns: waiting threads of the last one's pool spin for some milliseconds before they sleep
+REST, LONGEST_REST = 0.01, 0.5  # seconds between turns
 
 
 class Clock(Protocol):
@@ -54,7 +54,7 @@ def interleaved(
     """Times zero-argument callables that are done when they return, or return JAX arrays.
 
     Each is called once before anything counts. Then all take turns, so that a slow moment of the machine hits all alike. A
-    turn begins with a rest, in which the threads of the last one's pool go to sleep. It is a block of calls in a row, about
+    turn begins with a rest, until the threads of the last one's pool are asleep. It is a block of calls in a row, about
     20 ms of them and two at least, whose first does not count: it wakes the candidate's own threads, puts its operands in the
     cache and has memory back that the system took while others ran.
 
@@ -79,11 +79,22 @@ def interleaved(
     end = time.perf_counter() + seconds
     for _ in range(rounds if waiting else 0):
         for name, run in waiting.items():
-            time.sleep(REST)
+            rest()
             times[name] += clock[name].block(run, calls[name])
         if time.perf_counter() > end:
             break
     return {name: {"first": first[name], **spread(times[name])} for name in candidates}
+
+
+def rest() -> None:
+    """Until no other thread of this process runs: a pool's spin before they sleep (PyTorch's for 11 milliseconds), on the
+    processor that those of the next one need."""
+    end = time.perf_counter() + LONGEST_REST
+    while time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(REST)
+        if time.process_time() - before < REST / 10:
+            break
 
 
 def spread(times: list[float]) -> dict:
@@ -93,4 +104,5 @@ def spread(times: list[float]) -> dict:
 
 
 def _calls(run: Run, clock: Clock) -> int:
-    return max(2, min(clock.most, int(BLOCK / max(clock.once(run), 1e-6))))
+    warm = min(clock.once(run) for _ in range(3))
+    return max(2, min(clock.most, int(BLOCK / max(warm, 1e-6))))

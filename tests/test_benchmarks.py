@@ -93,7 +93,7 @@ def test_a_wrong_result_would_be_found():
 def test_all_take_turns_and_slow_ones_once():
     order = []
     times = measure.interleaved({name: lambda name=name: order.append(name) for name in "ab"}, rounds=3, seconds=10)
-    assert [t["calls"] for t in times.values()] == [order.count(name) - 2 - 3 for name in "ab"]  # two before, one per round
+    assert [t["calls"] for t in times.values()] == [order.count(name) - 4 - 3 for name in "ab"]  # four before, one per round
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert "".join(turns[-6:]) == "ababab"
     once = measure.interleaved({"slow": lambda: order.append("slow")}, once_over=0.0)
