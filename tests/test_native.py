@@ -365,8 +365,8 @@ def test_explain_tells_the_scratch_and_it_is_no_copy_of_the_data():
 
 @built
 def test_little_work_is_left_to_xla():
-    def chosen(*shape):
-        x, kernel = jax.ShapeDtypeStruct(shape, "float32"), jax.ShapeDtypeStruct((3, 3, 1, 8), "float32")
+    def chosen(*shape, window=3):
+        x, kernel = jax.ShapeDtypeStruct(shape, "float32"), jax.ShapeDtypeStruct((window, window, 1, 8), "float32")
         found = gconv.explain(x, kernel, padding="same", platform="cpu")
         return {r.role: (r.implementation, r.reasons.get("native", "")) for r in found.roles}
 
@@ -376,6 +376,7 @@ def test_little_work_is_left_to_xla():
     short = chosen(64, 4, 4, 8)
     assert all(short[role][0] == "xla" and "a row of 32 numbers" in short[role][1] for role in "yx")
     assert short["w"][0] == "native"
+    assert {name for name, _ in chosen(64, 4, 4, 8, window=5).values()} == {"native"}
 
 
 @built

@@ -15,8 +15,9 @@ from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
 TYPES = ("float32", "float64", "bfloat16", "float16")
-# Up to so many products, or numbers in a row of results, XLA's own loops are faster (measured on 2 cores with AVX-512).
-FEW, SHORT = 4096, 48
+# Up to so many products, or numbers in a row of results with windows of so many taps, XLA's own loops are faster (measured on 2
+# cores with AVX-512; with a window of 5 x 5 a short row is up to four times faster here, with one of 11 x 11 ten times).
+FEW, SHORT, SMALL = 4096, 48, 9
 
 
 def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
@@ -30,12 +31,12 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
 
 
 def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str | None:
-    """Where the work is less than the call of a kernel, and where rows are shorter than a kernel's tiles: XLA's own loops need
-    no call and run across rows and images."""
+    """Where the work is less than the call of a kernel, and where rows are shorter than a kernel's tiles and windows small:
+    XLA's own loops need no call and run across rows and images."""
     g = geometry
     if not xla.sums_products(role, g) or xla.pass_over(role, g, dtype, platform, batch):
         return None
-    if role != "w":
+    if role != "w" and math.prod(g.window) <= SMALL:
         row = g.output[-1] * g.out_channels if role == "y" else g.spatial[-1] * g.in_channels
         if row <= SHORT:
             return f"its kernels work along rows, and a row of {row} numbers is short"
