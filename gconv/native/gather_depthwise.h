@@ -60,7 +60,8 @@ class GatherDepthwise {
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
     bool streams = p.large && whole_lines<T, V>(result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
-      for (int u = 0; u < count && p.large; ++u) fetch_sources(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
+      if (p.large)
+        for (int u = 0; u < count; ++u) fetch_sources(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
       with_stride(g.axis[2], t.edge || t.left < Q, (v + count) * L > channels, [&](auto stride, auto edge, auto part) {
         sum<Q, count, stride, edge, part>(t, channels - v * L, x + t.source + v * L, weights + v * L, result + t.result + v * L,
                                           streams && count == V);

@@ -176,12 +176,13 @@ class GatherWide {
         int64_t filters = minimum(block * L, g.results - v * L);
         const T* source = x + group * g.sources;
         T* to_group = result + group * g.results + v * L;
+        bool first_reader = p.large && v == 0 && index.size;
         if (block == 1)
-          tiles<Q1, 1>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, p.large && v == 0 && index.size);
+          tiles<Q1, 1>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, first_reader);
         else if (block == 2)
-          tiles<Q2, 2>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, p.large && v == 0 && index.size);
+          tiles<Q2, 2>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, first_reader);
         else
-          tiles<Q3, 3>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, p.large && v == 0 && index.size);
+          tiles<Q3, 3>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, first_reader);
       }
   }
 

@@ -63,8 +63,10 @@ class ReduceDepthwise {
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* y, A* partial) const {
     for (int64_t v = from; v < to; ++v) {
       int64_t step = g.axis[2].step * channels;
-      if (p.large) fetch_sources(t, x + v * L, g.axis[2], channels, Q, v);
-      if (p.large) fetch(y + t.result + Q * step + v * L, step, Q, v);
+      if (p.large) {
+        fetch_sources(t, x + v * L, g.axis[2], channels, Q, v);
+        fetch(y + t.result + Q * step + v * L, step, Q, v);
+      }
       with_stride(g.axis[2], t.edge, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
         sum<Q, stride, edge, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L, partial + v * L);
       });
