@@ -71,7 +71,9 @@ def grouped_conv(
       precision: as in `jax.lax.conv_general_dilated`; also for the gradients. None takes the `jax.default_matmul_precision` in
         force at the call. It reaches every convolution and matrix product, whichever implementation runs: NVIDIA GPUs multiply
         float32 in TF32 by default and in full with "highest", TPUs in bfloat16. Sums of shifted products, which have neither,
-        and the kernels on CPU multiply in the operands' type, half precision in float32: never less than asked for.
+        and the kernels on CPU multiply in the operands' type, half precision in float32: never less than asked for. By default,
+        windows of 3 x 3 may take fewer products on CPU (Winograd's, arxiv.org/abs/1509.09308), with rounding errors as large as
+        those of plain sums beside the largest products; "high" and more ask for the sum of each result's own products.
       preferred_element_type: dtype of the result (and of the accumulation), as in `jax.lax.conv_general_dilated`.
 
     Returns:

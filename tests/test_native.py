@@ -186,6 +186,57 @@ def test_each_kernel_against_loops(role, spatial, window, strides, dilation, gro
     assert float(np.max(np.abs(found - expected) / size)) < 1e-6  # of the sum of the products' magnitudes
 
 
+def both_ways(precision=None):
+    """Roles y and x of windows of 3 x 3 and groups of 16, which are taken in squares where the precision allows it."""
+    options = {"padding": "same", "implementation": "native", "precision": precision}
+    return (
+        lambda x, w: gconv.grouped_conv(x, w, **options),
+        lambda y, w: gconv.grouped_conv_transpose(y, w, groups=y.shape[-1] // 16, **options),
+    )
+
+
+@built
+@pytest.mark.parametrize("way", [0, 1], ids="yx")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_what_is_not_finite_reaches_what_it_reaches_by_plain_sums(way, value):
+    x, kernel = np.array(random((2, 13, 14, 48))), np.array(random((3, 3, 16, 48), seed=1))
+    x[0, 4, 5, 7] = value
+    x[1, 9, 8, 20:22] = value, -value
+    found, plain = (both_ways(p)[way](x, kernel) for p in (None, "highest"))
+    assert 0 < np.count_nonzero(~np.isfinite(plain)) < 2 * 9 * 48
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(plain))
+    close = {"rtol": 1e-5, "atol": 1e-4}  # 1e-6 of the sum of the products' magnitudes, about 100
+    np.testing.assert_allclose(found, plain, **close)  # equal infinities, and NaN where there is NaN
+    kernel[1, 1, 3, 17] = value
+    x[...] = random(x.shape)
+    np.testing.assert_allclose(*(both_ways(p)[way](x, kernel) for p in (None, "highest")), **close)
+
+
+@built
+@pytest.mark.parametrize("way", [0, 1], ids="yx")
+def test_a_large_number_reaches_no_result_outside_its_window(way):
+    x, kernel = np.array(random((1, 14, 14, 32))), random((3, 3, 16, 32), seed=1)
+    without = np.array(both_ways()[way](x, kernel))
+    x[0, 6, 7, 5] = 1e30
+    found = np.array(both_ways()[way](x, kernel))
+    found[:, 5:8, 6:9, :16] = without[:, 5:8, 6:9, :16] = 0
+    np.testing.assert_array_equal(found, without)
+
+
+@built
+@pytest.mark.parametrize("way", [0, 1], ids="yx")
+@pytest.mark.parametrize("precision", ["high", "highest", ("default", "highest"), jax.lax.DotAlgorithmPreset.F32_F32_F32])
+def test_with_more_than_the_default_precision_a_result_is_the_sum_of_its_own_products(way, precision):
+    """A kernel that only copies the middle then copies it exactly, whatever stands beside it."""
+    x = random((2, 14, 14, 48)) * 10.0 ** jnp.asarray(np.random.default_rng(2).integers(-20, 20, (2, 14, 14, 1)))
+    kernel = np.zeros((3, 3, 16, 48), np.float32)
+    kernel[1, 1] = np.tile(np.eye(16), 3)
+    assert not np.array_equal(both_ways()[way](x, kernel), x)
+    np.testing.assert_array_equal(both_ways(precision)[way](x, kernel), x)
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_array_equal(both_ways()[way](x, kernel), x)
+
+
 @built
 @pytest.mark.parametrize(("groups", "width"), [(96, 1), (24, 4), (3, 32)])
 def test_results_that_go_past_the_cache_are_the_same_to_the_bit(groups, width):
@@ -260,6 +311,7 @@ GOOD = {
     "groups": np.int64(2),
     "channels": np.int64(3),
     "filters": np.int64(4),
+    "plain": False,
 }
 SHAPES = {"x": (2, 1, 1, 9, 6), "w": (1, 1, 3, 3, 8), "y": (2, 1, 1, 7, 8)}
 HUGE = np.iinfo(np.int64).max

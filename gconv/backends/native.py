@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from gconv import native
 from gconv.backends import xla
@@ -18,6 +18,7 @@ TYPES = ("float32", "float64", "bfloat16", "float16")
 # Up to so many products, or numbers in a row of results with windows of so many taps, XLA's own loops are faster (measured on 2
 # cores with AVX-512; with a window of 5 x 5 a short row is up to four times faster here, with one of 11 x 11 ten times).
 FEW, SHORT, SMALL = 4096, 48, 9
+DEFAULT = (None, lax.Precision.DEFAULT, "default", "fastest", "bfloat16")  # precisions
 
 
 def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
@@ -47,26 +48,23 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
 
 def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:
     """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`."""
-    del precision  # float32 sums, of float64 float64 ones: never less than asked for
-    return _call("y", x, kernel, geometry, x.shape[0], dtype)
+    return _call("y", x, kernel, geometry, x.shape[0], dtype, precision)
 
 
 def x(y: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:
     """The transposed convolution: `y (N, *output, G*K)`, `kernel (*window, J, G*K)` -> `(N, *spatial, G*J)`."""
-    del precision
-    return _call("x", y, kernel, geometry, y.shape[0], dtype)
+    return _call("x", y, kernel, geometry, y.shape[0], dtype, precision)
 
 
 def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision) -> Array:
     """The kernel gradient: `x (N, *spatial, G*J)`, `y (N, *output, G*K)` -> `(*window, J, G*K)`."""
-    del precision
-    return _call("w", x, y, geometry, x.shape[0], dtype)
+    return _call("w", x, y, geometry, x.shape[0], dtype, precision)
 
 
 # --- the call --------------------------------------------------------------------------------------------------------
 
 
-def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype) -> Array:
+def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype, precision) -> Array:
     library, reason = native.load()
     if library is None:
         raise RuntimeError(f'implementation="native" cannot run: {reason}.')
@@ -90,7 +88,8 @@ def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype) -> 
         "w": (*spatial["window"], g.channels, g.out_channels),
     }
     final = {"x": g.x_shape(batch), "y": g.y_shape(batch), "w": g.kernel_shape}[role]
-    scratch = _scratch_bytes(library, role, wide, spatial, (batch, g.groups, g.channels, g.filters))
+    plain = _above_default(precision)
+    scratch = _scratch_bytes(library, role, wide, spatial, (batch, g.groups, g.channels, g.filters, plain))
     operands = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}[role]
     run = jax.ffi.ffi_call(
         native.TARGET,
@@ -102,16 +101,22 @@ def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype) -> 
         groups=np.int64(g.groups),
         channels=np.int64(g.channels),
         filters=np.int64(g.filters),
+        plain=plain,
         **{name: np.array(sizes, np.int64) for name, sizes in spatial.items()},
     )
     return result.reshape(final).astype(dtype)
 
 
+def _above_default(precision) -> bool:
+    """Whether more is asked for than the default: each result must then be the sum of its own products."""
+    return any(p not in DEFAULT for p in (precision if isinstance(precision, tuple) else (precision,)))
+
+
 def _scratch_bytes(library, role: str, dtype, spatial: dict, sizes: tuple) -> int:
     """The packed kernel, or the partial sums of role "w": the library knows, and the program allocates."""
     three = np.array([*spatial.values()], np.int64).reshape(-1)
-    four = np.array(sizes, np.int64)
-    pointers = (a.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)) for a in (three, four))
+    five = np.array(sizes, np.int64)
+    pointers = (a.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)) for a in (three, five))
     size = library.gconv_scratch_bytes(ROLES.index(role), TYPES.index(dtype.name), *pointers)
     if size < 0:
         raise ValueError(f"the native kernels take sizes, strides, dilations and paddings up to 2^31, got {spatial}.")

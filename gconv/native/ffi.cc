@@ -57,7 +57,7 @@ const Kernels& kernels_for(Role role, Type type, const Problem& p) {
     auto padded = [&](int64_t lanes) { return (filled + lanes - 1) / lanes * lanes; };
     // Groups of 4 and of 8 channels lie side by side in a vector, for their sums are a tree (gather_narrow.h).
     bool tree = p.channels == p.filters && (p.channels == 4 || p.channels == 8) && lanes == 16;
-    if (role != Role::w && tree) filled *= p.groups;
+    if (role != Role::w && tree && !(p.channels == 8 && by_squares(role, p))) filled *= p.groups;
     if (filled < lanes || padded(lanes) > 1.1 * padded(lanes / 2)) return avx512_short;
   }
 #endif
@@ -144,14 +144,14 @@ constexpr double SMALL = 500e3, ELEMENT = 4;
 
 ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
                 ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number, Three in, Three out, Three window, Three strides,
-                Three low, Three dilation, int64_t groups, int64_t channels, int64_t filters) {
+                Three low, Three dilation, int64_t groups, int64_t channels, int64_t filters, bool plain) {
   auto refuse = [](const std::string& why) { return ffi::Error::InvalidArgument("gconv: " + why); };
   if (!instruction_set()) return refuse("this processor does not have the instruction set that GCONV_NATIVE_ISA names");
   if (role_number < 0 || role_number > 2) return refuse("the role must be 0 (y), 1 (x) or 2 (w)");
   Role role = static_cast<Role>(role_number);
   Role a = role == Role::x ? Role::y : Role::x, b = role == Role::w ? Role::y : Role::w;
   Problem p{};
-  p.groups = groups, p.channels = channels, p.filters = filters;
+  p.groups = groups, p.channels = channels, p.filters = filters, p.plain = plain;
   if (!read(p, in, out, window, strides, low, dilation)) return refuse("spatial attributes must have three entries");
   if (std::string why = check(p); !why.empty()) return refuse(why);
   if (first.dimensions().size() != 5 || second.dimensions().size() != 5 || result->dimensions().size() != 5)
@@ -214,6 +214,7 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) {
                                    .Attr<int64_t>("groups")
                                    .Attr<int64_t>("channels")
                                    .Attr<int64_t>("filters")
+                                   .Attr<bool>("plain")
                                    .To(call)
                                    .release();
   return handler->Call(frame);
@@ -228,14 +229,14 @@ EXPORT const char* gconv_instruction_set() {
 }
 
 // Bytes of scratch of a call: type 0 to 3 is float32, float64, bfloat16, float16; spatial holds in, out, window, strides, low and
-// dilation, three of each, and sizes holds batch, groups, channels and filters. -1 for attributes that do not fit.
+// dilation, three of each, and sizes holds batch, groups, channels, filters and plain (0 or 1). -1 for attributes that do not fit.
 EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes) {
   using namespace gconv;
   Problem p{};
   Three of[6] = {Three(spatial, 3),     Three(spatial + 3, 3),  Three(spatial + 6, 3),
                  Three(spatial + 9, 3), Three(spatial + 12, 3), Three(spatial + 15, 3)};
   read(p, of[0], of[1], of[2], of[3], of[4], of[5]);
-  p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3];
+  p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3], p.plain = sizes[4] != 0;
   if (!instruction_set() || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || !check(p).empty()) return -1;
   Role r = static_cast<Role>(role);
   Type t = static_cast<Type>(type);

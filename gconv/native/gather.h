@@ -95,6 +95,22 @@ struct Gather {
       axis[i].plan(role, p.in[i], p.out[i], p.window[i], p.strides[i], p.low[i], p.dilation[i], i == 2 ? least : INT64_MAX);
   }
 
+  // A square of the kernel, L source channels by L results or what there is of it, as rows of results.
+  template <class T>
+  void square(const T* from, int64_t sources, int64_t results, Wide<T>* to, int64_t step) const {
+    constexpr int L = LANES<Wide<T>>;
+    if (result_stride == 1) {
+      for (int64_t s = 0; s < sources; ++s, from += source_stride, to += step)
+        store(to, results >= L ? load(from) : load_first(from, results));
+      return;
+    }
+    Vector<T> rows[L] = {};
+    for (int64_t f = 0; f < minimum(L, results); ++f)
+      rows[f] = sources == L ? load(from + f * result_stride) : load_first(from + f * result_stride, sources);
+    transpose<L / 2>(rows);
+    for (int64_t s = 0; s < sources; ++s, to += step) store(to, rows[s]);
+  }
+
   int64_t source_channels() const { return groups * sources; }
   int64_t result_channels() const { return groups * results; }
   int64_t tap(int64_t d, int64_t h, int64_t w, const Problem& p) const { return (d * p.window[1] + h) * p.window[2] + w; }

@@ -98,23 +98,9 @@ class GatherWide {
         count = minimum(minimum(L, last - row), g.sources - s);
         const T* from = w + row / g.sources * g.tap_stride + s * g.source_stride + group * g.group_stride;
         for (int64_t u = 0; u < block; ++u)
-          copy(from + (v + u) * L * g.result_stride, count, g.results - (v + u) * L, to + row * block * L + u * L, block * L);
+          g.square(from + (v + u) * L * g.result_stride, count, g.results - (v + u) * L, to + row * block * L + u * L, block * L);
       }
     }
-  }
-
-  // A square of the kernel, or what there is of it, as rows of filters.
-  void copy(const T* from, int64_t sources, int64_t filters, A* to, int64_t step) const {
-    if (g.result_stride == 1) {
-      for (int64_t s = 0; s < sources; ++s, from += g.source_stride, to += step)
-        store(to, filters >= L ? load(from) : load_first(from, filters));
-      return;
-    }
-    Vector<A> rows[L] = {};
-    for (int64_t f = 0; f < minimum(L, filters); ++f)
-      rows[f] = sources == L ? load(from + f * g.result_stride) : load_first(from + f * g.result_stride, sources);
-    transpose<L / 2>(rows);
-    for (int64_t s = 0; s < sources; ++s, to += step) store(to, rows[s]);
   }
 
   static int64_t block_of(int64_t vectors) { return vectors == 1 ? 1 : vectors == 3 ? 3 : 2; }

@@ -3,6 +3,7 @@
 #include "gather_depthwise.h"
 #include "gather_narrow.h"
 #include "gather_wide.h"
+#include "gather_winograd.h"
 #include "problem.h"
 #include "reduce_depthwise.h"
 #include "reduce_narrow.h"
@@ -24,6 +25,7 @@ auto choose(Role role, const Problem& p, const F& f) {
   }
   if (depthwise) return f(GatherDepthwise<T>(role, p));
   if (results < L) return f(GatherNarrow<T>(role, p));
+  if (by_squares(role, p)) return f(GatherWinograd<T>(role, p));
   return f(GatherWide<T>(role, p));
 }
 

@@ -190,12 +190,16 @@ int main(int argc, char** argv) {
       if (used && below(40) == 0) p.dilation[i] = int64_t{1} << (1 + below(31));
       if (used && below(40) == 0) p.low[i] = (int64_t{1} << (1 + below(31))) * (below(2) ? 1 : -1);
     }
+    bool three = below(4) == 0;  // the windows that are taken in squares
+    for (int i = 1; three && i < 3; ++i) p.window[i] = 3, p.strides[i] = 1;
+    p.plain = below(4) == 0;
     const int64_t sizes[] = {1, 1, 1, 2, 3, 4, 4, 5, 7, 8, 9, 12, 16, 17, 24, 33};
     p.large = below(2);  // whatever the sizes
     p.channels = sizes[below(16)], p.filters = sizes[below(16)], p.groups = 1 + below(20);
     if (below(3) == 0) p.channels = p.filters = 1, p.groups = 1 + below(70);
     else if (below(3) == 0) p.channels = 1 + below(below(2) ? 5 : 220), p.filters = 1 + below(220), p.groups = 1 + below(2);
     if (below(4) == 0) (p.channels == 1 && p.filters == 1 ? p.groups : p.filters) = 16 << below(3);  // whole lines of the cache
+    if (three && below(2)) p.channels = 8 + below(40), p.filters = 8 + below(40), p.groups = 1 + below(4);
     double work = double(p.batch) * p.out[0] * p.out[1] * p.out[2] * p.window[0] * p.window[1] * p.window[2] * p.groups *
                   p.channels * p.filters;
     if (work > 2e6) continue;
