@@ -15,9 +15,10 @@ from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
 TYPES = ("float32", "float64", "bfloat16", "float16")
-# Up to so many products, or numbers in a row of results with windows of so many taps, XLA's own loops are faster (measured on 2
-# cores with AVX-512; with a window of 5 x 5 a short row is up to four times faster here, with one of 11 x 11 ten times).
-FEW, SHORT, SMALL = 4096, 48, 9
+# XLA's own loops are faster where a row of results has up to SHORT numbers and the window up to TAPS taps, and in depthwise
+# where a row has up to MEDIUM and the products are LITTLE (measured on 2 cores with AVX-512; with a window of 5 x 5 a short row
+# is up to four times faster here, with one of 11 x 11 ten times).
+TAPS, SHORT, MEDIUM, LITTLE = 9, 12, 200, 90_000
 DEFAULT = (None, lax.Precision.DEFAULT, "default", "fastest", "bfloat16")  # precisions
 
 
@@ -37,12 +38,15 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
     g = geometry
     if not xla.sums_products(role, g) or xla.pass_over(role, g, dtype, platform, batch):
         return None
-    if role != "w" and math.prod(g.window) <= SMALL:
-        row = g.output[-1] * g.out_channels if role == "y" else g.spatial[-1] * g.in_channels
-        if row <= SHORT:
-            return f"its kernels work along rows, and a row of {row} numbers is short"
-    if isinstance(batch, int) and batch * math.prod(g.output) * math.prod(g.window) * g.out_channels * g.channels <= FEW:
+    if xla.few_products(role, g, batch):
         return "so few products take less time than the call of a kernel, about a microsecond"
+    if role == "w":
+        return None
+    row = g.output[-1] * g.out_channels if role == "y" else g.spatial[-1] * g.in_channels
+    taps, depthwise = math.prod(g.window), g.channels == g.filters == 1
+    little = depthwise and taps <= xla.TERMS and isinstance(batch, int) and xla.products(g, batch) <= LITTLE
+    if (row <= SHORT and taps <= TAPS) or (row <= MEDIUM and little):
+        return f"its kernels work along rows, and a row of {row} numbers is short"
     return None
 
 

@@ -33,6 +33,8 @@ TERMS = 49
 NARROW = 64
 # One convolution per group costs about 30 ms of compile time.
 GROUPS = 64
+# Up to so many products, in one fused sum, loops inside the program take less time than the call of a kernel outside it.
+FEW = 30_000
 # One reduction holds this many running sums in registers, and reduces stretches of this many pixels out of the nearest cache.
 SUMS, STRETCH = 8, 64
 
@@ -45,13 +47,12 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
 
 def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str | None:
     """Why lax is as fast or faster, or None. Measured on a 2-core AVX2 machine."""
-    del batch
     g = geometry
     if platform != "cpu":
         return f"measured on CPU only; {platform!r} has convolution kernels of its own"
     if not jnp.issubdtype(dtype, jnp.floating):
         return f"measured for floating point only, not for {jnp.dtype(dtype).name}"
-    if g.groups == 1 and g.channels * g.filters > 1:
+    if g.groups == 1 and g.channels * g.filters > 1 and not few_products(role, g, batch):
         return "one group is an ordinary convolution, which lax does well"
     # Role "x" gains far more from strides, but each of its phases is a program to compile.
     if math.prod(g.strides) > (limit := 64 if role == "x" else 16):
@@ -77,6 +78,20 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
 def sums_products(role: str, g: Geometry) -> bool:
     """Whether a role becomes loops of XLA's own, without a convolution or matrix product."""
     return g.channels == 1 if role == "w" else _by_products(_swapped(g) if role == "x" else g)
+
+
+def few_products(role: str, g: Geometry, batch) -> bool:
+    """Whether a role is one loop of XLA's own and less work than a call; role "w" is one with a single tap only."""
+    if not isinstance(batch, int) or not sums_products(role, g):
+        return False
+    taps = math.prod(g.window)
+    if taps == 1:  # more results for the same work
+        return products(g, batch) <= FEW // 6
+    return role != "w" and taps * (g.channels if role == "y" else g.filters) <= TERMS and products(g, batch) <= FEW
+
+
+def products(g: Geometry, batch: int) -> int:
+    return batch * math.prod(g.output) * math.prod(g.window) * g.out_channels * g.channels
 
 
 def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:

@@ -12,7 +12,8 @@
 namespace gconv {
 namespace {
 
-// Calls f with the kernels of a role: narrow groups have lanes of channels, wide ones lanes of filters.
+// Calls f with the kernels of a role: narrow groups have lanes of channels, wide ones lanes of filters. Of one channel per group, role w
+// has one sum per vector of filters, too few with vectors of 8 and two multiply-adds at once (measured).
 template <class T, class F>
 auto choose(Role role, const Problem& p, const F& f) {
   constexpr int L = LANES<Wide<T>>;
@@ -20,7 +21,7 @@ auto choose(Role role, const Problem& p, const F& f) {
   bool depthwise = p.channels == 1 && p.filters == 1;
   if (role == Role::w) {
     if (depthwise) return f(ReduceDepthwise<T>(p));
-    if (results < L || (p.channels < 4 && !ReduceWide<T>::one_row(p))) return f(ReduceNarrow<T>(p));
+    if (results < L || (p.channels == 1 && p.groups > 1 && REGISTERS == 16)) return f(ReduceNarrow<T>(p));
     return f(ReduceWide<T>(p));
   }
   if (depthwise) return f(GatherDepthwise<T>(role, p));
