@@ -55,9 +55,15 @@ const Kernels& kernels_for(Role role, Type type, const Problem& p) {
     bool depthwise = p.channels == 1 && p.filters == 1;
     int64_t filled = depthwise ? p.groups : role == Role::x ? p.channels : p.filters;  // what vectors run along
     auto padded = [&](int64_t lanes) { return (filled + lanes - 1) / lanes * lanes; };
-    // Groups of 4 and of 8 channels lie side by side in a vector, for their sums are a tree (gather_narrow.h).
-    bool tree = p.channels == p.filters && (p.channels == 4 || p.channels == 8) && lanes == 16;
-    if (role != Role::w && tree && !(p.channels == 8 && by_squares(role, p))) filled *= p.groups;
+    // Groups of 4 and of 8 channels lie side by side in a vector, for their sums are a tree (gather_narrow.h); not where those of 8
+    // are few or taken in squares.
+    bool eight = p.channels == 8 && p.window[0] * p.window[1] * p.window[2] > 1 && !by_squares(role, p);
+    bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
+    if (role != Role::w && tree) filled *= p.groups;
+    if (role != Role::w && !depthwise) {  // measured: groups that fill most of a long vector, or that hardly fill a short one
+      if (filled < lanes && 2 * filled > lanes) return longest;
+      if (filled <= 3 && (role == Role::x ? p.filters : p.channels) <= 4) return longest;
+    }
     if (filled < lanes || padded(lanes) > 1.1 * padded(lanes / 2)) return avx512_short;
   }
 #endif
@@ -139,8 +145,9 @@ bool is_large(const Problem& p, int64_t element_bytes) {
 
 // --- the call --------------------------------------------------------------------------------------------------------------
 
-// Work that is done sooner than another thread wakes up: fewer multiply-adds than these, a touched element counted as some.
-constexpr double SMALL = 500e3, ELEMENT = 4;
+// Work that is done sooner than another thread wakes up, and work to which moving that thread to another processor adds little: in
+// multiply-adds, a touched element counted as some.
+constexpr double SMALL = 500e3, LONG = 20e6, ELEMENT = 4;
 
 ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
                 ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number, Three in, Three out, Three window, Three strides,
@@ -183,7 +190,7 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   // No more threads than have that much to do: each costs the caller a call and the system a wake-up.
   int64_t threads = std::min<int64_t>(pool.num_threads(), std::max(1.0, work / SMALL));
   if (threads > 1)
-    run(OnPool<ffi::ThreadPool>(&pool, threads));
+    run(OnPool<ffi::ThreadPool>(&pool, threads, work >= LONG));
   else
     run(Parallel{in_the_caller, 1});
   return ffi::Error::Success();

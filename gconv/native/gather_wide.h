@@ -69,7 +69,8 @@ class GatherWide {
       pack(unit % g.groups, first, minimum(rows, first + ROWS), w, packed);
     });
 
-    int64_t stretch = TILE * maximum(1, minimum(4, 8192 / TILE / g.taps));
+    int64_t most = g.batch * g.axis[0].results * g.axis[1].results * g.axis[2].results / (32 * TILE);  // at least 32 stretches
+    int64_t stretch = TILE * maximum(1, minimum(minimum(4, most), 8192 / TILE / g.taps));
     List<Pixels> stretches;
     for (int64_t a = 0; a < g.axis[0].phases.size; ++a)
       for (int64_t b = 0; b < g.axis[1].phases.size; ++b)

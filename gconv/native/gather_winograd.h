@@ -64,13 +64,14 @@ class GatherWinograd {
     A* packed = static_cast<A*>(scratch);
     T* zeros = reinterpret_cast<T*>(packed + packed_size());
     memset(zeros, 0, g.source_channels() * sizeof(T));
-    for_each(parallel, g.groups * p.window[0] * chunks, 30 * L * vectors, [&](int64_t unit) {
+    for_each(parallel, g.groups * p.window[0] * chunks, 100 * L * vectors, [&](int64_t unit) {
       int64_t rest = unit / g.groups;  // neighbouring groups lie side by side in the kernel
       pack(unit % g.groups, rest / chunks, rest % chunks * L, w, packed);
     });
 
     int64_t tile_bytes = 16 * Q * p.window[0] * chunks * L * (int64_t)sizeof(A);
-    int64_t stretch = Q * maximum(1, minimum(4, NEAR / tile_bytes));
+    int64_t most = g.batch * g.axis[0].results * g.axis[1].results * g.axis[2].results / (32 * 4 * Q);  // at least 32 stretches
+    int64_t stretch = Q * maximum(1, minimum(minimum(4, most), NEAR / tile_bytes));
     List<Squares> stretches;
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     for (int64_t d = 0; d < depth.phases.size; ++d)

@@ -5,6 +5,10 @@
 //
 // The ranges start long, so that neighbouring units stay in one cache, and shrink, so that all threads finish together, also when
 // one began late.
+//
+// Linux lets a thread that is woken up wait on its waker's processor if it takes the others for busy, and in a virtual machine it
+// takes halted ones for busy (available_idle_cpu in kernel/sched). A task that finds itself on the caller's processor moves to
+// another one, and the caller of a long loop lets such tasks run first, which they else do when the loop is over.
 
 #pragma once
 
@@ -13,21 +17,48 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#ifdef __linux__
+#include <sched.h>
+#endif
 
 #include "problem.h"
 
 namespace gconv {
 
+#ifdef __linux__
+inline int processor() { return sched_getcpu(); }
+
+inline void leave(int processor) {
+  cpu_set_t all, others;
+  if (sched_getcpu() != processor || sched_getaffinity(0, sizeof all, &all)) return;
+  others = all;
+  CPU_CLR(processor, &others);
+  if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others)) sched_setaffinity(0, sizeof all, &all);
+}
+
+inline void let_others_run() { sched_yield(); }
+#else
+inline int processor() { return -1; }
+inline void leave(int) {}
+inline void let_others_run() {}
+#endif
+
 struct Job {
   const int64_t units, grain, threads;
   const Parallel::Body body;
   void* const argument;  // the caller's: touched only by who holds a range
+  const int caller = processor();
   std::atomic<int64_t> next{0}, done{0};
   std::mutex mutex;
   std::condition_variable finished;
 
   Job(int64_t units, int64_t grain, int64_t threads, Parallel::Body body, void* argument)
       : units(units), grain(grain), threads(threads), body(body), argument(argument) {}
+
+  void help() {
+    if (next.load(std::memory_order_relaxed) < units) leave(caller);
+    work();
+  }
 
   void work() {
     int64_t first = next.load(std::memory_order_relaxed);
@@ -70,13 +101,16 @@ inline void in_the_caller(const Parallel&, int64_t units, int64_t, Parallel::Bod
 template <class Pool>
 struct OnPool : Parallel {
   Pool* pool;
-  OnPool(Pool* pool, int64_t threads) : Parallel{run_on_pool, threads}, pool(pool) {}
+  bool is_long;
+  OnPool(Pool* pool, int64_t threads, bool is_long) : Parallel{run_on_pool, threads}, pool(pool), is_long(is_long) {}
 
   static void run_on_pool(const Parallel& self, int64_t units, int64_t grain, Body body, void* argument) {
     int64_t ranges = units / grain, helpers = (ranges < self.threads ? ranges : self.threads) - 1;
     if (helpers < 1) return in_the_caller(self, units, grain, body, argument);
+    auto& own = static_cast<const OnPool&>(self);
     auto job = std::make_shared<Job>(units, grain, helpers + 1, body, argument);
-    for (int64_t i = 0; i < helpers; ++i) static_cast<const OnPool&>(self).pool->Schedule([job] { job->work(); });
+    for (int64_t i = 0; i < helpers; ++i) own.pool->Schedule([job] { job->help(); });
+    if (own.is_long) let_others_run();
     job->work();
     job->wait();
   }

@@ -140,7 +140,7 @@ bool test(const Kernels& kernels, Role role, Type type, const Problem& p, std::m
     std::vector<unsigned char> scratch(kernels.scratch_bytes(role, type, p), 0xff);
     {
       Threads pool;
-      OnPool<Threads> parallel(&pool, threads);
+      OnPool<Threads> parallel(&pool, threads, true);
       kernels.run(role, type, p, first.bytes.data(), second.bytes.data(), result.bytes.data(), scratch.data(), parallel);
     }
     if (threads > 1 && before != result.bytes) return false;
