@@ -1,11 +1,12 @@
 """What this machine could do at best, measured in the same run: how fast bytes move, and how fast it multiplies and adds.
 
-A problem can be solved no faster than max(its bytes / bandwidth, its FLOPs / peak). Both limits are taken with as many threads
-as the peers use, and each is the best of several repetitions, because a limit is what can be reached, not what usually is.
+A problem can be solved no faster, with the FLOPs of its definition, than max(its bytes / bandwidth, its FLOPs / peak). Both are
+taken with as many threads as the peers use, and each is the best of several repetitions, because a limit is what can be
+reached, not what usually is.
 
 The bandwidth is that of copying (bytes read plus bytes written), for amounts of data in the caches and beyond: a case whose
 operands fit a cache may run faster than memory. A kernel gradient reads much more than it writes, and machines read faster than
-they copy, so it may come out somewhat above this limit.
+they copy, so it may come out somewhat above this limit; so may a window of 3 x 3, which can do with fewer FLOPs (Winograd).
 """
 
 import importlib.util
@@ -85,7 +86,7 @@ def measured(*, quick: bool = False) -> dict:
 
 
 def least_seconds(limits: dict, flops: int, moved: int, dtype: str) -> float:
-    """No run can take less: the limits as `measured` gives them, of a problem's FLOPs and bytes.
+    """The time that the limits leave, as `measured` gives them, for a problem's FLOPs and bytes.
 
     A type whose peak is not known is bounded by its bytes alone.
     """

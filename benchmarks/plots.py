@@ -79,7 +79,7 @@ def layers(rows: list[dict]):
             if points:
                 _plot(axes, *zip(*points, strict=True), peer, line=False)
         axes.axvline(1, color="black", linestyle="--", label="limit")
-        axes.set(xscale="log", title=ROLES[role], xlabel="time / limit (1 is the best possible)")
+        axes.set(xscale="log", title=ROLES[role], xlabel="time / limit")
         _plain_numbers(axes.xaxis)
         axes.set_yticks(range(len(cases)), cases, fontsize=8)
         axes.grid(alpha=0.3)

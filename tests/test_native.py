@@ -423,18 +423,32 @@ def test_little_work_is_left_to_xla():
         return {r.role: (r.implementation, r.reasons.get("native", "")) for r in found.roles}
 
     few = chosen(1, 7, 7, 8)
-    assert all(name == "xla" and "so few products" in why for name, why in few.values())
-    assert {name for name, _ in chosen(8, 7, 7, 8).values()} == {"native"}
-    short = chosen(64, 4, 4, 8)
-    assert all(short[role][0] == "xla" and "a row of 32 numbers" in short[role][1] for role in "yx")
-    assert short["w"][0] == "native"
-    assert {name for name, _ in chosen(64, 4, 4, 8, window=5).values()} == {"native"}
+    assert all(few[role][0] == "xla" and "so few products" in few[role][1] for role in "yx")
+    assert few["w"][0] == "native"
+    point = chosen(1, 7, 7, 8, window=1)
+    assert all(name == "xla" and "so few products" in why for name, why in point.values())
+    assert {name for name, _ in chosen(64, 7, 7, 8).values()} == {"native"}
+    for short in (chosen(512, 4, 1, 8), chosen(16, 6, 6, 8)):
+        assert all(short[role][0] == "xla" and "numbers is short" in short[role][1] for role in "yx")
+        assert short["w"][0] == "native"
+    assert {name for name, _ in chosen(512, 4, 1, 8, window=5).values()} == {"native"}
+
+
+@built
+def test_few_products_of_one_group_are_left_to_xla_and_many_taken():
+    def chosen(shape, kernel):
+        found = gconv.explain(jax.ShapeDtypeStruct(shape, "float32"), jax.ShapeDtypeStruct(kernel, "float32"), platform="cpu")
+        return found["y"].implementation
+
+    assert chosen((4, 16, 3), (3, 3, 3)) == "xla"
+    assert chosen((64, 16, 16, 3), (3, 3, 3, 3)) == "native"
+    assert chosen((2, 64, 16), (1, 16, 32)) == "native"  # a matrix product
 
 
 @built
 def test_programs_that_leave_this_machine_are_free_of_custom_calls():
     run = jax.jit(lambda x, w: gconv.grouped_conv(x, w))
-    x, kernel = random((2, 8, 8, 16)), random((3, 3, 1, 16))
+    x, kernel = random((2, 28, 28, 16)), random((3, 3, 1, 16))
     assert "gconv_y_native" in run.lower(x, kernel).as_text(debug_info=True)
     exported = jax.export.export(run, platforms=("cpu", "cuda"))(x, kernel)
     assert native.TARGET not in exported.mlir_module()

@@ -54,16 +54,15 @@ const Kernels& kernels_for(Role role, Type type, const Problem& p) {
     int64_t lanes = longest.vector_bytes / (type == Type::f64 ? 8 : 4);
     bool depthwise = p.channels == 1 && p.filters == 1;
     int64_t filled = depthwise ? p.groups : role == Role::x ? p.channels : p.filters;  // what vectors run along
+    int64_t sources = role == Role::x ? p.filters : p.channels;
     auto padded = [&](int64_t lanes) { return (filled + lanes - 1) / lanes * lanes; };
-    // Groups of 4 and of 8 channels lie side by side in a vector, for their sums are a tree (gather_narrow.h); not where those of 8
-    // are few or taken in squares.
+    // Groups of 4 and of 8 channels lie side by side in a vector, for their sums are a tree (gather_narrow.h); not those of 8 with a
+    // single tap or taken in squares.
     bool eight = p.channels == 8 && p.window[0] * p.window[1] * p.window[2] > 1 && !by_squares(role, p);
     bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
     if (role != Role::w && tree) filled *= p.groups;
-    if (role != Role::w && !depthwise) {  // measured: groups that fill most of a long vector, or that hardly fill a short one
-      if (filled < lanes && 2 * filled > lanes) return longest;
-      if (filled <= 3 && (role == Role::x ? p.filters : p.channels) <= 4) return longest;
-    }
+    if (!depthwise && sources > 4 && filled < lanes && 2 * filled > lanes) return longest;  // most of a vector
+    if (role != Role::w && !depthwise && sources <= 4 && filled <= 3) return longest;      // little of a short one too (measured)
     if (filled < lanes || padded(lanes) > 1.1 * padded(lanes / 2)) return avx512_short;
   }
 #endif

@@ -298,20 +298,29 @@ class GatherWinograd {
         }
   }
 
-  // A tile by plain sums, product by product: where this is needed, a number is infinite, or is none.
+  // A tile by plain sums, product by product. Where a source is no number the results are none already, as they should: a diverged
+  // training has many of them.
   __attribute__((noinline)) void plainly(const Phase& depth, const T* x, const int64_t* offsets, int64_t tap_step, const T* w,
                                          int64_t filters, const int64_t* outputs, T* result) const {
-    for (int k = 0; k < 4 * Q; ++k)
-      for (int64_t f = 0; outputs[k] >= 0 && f < filters; ++f) {
+    for (int k = 0; k < 4 * Q; ++k) {
+      if (outputs[k] < 0) continue;
+      auto source = [&](int64_t a, int t) {
+        return at(x, offsets[a * tap_step + k / 4 * 16 + (k / 2 % 2 + t / 3) * 4 + k % 2 + t % 3]);
+      };
+      bool numbers = true;
+      for (int64_t a = 0; a < depth.size; ++a)
+        for (int t = 0; t < 9; ++t)
+          for (int64_t s = 0; s < g.sources && numbers; ++s) numbers = value(source(a, t)[s]) == value(source(a, t)[s]);
+      for (int64_t f = 0; f < filters && numbers; ++f) {
         A sum = 0;
         for (int64_t a = 0; a < depth.size; ++a)
           for (int t = 0; t < 9; ++t) {
-            const T* source = at(x, offsets[a * tap_step + k / 4 * 16 + (k / 2 % 2 + t / 3) * 4 + k % 2 + t % 3]);
             const T* weight = w + (depth.taps[a].index * 9 + (forward ? t : 8 - t)) * g.tap_stride + f * g.result_stride;
-            for (int64_t s = 0; s < g.sources; ++s) sum += value(source[s]) * value(weight[s * g.source_stride]);
+            for (int64_t s = 0; s < g.sources; ++s) sum += value(source(a, t)[s]) * value(weight[s * g.source_stride]);
           }
         result[outputs[k] + f] = rounded<T>(sum);
       }
+    }
   }
 };
 

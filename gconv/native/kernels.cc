@@ -12,23 +12,22 @@
 namespace gconv {
 namespace {
 
-// Calls f with the kernels of a role: narrow groups have lanes of channels of several groups, wide ones lanes of results of one group,
-// of which the last vector may be part (all bounds measured).
+// Calls f with the kernels of a role. Wide groups have lanes of results of one group, of which the last vector may be part; narrow
+// groups have lanes of channels of several groups (measured: half a vector, or sums of a single tap, are wide already).
 template <class T, class F>
 auto choose(Role role, const Problem& p, const F& f) {
   constexpr int L = LANES<Wide<T>>;
   int64_t results = role == Role::x ? p.channels : p.filters, sources = role == Role::x ? p.filters : p.channels;
   bool depthwise = p.channels == 1 && p.filters == 1, one_tap = p.window[0] * p.window[1] * p.window[2] == 1;
+  bool wide = results >= L || (2 * results > L && sources > 4), single = one_tap && results > 2 && sources > 2;
   if (role == Role::w) {
     if (depthwise) return f(ReduceDepthwise<T>(p));
-    // One channel is one sum per vector of filters: too few with vectors of 8 and two multiply-adds at once.
-    bool few = p.channels == 1 && p.groups > 1 && REGISTERS == 16;
-    if ((results >= L && !few) || (one_tap && results > 2 && sources > 2)) return f(ReduceWide<T>(p));
+    if (wide || single) return f(ReduceWide<T>(p));
     return f(ReduceNarrow<T>(p));
   }
   if (depthwise) return f(GatherDepthwise<T>(role, p));
-  bool tree = results == 4 && sources == 4, most = 2 * results > L && sources > 4, short_sums = one_tap && results > 2 && sources > 2;
-  if (results < L && !most && (tree || !short_sums)) return f(GatherNarrow<T>(role, p));
+  bool tree = results == 4 && sources == 4;
+  if (!wide && !(single && !tree)) return f(GatherNarrow<T>(role, p));
   if (by_squares(role, p)) return f(GatherWinograd<T>(role, p));
   return f(GatherWide<T>(role, p));
 }

@@ -4,8 +4,8 @@
 //
 //   for each pixel:  V loads of y;  for each of J channels: 1 broadcast load of x, V multiply-adds
 //
-// J + V loads for J * V multiply-adds: 8 for 12 with (J, V) = (6, 2), 9 for 8 with (8, 1). Few channels of a single group, as of an
-// image's colours, are one axis with the taps of a row.
+// J + V loads for J * V multiply-adds: 8 for 12 with (J, V) = (6, 2), 9 for 8 with (8, 1). Few channels are one axis with the taps
+// of a row: neighbours in x where there is a single group, as of an image's colours, else found by a table.
 
 #pragma once
 
@@ -14,11 +14,13 @@
 namespace gconv {
 namespace {
 
-template <class T, int J, int V, bool PART>
-void sum_products(const T* x, const T* y, const List<Segment>& segments, int64_t from, int64_t to, int64_t x_column,
-                  int64_t y_column, Wide<T>* partial, int64_t channel_stride, int64_t lanes) {
+template <class T, int J, int V, bool PART, bool TABLE>
+void sum_products(const T* x, const int64_t* offsets, const T* y, const List<Segment>& segments, int64_t from, int64_t to,
+                  int64_t x_column, int64_t y_column, Wide<T>* partial, int64_t channel_stride, int64_t lanes) {
   constexpr int L = LANES<Wide<T>>;
   Vector<T> sums[J][V] = {};
+  int64_t offset[J];
+  UNROLL for (int j = 0; j < J; ++j) offset[j] = TABLE ? offsets[j] : j;
   for (int64_t s = 0; s < segments.size; ++s) {
     const T* theirs = x + segments[s].x + from * x_column;
     const T* ours = y + segments[s].y + from * y_column;
@@ -26,7 +28,7 @@ void sum_products(const T* x, const T* y, const List<Segment>& segments, int64_t
       Vector<T> out[V];
       UNROLL for (int v = 0; v < V; ++v) out[v] = PART && v == V - 1 ? load_first(ours + v * L, lanes) : load(ours + v * L);
       UNROLL for (int j = 0; j < J; ++j) {
-        Vector<T> in = broadcast(theirs[j]);
+        Vector<T> in = broadcast(theirs[offset[j]]);
         UNROLL for (int v = 0; v < V; ++v) sums[j][v] += in * out[v];
       }
     }
@@ -55,10 +57,9 @@ class ReduceWide {
         block_size(taps * high * wide * L), partial_size(p.groups * down * across * block_size),
         patches(p, pixels(), partial_size, sizeof(A), p.groups * down * across) {}
 
-  // Whether the taps of a row and their channels are neighbours in x and in w: one axis of a matrix product.
-  static bool one_row(const Problem& p) {
-    return p.groups == 1 && p.dilation[2] == 1 && p.window[2] > 1 && p.channels <= CHANNELS / 4;
-  }
+  // Whether the taps of a row and their channels are one axis of a matrix product, and neighbours in x.
+  bool neighbours() const { return p.groups == 1 && p.dilation[2] == 1; }
+  bool one_row() const { return p.window[2] > 1 && p.channels <= (neighbours() ? CHANNELS / 4 : 7); }
 
   int64_t scratch_bytes() const { return patches.partitions * partial_size * (int64_t)sizeof(A); }
 
@@ -103,7 +104,7 @@ class ReduceWide {
         patches.segments(patch, d, h, segments);
         if (!segments.size) continue;
         int64_t tap = (d * p.window[1] + h) * p.window[2], from, to, first = 0, last = 0;
-        if (one_row(p)) {
+        if (one_row()) {
           patches.columns_of(patch, 0, first, to), patches.columns_of(patch, p.window[2] - 1, from, last);
           first = maximum(first, from), last = maximum(first, minimum(last, to));
           taps_of(tap, 0, p.window[2] * p.channels, block, x, y, segments, first, last, partial);
@@ -137,27 +138,31 @@ class ReduceWide {
   template <int V>
   void channels(bool part, const T* x, const T* y, const List<Segment>& segments, int64_t from, int64_t to, int64_t count,
                 A* sums, int64_t lanes) const {
-    int64_t x_column = p.strides[2] * patches.in_channels, row = wide * L;
-    for (int64_t j = 0, chunk; j < count; j += chunk) {
+    if (count > high && !neighbours())
+      part ? rows<V, true, true>(x, y, segments, from, to, count, sums, lanes)
+           : rows<V, false, true>(x, y, segments, from, to, count, sums, lanes);
+    else
+      part ? rows<V, true, false>(x, y, segments, from, to, count, sums, lanes)
+           : rows<V, false, false>(x, y, segments, from, to, count, sums, lanes);
+  }
+
+  template <int V, bool PART, bool TABLE>
+  void rows(const T* x, const T* y, const List<Segment>& segments, int64_t from, int64_t to, int64_t count, A* sums,
+            int64_t lanes) const {
+    constexpr int MOST = V == 2 ? 6 : 8;
+    int64_t x_column = p.strides[2] * patches.in_channels, row = wide * L, offsets[MOST];
+    for (int64_t j = 0, chunk; j < count; j += chunk, sums += chunk * row) {
       int64_t left = count - j;
       if (V == 2)
         chunk = left == 8 ? 4 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       else
         chunk = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      for (int64_t i = 0; i < chunk; ++i) offsets[i] = (j + i) / high * p.dilation[2] * patches.in_channels + (j + i) % high;
+      const T* source = TABLE ? x : x + j;
 #define CASE(J)                                                                                                              \
-  if (chunk == J) {                                                                                                          \
-    if (part)                                                                                                                \
-      sum_products<T, J, V, true>(x + j, y, segments, from, to, x_column, patches.out_channels, sums + j * row, row, lanes); \
-    else                                                                                                                     \
-      sum_products<T, J, V, false>(x + j, y, segments, from, to, x_column, patches.out_channels, sums + j * row, row, lanes); \
-    continue;                                                                                                                \
-  }
-      if constexpr (V == 2) {
-        CASE(6)
-      } else {
-        CASE(8)
-      }
-      CASE(4) CASE(2) CASE(1)
+  if (chunk == J)                                                                                                            \
+    sum_products<T, J, V, PART, TABLE>(source, offsets, y, segments, from, to, x_column, patches.out_channels, sums, row, lanes);
+      CASE(MOST) CASE(4) CASE(2) CASE(1)
 #undef CASE
     }
   }
