@@ -101,8 +101,8 @@ def limits_of(limits: dict) -> str:
     return (
         f"Limits measured in the same run: copying (read and written) {shown}; multiply-add peak "
         f"{peaks}. The limit of a case is the greater of bytes / "
-        "bandwidth at that size and FLOPs / peak. Above 100 % may come out a kernel gradient, which hardly writes, and a "
-        "window of 3 x 3 in wide groups, which takes fewer FLOPs than its definition.\n"
+        "bandwidth at that size and FLOPs / peak. A kernel gradient, which hardly writes, may come out above "
+        "100 %, and so may a window of 3 x 3 in wide groups, which takes fewer FLOPs than its definition.\n"
     )
 
 

@@ -71,9 +71,10 @@ def grouped_conv(
       precision: as in `jax.lax.conv_general_dilated`; also for the gradients. None takes the `jax.default_matmul_precision` in
         force at the call. It reaches every convolution and matrix product, whichever implementation runs: NVIDIA GPUs multiply
         float32 in TF32 by default and in full with "highest", TPUs in bfloat16. Sums of shifted products, which have neither,
-        and the kernels on CPU multiply in the operands' type, half precision in float32: never less than asked for. By default,
-        windows of 3 x 3 may take fewer products on CPU (Winograd's, arxiv.org/abs/1509.09308), with rounding errors as large as
-        those of plain sums beside the largest products; "high" and more ask for the sum of each result's own products.
+        and the kernels on CPU multiply in the operands' type, half precision in float32: never less than asked for. By default
+        the kernels on CPU take windows of 3 x 3 by Winograd's algorithm (arxiv.org/abs/1509.09308) where that is faster: its
+        rounding errors are as large as those of plain sums, but relative to the largest products of a window, also where a
+        small or zero weight meets a large sample. "high" and "highest" take plain sums.
       preferred_element_type: dtype of the result (and of the accumulation), as in `jax.lax.conv_general_dilated`.
 
     Returns:

@@ -159,6 +159,14 @@ def test_workers(method, tmp_path):
         pytest.param((6, 5), (1, 1), (1, 1), (1, 1), 1, 200, 130, id="several blocks of one group"),
         pytest.param((5, 6), (3, 3), (1, 1), (1, 1), 2, 100, 70, id="wide groups"),
         pytest.param((4, 9), (3, 3), (1, 2), (1, 1), 5, 8, 8, id="groups of 8"),
+        pytest.param((13, 16), (3, 3), (1, 1), (1, 1), 5, 8, 8, id="squares, groups of 8"),
+        pytest.param((13, 11), (3, 3), (1, 1), (1, 1), 3, 17, 33, id="squares, odd"),
+        pytest.param((24, 33), (3, 3), (1, 1), (2, 3), 1, 70, 130, id="squares, dilated, several blocks"),
+        pytest.param((13, 11, 12), (3, 3, 3), (2, 1, 1), (1, 1, 1), 2, 24, 20, id="squares in planes, stride in depth"),
+        pytest.param((8, 9), (3, 5), (2, 1), (1, 1), 3, 5, 17, id="few channels of several groups"),
+        pytest.param((8, 19), (2, 3), (1, 2), (1, 2), 1, 3, 20, id="few channels, dilated"),
+        pytest.param((9, 10), (1, 1), (1, 1), (1, 1), 6, 7, 5, id="single tap"),
+        pytest.param((9, 10), (3, 2), (1, 1), (1, 1), 6, 6, 13, id="part of a vector"),
         pytest.param((4, 9), (3, 3), (2, 1), (1, 1), 7, 4, 4, id="groups of 4"),
         pytest.param((3, 19), (3, 3), (1, 1), (1, 1), 45, 1, 1, id="depthwise, pairs of vectors"),
         pytest.param((2, 31), (1, 4), (1, 2), (1, 1), 50, 1, 1, id="depthwise, stride 2"),
@@ -167,7 +175,7 @@ def test_workers(method, tmp_path):
         pytest.param((2, 70), (1, 7), (1, 1), (1, 3), 37, 1, 1, id="depthwise, dilation 3"),
     ),
 )
-def test_each_kernel_against_loops(role, spatial, window, strides, dilation, groups, channels, filters):
+def test_each_kernel_against_loops(role, spatial, window, strides, dilation, groups, channels, filters, request):
     pads = tuple((k // 2 * d, k // 2 * d) for k, d in zip(window, dilation, strict=True))
     x, kernel = random((2, *spatial, groups * channels)), random((*window, channels, groups * filters), seed=1)
     facts = {"groups": groups, "strides": strides, "pads": pads, "dilation": dilation}
@@ -183,7 +191,11 @@ def test_each_kernel_against_loops(role, spatial, window, strides, dilation, gro
     )
     operands = {name: value for name, value in {"x": x, "w": kernel, "y": y}.items() if name != role}
     found = roles.bind(role, operands, geometry=g, dtype=jnp.float32, precision=None, implementation="native")
-    assert float(np.max(np.abs(found - expected) / size)) < 1e-6  # of the sum of the products' magnitudes
+    assert np.all(np.abs(found - expected) <= 1e-6 * size)  # the sum of the products' magnitudes
+    if "squares" in request.node.callspec.id and role != "w":
+        plain = roles.bind(role, operands, geometry=g, dtype=jnp.float32, precision="highest", implementation="native")
+        assert not np.array_equal(found, plain)  # or they were not taken
+        assert np.all(np.abs(plain - expected) <= 1e-6 * size)
 
 
 def both_ways(precision=None):
@@ -199,17 +211,26 @@ def both_ways(precision=None):
 @pytest.mark.parametrize("way", [0, 1], ids="yx")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 def test_what_is_not_finite_reaches_what_it_reaches_by_plain_sums(way, value):
-    x, kernel = np.array(random((2, 13, 14, 48))), np.array(random((3, 3, 16, 48), seed=1))
+    """Infinities meet their negatives on the way, and differences of 3e38 overflow."""
+
+    def check(x, kernel):
+        found, plain = (np.array(both_ways(p)[way](x, kernel)) for p in (None, "highest"))
+        largest = np.full(kernel.shape, np.max(np.abs(kernel[np.isfinite(kernel)])))
+        size = np.array(both_ways("highest")[way](abs(x), largest))  # of products with the largest weight
+        finite = np.isfinite(plain)
+        np.testing.assert_array_equal(found[~finite], plain[~finite])
+        assert not np.array_equal(found[finite], plain[finite])  # or plain sums were taken
+        assert (abs(found[finite] - plain[finite]) <= 1e-6 * size[finite]).all()
+        return np.count_nonzero(~finite)
+
+    x, kernel = np.array(random((2, 13, 14, 48))), np.array(random((3, 3, 16, 48), seed=1)) / 100
     x[0, 4, 5, 7] = value
-    x[1, 9, 8, 20:22] = value, -value
-    found, plain = (both_ways(p)[way](x, kernel) for p in (None, "highest"))
-    assert 0 < np.count_nonzero(~np.isfinite(plain)) < 2 * 9 * 48
-    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(plain))
-    close = {"rtol": 1e-5, "atol": 1e-4}  # 1e-6 of the sum of the products' magnitudes, about 100
-    np.testing.assert_allclose(found, plain, **close)  # equal infinities, and NaN where there is NaN
-    kernel[1, 1, 3, 17] = value
-    x[...] = random(x.shape)
-    np.testing.assert_allclose(*(both_ways(p)[way](x, kernel) for p in (None, "highest")), **close)
+    x[1, 9, 8:11:2, 20] = value, -value
+    reached = check(x, kernel)
+    assert reached == 0 if value == 3e38 else 0 < reached <= (9 + 15) * 16
+    if value != 3e38:
+        kernel[1, 1, 3, 17] = value
+        assert check(np.array(random(x.shape)), kernel) == 2 * 13 * 14
 
 
 @built

@@ -19,7 +19,8 @@ TYPES = ("float32", "float64", "bfloat16", "float16")
 # where a row has up to MEDIUM and the products are LITTLE (measured on 2 cores with AVX-512; with a window of 5 x 5 a short row
 # is up to four times faster here, with one of 11 x 11 ten times).
 TAPS, SHORT, MEDIUM, LITTLE = 9, 12, 200, 90_000
-DEFAULT = (None, lax.Precision.DEFAULT, "default", "fastest", "bfloat16")  # precisions
+# The precisions that do not ask for more than the default.
+DEFAULT = (None, lax.Precision.DEFAULT, lax.DotAlgorithmPreset.DEFAULT, "default", "fastest", "bfloat16")
 
 
 def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
@@ -46,7 +47,7 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
     taps, depthwise = math.prod(g.window), g.channels == g.filters == 1
     little = depthwise and taps <= xla.TERMS and isinstance(batch, int) and xla.products(g, batch) <= LITTLE
     if (row <= SHORT and taps <= TAPS) or (row <= MEDIUM and little):
-        return f"its kernels work along rows, and a row of {row} numbers is short"
+        return f"its kernels work along rows, and a row of {row} numbers is short for so little work"
     return None
 
 

@@ -81,7 +81,10 @@ def sums_products(role: str, g: Geometry) -> bool:
 
 
 def few_products(role: str, g: Geometry, batch) -> bool:
-    """Whether a role is one loop of XLA's own and less work than a call; role "w" is one with a single tap only."""
+    """Whether a role is one fused sum and less work than the call of a kernel.
+
+    Role "x" is one per remainder by the strides, role "w" only with a single tap.
+    """
     if not isinstance(batch, int) or not sums_products(role, g):
         return False
     taps = math.prod(g.window)

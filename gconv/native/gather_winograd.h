@@ -75,13 +75,13 @@ class GatherWinograd {
     List<Squares> stretches;
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     for (int64_t d = 0; d < depth.phases.size; ++d)
-      for (int64_t h = 0; h < minimum(dilation[0], height.results); ++h)
-        for (int64_t w = 0; w < minimum(dilation[1], width.results); ++w) {
-          int64_t rows = ceil_div(ceil_div(height.results - h, dilation[0]), 2);
-          int64_t columns = ceil_div(ceil_div(width.results - w, dilation[1]), 2);
+      for (int64_t r = 0; r < minimum(dilation[0], height.results); ++r)
+        for (int64_t c = 0; c < minimum(dilation[1], width.results); ++c) {
+          int64_t rows = ceil_div(ceil_div(height.results - r, dilation[0]), 2);
+          int64_t columns = ceil_div(ceil_div(width.results - c, dilation[1]), 2);
           int64_t squares = g.batch * depth.phases[d].count * rows * columns;
           for (int64_t i = 0; i < squares; i += stretch)
-            stretches.push({&depth.phases[d], h, w, rows, columns, i, minimum(stretch, squares - i)});
+            stretches.push({&depth.phases[d], r, c, rows, columns, i, minimum(stretch, squares - i)});
         }
     int64_t pieces = minimum(g.groups, ceil_div(16 * parallel.threads, maximum(stretches.size, 1)));
     for_each(parallel, stretches.size * pieces, 1 << 14, [&](int64_t unit) {
@@ -157,15 +157,15 @@ class GatherWinograd {
         const A* weight = packed + (group * vectors + v) * 16 * p.window[0] * g.sources * L;
         T* to_group = result + group * g.results + v * L;
         for (int64_t t = 0; t < tiles; ++t) {
-          const A* from = points + t * 16 * point;
-          const int64_t* to = &outputs[t * Q * 4];
+          const A* tile_points = points + t * 16 * point;
+          const int64_t* tile_outputs = &outputs[t * Q * 4];
           int64_t filters = g.results - v * L;
-          bool finite = block == 1   ? tile<P1, 1>(*squares.depth, from, point, weight, filters, to, to_group)
-                        : block == 2 ? tile<P2, 2>(*squares.depth, from, point, weight, filters, to, to_group)
-                                     : tile<1, 3>(*squares.depth, from, point, weight, filters, to, to_group);
+          bool finite = block == 1   ? tile<P1, 1>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group)
+                        : block == 2 ? tile<P2, 2>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group)
+                                     : tile<1, 3>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group);
           if (!finite)
             plainly(*squares.depth, source, &offsets[t * Q * 16], tiles * Q * 16,
-                    w + group * g.group_stride + v * L * g.result_stride, minimum(filters, block * L), to, to_group);
+                    w + group * g.group_stride + v * L * g.result_stride, minimum(filters, block * L), tile_outputs, to_group);
         }
       }
     }
@@ -178,8 +178,8 @@ class GatherWinograd {
     const Phase& phase = *squares.depth;
     int64_t source = g.source_channels() * (int64_t)sizeof(T), row = width.sources * source, plane = height.sources * row;
     int64_t result = g.result_channels(), result_row = width.results * result, result_plane = height.results * result_row;
-    offsets.reserve(offsets.size = phase.size * padded * 16);
-    outputs.reserve(outputs.size = padded * 4);
+    offsets.reserve(phase.size * padded * 16);
+    outputs.reserve(padded * 4);
     int64_t column = squares.first % squares.columns, rest = squares.first / squares.columns;
     int64_t line = rest % squares.rows, d = rest / squares.rows % phase.count, n = rest / squares.rows / phase.count;
     for (int64_t q = 0; q < padded; ++q) {
@@ -298,8 +298,8 @@ class GatherWinograd {
         }
   }
 
-  // A tile by plain sums, product by product. Where a source is no number the results are none already, as they should: a diverged
-  // training has many of them.
+  // What is not finite in a tile by plain sums, product by product. Where a source is no number the results are none already, as
+  // they should: a diverged training has many of them.
   __attribute__((noinline)) void plainly(const Phase& depth, const T* x, const int64_t* offsets, int64_t tap_step, const T* w,
                                          int64_t filters, const int64_t* outputs, T* result) const {
     for (int k = 0; k < 4 * Q; ++k) {
@@ -312,7 +312,8 @@ class GatherWinograd {
         for (int t = 0; t < 9; ++t)
           for (int64_t s = 0; s < g.sources && numbers; ++s) numbers = value(source(a, t)[s]) == value(source(a, t)[s]);
       for (int64_t f = 0; f < filters && numbers; ++f) {
-        A sum = 0;
+        A found = value(result[outputs[k] + f]), sum = 0;
+        if (found - found == 0) continue;
         for (int64_t a = 0; a < depth.size; ++a)
           for (int t = 0; t < 9; ++t) {
             const T* weight = w + (depth.taps[a].index * 9 + (forward ? t : 8 - t)) * g.tap_stride + f * g.result_stride;

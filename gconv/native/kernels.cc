@@ -13,7 +13,8 @@ namespace gconv {
 namespace {
 
 // Calls f with the kernels of a role. Wide groups have lanes of results of one group, of which the last vector may be part; narrow
-// groups have lanes of channels of several groups (measured: half a vector, or sums of a single tap, are wide already).
+// groups have lanes of channels of several groups. Measured: more than half a vector of results is wide already, from 5 sources on,
+// and so are sums of a single tap.
 template <class T, class F>
 auto choose(Role role, const Problem& p, const F& f) {
   constexpr int L = LANES<Wide<T>>;
@@ -27,7 +28,7 @@ auto choose(Role role, const Problem& p, const F& f) {
   }
   if (depthwise) return f(GatherDepthwise<T>(role, p));
   bool tree = results == 4 && sources == 4;
-  if (!wide && !(single && !tree)) return f(GatherNarrow<T>(role, p));
+  if (!wide && (!single || tree)) return f(GatherNarrow<T>(role, p));
   if (by_squares(role, p)) return f(GatherWinograd<T>(role, p));
   return f(GatherWide<T>(role, p));
 }

@@ -8,7 +8,7 @@
 //
 // Linux lets a thread that is woken up wait on its waker's processor if it takes the others for busy, and in a virtual machine it
 // takes halted ones for busy (available_idle_cpu in kernel/sched). A task that finds itself on the caller's processor moves to
-// another one, and the caller of a long loop lets such tasks run first, which they else do when the loop is over.
+// another one; and where there is much work the caller lets such tasks run first, which else begin when it is over.
 
 #pragma once
 
@@ -28,11 +28,12 @@ namespace gconv {
 #ifdef __linux__
 inline int processor() { return sched_getcpu(); }
 
-inline void leave(int processor) {
+// The thread may run everywhere again afterwards, but not on processors that the system adds later.
+inline void leave(int one) {
   cpu_set_t all, others;
-  if (sched_getcpu() != processor || sched_getaffinity(0, sizeof all, &all)) return;
+  if (sched_getcpu() != one || sched_getaffinity(0, sizeof all, &all)) return;
   others = all;
-  CPU_CLR(processor, &others);
+  CPU_CLR(one, &others);
   if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others)) sched_setaffinity(0, sizeof all, &all);
 }
 
@@ -101,8 +102,8 @@ inline void in_the_caller(const Parallel&, int64_t units, int64_t, Parallel::Bod
 template <class Pool>
 struct OnPool : Parallel {
   Pool* pool;
-  bool is_long;
-  OnPool(Pool* pool, int64_t threads, bool is_long) : Parallel{run_on_pool, threads}, pool(pool), is_long(is_long) {}
+  bool much;
+  OnPool(Pool* pool, int64_t threads, bool much) : Parallel{run_on_pool, threads}, pool(pool), much(much) {}
 
   static void run_on_pool(const Parallel& self, int64_t units, int64_t grain, Body body, void* argument) {
     int64_t ranges = units / grain, helpers = (ranges < self.threads ? ranges : self.threads) - 1;
@@ -110,7 +111,7 @@ struct OnPool : Parallel {
     auto& own = static_cast<const OnPool&>(self);
     auto job = std::make_shared<Job>(units, grain, helpers + 1, body, argument);
     for (int64_t i = 0; i < helpers; ++i) own.pool->Schedule([job] { job->help(); });
-    if (own.is_long) let_others_run();
+    if (own.much) let_others_run();
     job->work();
     job->wait();
   }

@@ -11,6 +11,7 @@
 
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace gconv {
@@ -26,18 +27,20 @@ struct Problem {
   bool large;  // whether x and y together are more than the caches keep: what is written goes past them, what is read is asked for
 };
 
-// Whether role y or x of wide groups is taken in squares of 2 x 2 results (gather_winograd.h). In products of a channel and a filter,
-// a square costs up to 25, the kernel 64 once, and a pixel of plain sums 8, for borders miss some of its 9 (measured).
+// Whether role y or x of wide groups is taken in squares of 2 x 2 results (gather_winograd.h), which come in tiles of up to 7 of one
+// remainder by the dilation. A square takes as long as 3 results by plain sums (measured), of which those at the borders are shorter;
+// so are most results of a window that is deep beside its input, and these are not taken.
 inline bool by_squares(Role role, const Problem& p) {
-  int64_t sources = role == Role::y ? p.channels : p.filters;
-  if (role == Role::w || p.plain || sources < 8) return false;
-  double squares = double(p.batch), pixels = double(p.batch);
+  const int64_t* results = role == Role::y ? p.out : p.in;
+  if (role == Role::w || p.plain || (role == Role::y ? p.channels : p.filters) < 8) return false;
+  if (p.window[0] > 1 && results[0] < 2 * p.window[0]) return false;
+  double squares = double(p.batch) * double(results[0]), all = squares, remainders = 1;
   for (int i = 1; i < 3; ++i) {
-    int64_t results = role == Role::y ? p.out[i] : p.in[i], phases = p.dilation[i] < results ? p.dilation[i] : results;
-    if (p.window[i] != 3 || p.strides[i] != 1 || results < 1) return false;
-    squares *= double(((results + phases - 1) / phases + 1) / 2 * phases), pixels *= double(results);
+    if (p.window[i] != 3 || p.strides[i] != 1 || results[i] < 1) return false;
+    int64_t apart = p.dilation[i] < results[i] ? p.dilation[i] : results[i], most = (results[i] + apart - 1) / apart;
+    squares *= double((most + 1) / 2), all *= double(results[i]), remainders *= double(apart);
   }
-  return 25 * squares + 64 < 8 * pixels;
+  return 3 * remainders * std::ceil(squares / 7) * 7 < all;
 }
 
 // Covers [0, units) with ranges of at least `grain` units, runs body(argument, first, last) for each of them, in any order and on

@@ -57,8 +57,9 @@ class ReduceWide {
         block_size(taps * high * wide * L), partial_size(p.groups * down * across * block_size),
         patches(p, pixels(), partial_size, sizeof(A), p.groups * down * across) {}
 
-  // Whether the taps of a row and their channels are one axis of a matrix product, and neighbours in x.
+  // Whether the channels of a row's taps are neighbours in x.
   bool neighbours() const { return p.groups == 1 && p.dilation[2] == 1; }
+  // Whether they are one axis of a matrix product: fewer than fill a tile, where a table finds them (measured).
   bool one_row() const { return p.window[2] > 1 && p.channels <= (neighbours() ? CHANNELS / 4 : 7); }
 
   int64_t scratch_bytes() const { return patches.partitions * partial_size * (int64_t)sizeof(A); }
@@ -157,7 +158,7 @@ class ReduceWide {
         chunk = left == 8 ? 4 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       else
         chunk = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-      for (int64_t i = 0; i < chunk; ++i) offsets[i] = (j + i) / high * p.dilation[2] * patches.in_channels + (j + i) % high;
+      for (int64_t i = 0; TABLE && i < chunk; ++i) offsets[i] = (j + i) / high * p.dilation[2] * patches.in_channels + (j + i) % high;
       const T* source = TABLE ? x : x + j;
 #define CASE(J)                                                                                                              \
   if (chunk == J)                                                                                                            \
