@@ -14,11 +14,12 @@
 namespace gconv {
 namespace {
 
-template <class T, int J, int V, bool PART, bool TABLE>
-void sum_products(const T* x, const int64_t* offsets, const T* y, const List<Segment>& segments, int64_t from, int64_t to,
-                  int64_t x_column, int64_t y_column, Wide<T>* partial, int64_t channel_stride, int64_t lanes) {
+template <class T, int TAPS, int J, int V, bool PART, bool TABLE>
+void sum_products(const T* x, int64_t x_tap, const int64_t* offsets, const T* y, const List<Segment>& segments, int64_t from,
+                  int64_t to, int64_t x_column, int64_t y_column, Wide<T>* partial, int64_t tap_stride, int64_t channel_stride,
+                  int64_t lanes) {
   constexpr int L = LANES<Wide<T>>;
-  Vector<T> sums[J][V] = {};
+  Vector<T> sums[TAPS][J][V] = {};
   int64_t offset[J];
   UNROLL for (int j = 0; j < J; ++j) offset[j] = TABLE ? offsets[j] : j;
   for (int64_t s = 0; s < segments.size; ++s) {
@@ -27,23 +28,26 @@ void sum_products(const T* x, const int64_t* offsets, const T* y, const List<Seg
     for (int64_t column = from; column < to; ++column, theirs += x_column, ours += y_column) {
       Vector<T> out[V];
       UNROLL for (int v = 0; v < V; ++v) out[v] = PART && v == V - 1 ? load_first(ours + v * L, lanes) : load(ours + v * L);
-      UNROLL for (int j = 0; j < J; ++j) {
-        Vector<T> in = broadcast(theirs[offset[j]]);
-        UNROLL for (int v = 0; v < V; ++v) sums[j][v] += in * out[v];
-      }
+      UNROLL for (int t = 0; t < TAPS; ++t)
+        UNROLL for (int j = 0; j < J; ++j) {
+          Vector<T> in = broadcast(theirs[t * x_tap + offset[j]]);
+          UNROLL for (int v = 0; v < V; ++v) sums[t][j][v] += in * out[v];
+        }
     }
   }
-  UNROLL for (int j = 0; j < J; ++j)
-    UNROLL for (int v = 0; v < V; ++v) {
-      Wide<T>* to_sum = partial + j * channel_stride + v * L;
-      store(to_sum, load(to_sum) + sums[j][v]);
-    }
+  UNROLL for (int t = 0; t < TAPS; ++t)
+    UNROLL for (int j = 0; j < J; ++j)
+      UNROLL for (int v = 0; v < V; ++v) {
+        Wide<T>* to_sum = partial + t * tap_stride + j * channel_stride + v * L;
+        store(to_sum, load(to_sum) + sums[t][j][v]);
+      }
 }
 
 template <class T>
 class ReduceWide {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
+  static constexpr bool MANY = REGISTERS == 32;
   static constexpr int64_t CHANNELS = 96, VECTORS = 6;  // of a block at most: its sums and its part of a patch stay in the caches
   const Problem& p;
   int64_t taps, high, wide;  // a block's channels and vectors
@@ -57,6 +61,9 @@ class ReduceWide {
         block_size(taps * high * wide * L), partial_size(p.groups * down * across * block_size),
         patches(p, pixels(), partial_size, sizeof(A), p.groups * down * across) {}
 
+  // Groups of 8 channels take 3 taps at a time: they use half of a line of x or y, and lines far apart do not stay in the nearest
+  // cache until the next tap (0.8 of the time).
+  bool eight() const { return MANY && L == 8 && p.channels == 8 && p.filters <= 8; }
   // Whether the channels of a row's taps are neighbours in x.
   bool neighbours() const { return p.groups == 1 && p.dilation[2] == 1; }
   // Whether they are one axis of a matrix product: fewer than fill a tile, where a table finds them (measured).
@@ -104,52 +111,69 @@ class ReduceWide {
       for (int64_t h = 0; h < p.window[1]; ++h) {
         patches.segments(patch, d, h, segments);
         if (!segments.size) continue;
-        int64_t tap = (d * p.window[1] + h) * p.window[2], from, to, first = 0, last = 0;
-        if (one_row()) {
-          patches.columns_of(patch, 0, first, to), patches.columns_of(patch, p.window[2] - 1, from, last);
-          first = maximum(first, from), last = maximum(first, minimum(last, to));
-          taps_of(tap, 0, p.window[2] * p.channels, block, x, y, segments, first, last, partial);
-        }
-        for (int64_t w = 0; w < p.window[2]; ++w) {
-          patches.columns_of(patch, w, from, to);
-          if (first < last) {
-            taps_of(tap, w, block.channels, block, x, y, segments, from, minimum(to, first), partial);
-            from = maximum(from, last);
+        int64_t row = (d * p.window[1] + h) * p.window[2];
+        for (int64_t w = 0, taps; w < p.window[2]; w += taps) {
+          int64_t left = p.window[2] - w, first, last, from, to;
+          taps = one_row() ? left : !eight() ? 1 : left == 4 ? 2 : minimum(left, 3);
+          patches.columns_of(patch, w, first, to), patches.columns_of(patch, w + taps - 1, from, last);
+          first = maximum(first, from), last = maximum(first, minimum(last, to));  // the columns that all of the taps find
+          taps_of(row, w, taps, block, x, y, segments, first, last, partial);
+          for (int64_t t = w; t < w + taps && taps > 1; ++t) {
+            patches.columns_of(patch, t, from, to);
+            taps_of(row, t, 1, block, x, y, segments, from, first < last ? minimum(to, first) : to, partial);
+            if (first < last) taps_of(row, t, 1, block, x, y, segments, maximum(from, last), to, partial);
           }
-          taps_of(tap, w, block.channels, block, x, y, segments, from, to, partial);
         }
       }
   }
 
-  // `count` rows of sums, from tap `w` of a row of taps on, over the columns from one to another.
-  void taps_of(int64_t row, int64_t w, int64_t count, const Block& block, const T* x, const T* y, const List<Segment>& segments,
+  // Some taps of a row, from tap `w` on, over the columns from one to another.
+  void taps_of(int64_t row, int64_t w, int64_t taps, const Block& block, const T* x, const T* y, const List<Segment>& segments,
                int64_t from, int64_t to, A* partial) const {
     if (from >= to) return;
-    const T* source = x + (w * p.dilation[2] - p.low[2]) * patches.in_channels;
+    Taps at{x + (w * p.dilation[2] - p.low[2]) * patches.in_channels, y, segments, from, to, taps, block.channels};
     A* sums = partial + (row + w) * high * wide * L;
-    for (int64_t v = 0; v < block.filters; v += 2 * L) {
+    for (int64_t v = 0; v < block.filters; v += 2 * L, at.y += 2 * L, sums += 2 * L) {
       int64_t filters = block.filters - v;
       if (filters > L)
-        channels<2>(filters < 2 * L, source, y + v, segments, from, to, count, sums + v, filters - L);
+        filters < 2 * L ? channels<2, true>(at, sums, filters - L) : channels<2, false>(at, sums, 0);
       else
-        channels<1>(filters < L, source, y + v, segments, from, to, count, sums + v, filters);
+        filters < L ? channels<1, true>(at, sums, filters) : channels<1, false>(at, sums, 0);
     }
   }
 
-  template <int V>
-  void channels(bool part, const T* x, const T* y, const List<Segment>& segments, int64_t from, int64_t to, int64_t count,
-                A* sums, int64_t lanes) const {
-    if (count > high && !neighbours())
-      part ? rows<V, true, true>(x, y, segments, from, to, count, sums, lanes)
-           : rows<V, false, true>(x, y, segments, from, to, count, sums, lanes);
-    else
-      part ? rows<V, true, false>(x, y, segments, from, to, count, sums, lanes)
-           : rows<V, false, false>(x, y, segments, from, to, count, sums, lanes);
+  struct Taps {
+    const T *x, *y;
+    const List<Segment>& segments;
+    int64_t from, to, taps, channels;
+  };
+
+  template <int V, bool PART>
+  void channels(const Taps& at, A* sums, int64_t lanes) const {
+    constexpr int MOST = V == 2 ? 6 : 8;
+    if (one_row() && at.taps > 1) {
+      if (neighbours())
+        rows<V, PART, false>(at, at.taps * at.channels, sums, lanes);
+      else
+        rows<V, PART, true>(at, at.taps * at.channels, sums, lanes);
+      return;
+    }
+    if constexpr (MANY && L == 8 && V == 1) {
+      int64_t step = high * wide * L, column = p.strides[2] * patches.in_channels;
+      if (at.taps == 2)
+        return sum_products<T, 2, 8, V, PART, false>(at.x, tap(), nullptr, at.y, at.segments, at.from, at.to, column,
+                                                     patches.out_channels, sums, step, wide * L, lanes);
+      if (at.taps == 3)
+        return sum_products<T, 3, 8, V, PART, false>(at.x, tap(), nullptr, at.y, at.segments, at.from, at.to, column,
+                                                     patches.out_channels, sums, step, wide * L, lanes);
+    }
+    rows<V, PART, false>(at, at.channels, sums, lanes);
   }
 
+  int64_t tap() const { return p.dilation[2] * patches.in_channels; }  // from one to the next in x
+
   template <int V, bool PART, bool TABLE>
-  void rows(const T* x, const T* y, const List<Segment>& segments, int64_t from, int64_t to, int64_t count, A* sums,
-            int64_t lanes) const {
+  void rows(const Taps& at, int64_t count, A* sums, int64_t lanes) const {
     constexpr int MOST = V == 2 ? 6 : 8;
     int64_t x_column = p.strides[2] * patches.in_channels, row = wide * L, offsets[MOST];
     for (int64_t j = 0, chunk; j < count; j += chunk, sums += chunk * row) {
@@ -158,11 +182,12 @@ class ReduceWide {
         chunk = left == 8 ? 4 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       else
         chunk = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-      for (int64_t i = 0; TABLE && i < chunk; ++i) offsets[i] = (j + i) / high * p.dilation[2] * patches.in_channels + (j + i) % high;
-      const T* source = TABLE ? x : x + j;
-#define CASE(J)                                                                                                              \
-  if (chunk == J)                                                                                                            \
-    sum_products<T, J, V, PART, TABLE>(source, offsets, y, segments, from, to, x_column, patches.out_channels, sums, row, lanes);
+      for (int64_t i = 0; TABLE && i < chunk; ++i) offsets[i] = (j + i) / high * tap() + (j + i) % high;
+      const T* source = TABLE ? at.x : at.x + j;
+#define CASE(J)                                                                                                                \
+  if (chunk == J)                                                                                                              \
+    sum_products<T, 1, J, V, PART, TABLE>(source, 0, offsets, at.y, at.segments, at.from, at.to, x_column, patches.out_channels, \
+                                          sums, 0, row, lanes);
       CASE(MOST) CASE(4) CASE(2) CASE(1)
 #undef CASE
     }
