@@ -462,7 +462,8 @@ def test_few_products_of_one_group_are_left_to_xla_and_many_taken():
         return found["y"].implementation
 
     assert chosen((4, 16, 3), (3, 3, 3)) == "xla"
-    assert chosen((64, 16, 16, 3), (3, 3, 3, 3)) == "native"
+    assert chosen((64, 16, 16, 3), (3, 3, 3, 3)) == "xla"  # many, but of few channels
+    assert chosen((64, 16, 16, 8), (3, 3, 8, 8)) == "native"
     assert chosen((2, 64, 16), (1, 16, 32)) == "native"  # a matrix product
 
 

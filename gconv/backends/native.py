@@ -41,6 +41,8 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
         return None
     if xla.few_products(role, g, batch):
         return "so few products take less time than the call of a kernel, about a microsecond"
+    if xla.thin(role, g):
+        return "its kernels work along channels, and one group with few leaves their vectors empty"
     if role == "w":
         return None
     row = g.output[-1] * g.out_channels if role == "y" else g.spatial[-1] * g.in_channels

@@ -35,6 +35,8 @@ NARROW = 64
 GROUPS = 64
 # Up to so many products, in one fused sum, loops inside the program take less time than the call of a kernel outside it.
 FEW = 30_000
+# Of one group, a fused sum of up to so many terms is faster than a kernel, whose vectors would hold its few channels.
+THIN = 27
 # One reduction holds this many running sums in registers, and reduces stretches of this many pixels out of the nearest cache.
 SUMS, STRETCH = 8, 64
 
@@ -52,7 +54,7 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
         return f"measured on CPU only; {platform!r} has convolution kernels of its own"
     if not jnp.issubdtype(dtype, jnp.floating):
         return f"measured for floating point only, not for {jnp.dtype(dtype).name}"
-    if g.groups == 1 and g.channels * g.filters > 1 and not few_products(role, g, batch):
+    if g.groups == 1 and g.channels * g.filters > 1 and not (thin(role, g) or few_products(role, g, batch)):
         return "one group is an ordinary convolution, which lax does well"
     # Role "x" gains far more from strides, but each of its phases is a program to compile.
     if math.prod(g.strides) > (limit := 64 if role == "x" else 16):
@@ -91,6 +93,12 @@ def few_products(role: str, g: Geometry, batch) -> bool:
     if taps == 1:  # more results for the same work
         return products(g, batch) <= FEW // 6
     return role != "w" and taps * (g.channels if role == "y" else g.filters) <= TERMS and products(g, batch) <= FEW
+
+
+def thin(role: str, g: Geometry) -> bool:
+    """Whether role "y" or "x" is one group with few terms to sum, as of an image's colours."""
+    taps, sources = math.prod(g.window), g.channels if role == "y" else g.filters
+    return g.groups == 1 and role != "w" and taps > 1 and taps * sources <= THIN and sums_products(role, g)
 
 
 def products(g: Geometry, batch: int) -> int:
