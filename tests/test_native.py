@@ -163,6 +163,7 @@ def test_workers(method, tmp_path):
         pytest.param((13, 11), (3, 3), (1, 1), (1, 1), 3, 17, 33, id="squares, odd"),
         pytest.param((24, 33), (3, 3), (1, 1), (2, 3), 1, 70, 130, id="squares, dilated, several blocks"),
         pytest.param((13, 11, 12), (3, 3, 3), (2, 1, 1), (1, 1, 1), 2, 24, 20, id="squares in planes, stride in depth"),
+        pytest.param((9, 14), (2, 5), (1, 1), (1, 2), 3, 8, 8, id="groups of 8, long rows of taps"),
         pytest.param((8, 9), (3, 5), (2, 1), (1, 1), 3, 5, 17, id="few channels of several groups"),
         pytest.param((8, 19), (2, 3), (1, 2), (1, 2), 1, 3, 20, id="few channels, dilated"),
         pytest.param((9, 10), (1, 1), (1, 1), (1, 1), 6, 7, 5, id="single tap"),
@@ -317,6 +318,17 @@ def test_many_threads_and_nested_loops_do_not_wait_for_each_other():
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert sorted(f.result(timeout=240) for f in [pool.submit(work, i) for i in range(8)]) == [*range(8)]
+
+
+@built
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity of threads on this system")
+def test_threads_that_made_way_may_run_everywhere_again():
+    x, kernel = random((4, 64, 64, 64)), random((3, 3, 1, 64), seed=1)
+    run = jax.jit(lambda x: gconv.grouped_conv(x, kernel, padding="same", implementation="native"))
+    for _ in range(300):
+        jax.block_until_ready(run(x))
+    everywhere = os.sched_getaffinity(0)
+    assert all(os.sched_getaffinity(int(thread)) == everywhere for thread in os.listdir("/proc/self/task"))
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------------

@@ -89,19 +89,24 @@ def few_products(role: str, g: Geometry, batch) -> bool:
     """
     if not isinstance(batch, int) or not sums_products(role, g):
         return False
-    taps = math.prod(g.window)
-    if taps == 1:  # more results for the same work
+    if math.prod(g.window) == 1:  # more results for the same work
         return products(g, batch) <= FEW // 6
-    return role != "w" and taps * (g.channels if role == "y" else g.filters) <= TERMS and products(g, batch) <= FEW
+    return role != "w" and _terms(role, g) <= TERMS and products(g, batch) <= FEW
 
 
 def thin(role: str, g: Geometry) -> bool:
     """Whether role "y" or "x" is one group with few terms to sum, as of an image's colours."""
-    taps, sources = math.prod(g.window), g.channels if role == "y" else g.filters
-    return g.groups == 1 and role != "w" and taps > 1 and taps * sources <= THIN and sums_products(role, g)
+    many = math.prod(g.window) > 1
+    return g.groups == 1 and role != "w" and many and _terms(role, g) <= THIN and sums_products(role, g)
+
+
+def _terms(role: str, g: Geometry) -> int:
+    """Of the sum that each result of role "y" or "x" is."""
+    return math.prod(g.window) * (g.channels if role == "y" else g.filters)
 
 
 def products(g: Geometry, batch: int) -> int:
+    """How many products any role sums."""
     return batch * math.prod(g.output) * math.prod(g.window) * g.out_channels * g.channels
 
 

@@ -46,23 +46,22 @@ const Kernels* instruction_set() {
   return chosen;
 }
 
-// Of the instruction set in use, the kernels whose vectors the channels fill best: AVX-512 has shorter ones too.
+// Of the instruction set in use, the kernels whose vectors the channels fill best (measured): AVX-512 has shorter ones too.
 const Kernels& kernels_for(Role role, Type type, const Problem& p) {
   const Kernels& longest = *instruction_set();
 #ifdef __x86_64__
   if (&longest == &avx512) {
     int64_t lanes = longest.vector_bytes / (type == Type::f64 ? 8 : 4);
-    bool depthwise = p.channels == 1 && p.filters == 1;
-    int64_t filled = depthwise ? p.groups : role == Role::x ? p.channels : p.filters;  // what vectors run along
-    int64_t sources = role == Role::x ? p.filters : p.channels;
+    int64_t filled = p.depthwise() ? p.groups : p.results(role);  // what vectors run along
+    int64_t sources = p.sources(role);
     auto padded = [&](int64_t lanes) { return (filled + lanes - 1) / lanes * lanes; };
     // Groups of 4 and of 8 channels lie side by side in a vector, for their sums are a tree (gather_narrow.h); not those of 8 with a
     // single tap or taken in squares.
-    bool eight = p.channels == 8 && p.window[0] * p.window[1] * p.window[2] > 1 && !by_squares(role, p);
+    bool eight = p.channels == 8 && !p.one_tap() && !by_squares(role, p);
     bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
     if (role != Role::w && tree) filled *= p.groups;
-    if (!depthwise && sources > 4 && filled < lanes && 2 * filled > lanes) return longest;  // most of a vector
-    if (role != Role::w && !depthwise && sources <= 4 && filled <= 3) return longest;      // little of a short one too (measured)
+    if (!p.depthwise() && sources > 4 && filled < lanes && 2 * filled > lanes) return longest;  // most of a vector
+    if (!p.depthwise() && sources <= 4 && filled <= 3 && role != Role::w) return longest;       // little of a short one too
     if (filled < lanes || padded(lanes) > 1.1 * padded(lanes / 2)) return avx512_short;
   }
 #endif

@@ -77,6 +77,9 @@ struct Axis {
   }
 };
 
+// Vectors of filters in the next block of a group's: all three, else two, else one.
+inline int64_t block_of(int64_t vectors, int64_t most) { return vectors == 1 ? 1 : vectors == 3 && most == 3 ? 3 : 2; }
+
 // A problem seen from role y or x: what is gathered, what results, and where the kernel keeps each product's weight.
 struct Gather {
   int64_t batch, groups, sources, results;  // channels per group on both sides
@@ -88,7 +91,7 @@ struct Gather {
   Gather(Role role, const Problem& p, int64_t least = INT64_MAX) {
     bool forward = role == Role::y;
     batch = p.batch, groups = p.groups, taps = p.window[0] * p.window[1] * p.window[2];
-    sources = forward ? p.channels : p.filters, results = forward ? p.filters : p.channels;
+    sources = p.sources(role), results = p.results(role);
     tap_stride = p.channels * p.groups * p.filters, group_stride = p.filters;
     source_stride = forward ? p.groups * p.filters : 1, result_stride = forward ? 1 : p.groups * p.filters;
     for (int i = 0; i < 3; ++i)
@@ -109,6 +112,22 @@ struct Gather {
       rows[f] = sources == L ? load(from + f * result_stride) : load_first(from + f * result_stride, sources);
     transpose<L / 2>(rows);
     for (int64_t s = 0; s < sources; ++s, to += step) store(to, rows[s]);
+  }
+
+  // How many tiles of so many results are worked on at once for the kernel's sake: up to 4, where 32 such stretches are left.
+  int64_t tiles_at_once(int64_t tile) const {
+    return maximum(1, minimum(4, batch * axis[0].results * axis[1].results * axis[2].results / (32 * tile)));
+  }
+
+  // Calls f with each stretch and some of the groups, from one to another: as many as keep the threads busy.
+  template <class F>
+  void for_stretches(const Parallel& parallel, int64_t stretches, const F& f) const {
+    int64_t pieces = minimum(groups, ceil_div(16 * parallel.threads, maximum(stretches, 1)));
+    for_each(parallel, stretches * pieces, 1 << 14, [&](int64_t unit) {
+      int64_t piece = unit % pieces;
+      f(unit / pieces, groups * piece / pieces, groups * (piece + 1) / pieces);
+      fence();
+    });
   }
 
   int64_t source_channels() const { return groups * sources; }

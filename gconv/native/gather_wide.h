@@ -69,8 +69,7 @@ class GatherWide {
       pack(unit % g.groups, first, minimum(rows, first + ROWS), w, packed);
     });
 
-    int64_t most = g.batch * g.axis[0].results * g.axis[1].results * g.axis[2].results / (32 * TILE);  // at least 32 stretches
-    int64_t stretch = TILE * maximum(1, minimum(minimum(4, most), 8192 / TILE / g.taps));
+    int64_t stretch = TILE * maximum(1, minimum(g.tiles_at_once(TILE), 8192 / TILE / g.taps));
     List<Pixels> stretches;
     for (int64_t a = 0; a < g.axis[0].phases.size; ++a)
       for (int64_t b = 0; b < g.axis[1].phases.size; ++b)
@@ -79,11 +78,8 @@ class GatherWide {
           int64_t pixels = g.batch * d->count * h->count * w->count;
           for (int64_t i = 0; i < pixels; i += stretch) stretches.push({d, h, w, i, minimum(stretch, pixels - i)});
         }
-    int64_t pieces = minimum(g.groups, ceil_div(16 * parallel.threads, maximum(stretches.size, 1)));
-    for_each(parallel, stretches.size * pieces, 1 << 14, [&](int64_t unit) {
-      int64_t piece = unit % pieces;
-      results(stretches[unit / pieces], g.groups * piece / pieces, g.groups * (piece + 1) / pieces, x, packed, zeros, result);
-      fence();
+    g.for_stretches(parallel, stretches.size, [&](int64_t unit, int64_t from, int64_t to) {
+      results(stretches[unit], from, to, x, packed, zeros, result);
     });
   }
 
@@ -92,7 +88,7 @@ class GatherWide {
   // from `first` to `last`.
   void pack(int64_t group, int64_t first, int64_t last, const T* w, A* packed) const {
     for (int64_t v = 0, block; v < vectors; v += block) {
-      block = block_of(vectors - v);
+      block = block_of(vectors - v, 3);
       A* to = packed + (group * vectors + v) * g.taps * g.sources * L;
       for (int64_t row = first, count; row < last; row += count) {
         int64_t s = row % g.sources;
@@ -103,8 +99,6 @@ class GatherWide {
       }
     }
   }
-
-  static int64_t block_of(int64_t vectors) { return vectors == 1 ? 1 : vectors == 3 ? 3 : 2; }
 
   // The runs of a stretch, and where its results lie.
   void find(const Pixels& pixels, List<Run>& runs, List<int64_t>& outputs) const {
@@ -158,7 +152,7 @@ class GatherWide {
         }
     for (int64_t group = from; group < to; ++group)
       for (int64_t v = 0, block; v < vectors; v += block) {
-        block = block_of(vectors - v);
+        block = block_of(vectors - v, 3);
         const A* w = packed + (group * vectors + v) * g.taps * g.sources * L;
         int64_t filters = minimum(block * L, g.results - v * L);
         const T* source = x + group * g.sources;

@@ -70,8 +70,7 @@ class GatherWinograd {
     });
 
     int64_t tile_bytes = 16 * Q * p.window[0] * chunks * L * (int64_t)sizeof(A);
-    int64_t most = g.batch * g.axis[0].results * g.axis[1].results * g.axis[2].results / (32 * 4 * Q);  // at least 32 stretches
-    int64_t stretch = Q * maximum(1, minimum(minimum(4, most), NEAR / tile_bytes));
+    int64_t stretch = Q * maximum(1, minimum(g.tiles_at_once(4 * Q), NEAR / tile_bytes));
     List<Squares> stretches;
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     for (int64_t d = 0; d < depth.phases.size; ++d)
@@ -83,11 +82,8 @@ class GatherWinograd {
           for (int64_t i = 0; i < squares; i += stretch)
             stretches.push({&depth.phases[d], r, c, rows, columns, i, minimum(stretch, squares - i)});
         }
-    int64_t pieces = minimum(g.groups, ceil_div(16 * parallel.threads, maximum(stretches.size, 1)));
-    for_each(parallel, stretches.size * pieces, 1 << 14, [&](int64_t unit) {
-      int64_t piece = unit % pieces;
-      results(stretches[unit / pieces], g.groups * piece / pieces, g.groups * (piece + 1) / pieces, x, w, packed, zeros, result);
-      fence();
+    g.for_stretches(parallel, stretches.size, [&](int64_t unit, int64_t from, int64_t to) {
+      results(stretches[unit], from, to, x, w, packed, zeros, result);
     });
   }
 
@@ -105,15 +101,13 @@ class GatherWinograd {
     first = m[0] + m[1] + m[2], second = m[1] - m[2] - m[3];
   }
 
-  static int64_t block_of(int64_t vectors) { return vectors == 1 ? 1 : vectors == 3 && MANY ? 3 : 2; }
-
   // [group][block of V vectors][point][depth tap][source channel][lane], zeros beyond the last filter: of one group and depth tap,
   // the L channels from `first` on.
   void pack(int64_t group, int64_t tap, int64_t first, const T* w, A* packed) const {
     int64_t count = minimum(L, g.sources - first), rows = p.window[0] * g.sources;
     const T* from = w + tap * 9 * g.tap_stride + first * g.source_stride + group * g.group_stride;
     for (int64_t v = 0, block; v < vectors; v += block) {
-      block = block_of(vectors - v);
+      block = block_of(vectors - v, MANY ? 3 : 2);
       A* to = packed + (group * vectors + v) * 16 * rows * L + (tap * g.sources + first) * block * L;
       for (int64_t u = 0; u < block; ++u, to += L) {
         A squares[9][L * L];
@@ -153,7 +147,7 @@ class GatherWinograd {
           for (int64_t q = 0; q < Q; ++q)
             transform(source, &offsets[((a * tiles + t) * Q + q) * 16], points + t * 16 * point + (a * chunks * Q + q) * L, point);
       for (int64_t v = 0, block; v < vectors; v += block) {
-        block = block_of(vectors - v);
+        block = block_of(vectors - v, MANY ? 3 : 2);
         const A* weight = packed + (group * vectors + v) * 16 * p.window[0] * g.sources * L;
         T* to_group = result + group * g.results + v * L;
         for (int64_t t = 0; t < tiles; ++t) {

@@ -18,15 +18,14 @@ namespace {
 template <class T, class F>
 auto choose(Role role, const Problem& p, const F& f) {
   constexpr int L = LANES<Wide<T>>;
-  int64_t results = role == Role::x ? p.channels : p.filters, sources = role == Role::x ? p.filters : p.channels;
-  bool depthwise = p.channels == 1 && p.filters == 1, one_tap = p.window[0] * p.window[1] * p.window[2] == 1;
-  bool wide = results >= L || (2 * results > L && sources > 4), single = one_tap && results > 2 && sources > 2;
+  int64_t results = p.results(role), sources = p.sources(role);
+  bool wide = results >= L || (2 * results > L && sources > 4), single = p.one_tap() && results > 2 && sources > 2;
   if (role == Role::w) {
-    if (depthwise) return f(ReduceDepthwise<T>(p));
+    if (p.depthwise()) return f(ReduceDepthwise<T>(p));
     if (wide || single) return f(ReduceWide<T>(p));
     return f(ReduceNarrow<T>(p));
   }
-  if (depthwise) return f(GatherDepthwise<T>(role, p));
+  if (p.depthwise()) return f(GatherDepthwise<T>(role, p));
   bool tree = results == 4 && sources == 4;
   if (!wide && (!single || tree)) return f(GatherNarrow<T>(role, p));
   if (by_squares(role, p)) return f(GatherWinograd<T>(role, p));

@@ -25,14 +25,20 @@ struct Problem {
   int64_t groups, channels, filters;
   bool plain;  // whether each result must be the plain sum of its products
   bool large;  // whether x and y together are more than the caches keep: what is written goes past them, what is read is asked for
+
+  bool depthwise() const { return channels == 1 && filters == 1; }
+  bool one_tap() const { return window[0] == 1 && window[1] == 1 && window[2] == 1; }
+  // Channels per group of what role y or x reads and of what results; of role w, those of the kernel.
+  int64_t sources(Role role) const { return role == Role::x ? filters : channels; }
+  int64_t results(Role role) const { return role == Role::x ? channels : filters; }
 };
 
-// Whether role y or x of wide groups is taken in squares of 2 x 2 results (gather_winograd.h), which come in tiles of up to 7 of one
-// remainder by the dilation. A square takes as long as 3 results by plain sums (measured), of which those at the borders are shorter;
-// so are most results of a window that is deep beside its input, and these are not taken.
+// Whether role y or x of wide groups is taken in squares of 2 x 2 results (gather_winograd.h), which come in tiles of up to 7 of
+// one remainder by the dilation. A square takes as long as 3 results by plain sums, of which those at the borders are shorter
+// (measured); so are most results of a window that is deep beside its input, and these are not taken.
 inline bool by_squares(Role role, const Problem& p) {
   const int64_t* results = role == Role::y ? p.out : p.in;
-  if (role == Role::w || p.plain || (role == Role::y ? p.channels : p.filters) < 8) return false;
+  if (role == Role::w || p.plain || p.sources(role) < 8) return false;
   if (p.window[0] > 1 && results[0] < 2 * p.window[0]) return false;
   double squares = double(p.batch) * double(results[0]), all = squares, remainders = 1;
   for (int i = 1; i < 3; ++i) {

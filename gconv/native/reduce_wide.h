@@ -5,7 +5,8 @@
 //   for each pixel:  V loads of y;  for each of J channels: 1 broadcast load of x, V multiply-adds
 //
 // J + V loads for J * V multiply-adds: 8 for 12 with (J, V) = (6, 2), 9 for 8 with (8, 1). Few channels are one axis with the taps
-// of a row: neighbours in x where there is a single group, as of an image's colours, else found by a table.
+// of a row: neighbours in x where there is a single group, as of an image's colours, else found by a table. Groups of 8 channels
+// take 3 taps at a time: they use half of a line of x or y, and lines far apart do not stay in the nearest cache till the next tap.
 
 #pragma once
 
@@ -61,14 +62,6 @@ class ReduceWide {
         block_size(taps * high * wide * L), partial_size(p.groups * down * across * block_size),
         patches(p, pixels(), partial_size, sizeof(A), p.groups * down * across) {}
 
-  // Groups of 8 channels take 3 taps at a time: they use half of a line of x or y, and lines far apart do not stay in the nearest
-  // cache until the next tap (0.8 of the time).
-  bool eight() const { return MANY && L == 8 && p.channels == 8 && p.filters <= 8; }
-  // Whether the channels of a row's taps are neighbours in x.
-  bool neighbours() const { return p.groups == 1 && p.dilation[2] == 1; }
-  // Whether they are one axis of a matrix product: fewer than fill a tile, where a table finds them (measured).
-  bool one_row() const { return p.window[2] > 1 && p.channels <= (neighbours() ? CHANNELS / 4 : 7); }
-
   int64_t scratch_bytes() const { return patches.partitions * partial_size * (int64_t)sizeof(A); }
 
   void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
@@ -86,7 +79,7 @@ class ReduceWide {
         each([&](int64_t block) { patch(i, at(block), x, y, own + block * block_size, segments); });
     });
     for_each(parallel, p.groups * blocks * taps, high * wide * patches.partitions, [&](int64_t unit) {
-      add(at(unit / taps), unit % taps, partial + unit * high * wide * L, result);
+      finish(at(unit / taps), unit % taps, partial + unit * high * wide * L, result);
     });
   }
 
@@ -105,6 +98,16 @@ class ReduceWide {
 
   int64_t pixels() const { return maximum(16, minimum(256, (1 << 15) / ((high + wide * L) * (int64_t)sizeof(T)))); }
 
+  // Whether the channels of a row's taps are neighbours in x.
+  bool neighbours() const { return p.groups == 1 && p.dilation[2] == 1; }
+  // Whether they are one axis of a matrix product: fewer than fill a tile, where a table finds them (measured).
+  bool one_row() const { return p.window[2] > 1 && p.channels <= (neighbours() ? CHANNELS / 4 : 7); }
+  // How many of the taps that are left in a row are taken together.
+  int64_t together(int64_t left) const {
+    bool eight = MANY && L == 8 && p.channels == 8 && p.filters <= 8;
+    return one_row() ? left : !eight ? 1 : left == 4 ? 2 : minimum(left, 3);
+  }
+
   void patch(int64_t patch, const Block& block, const T* x, const T* y, A* partial, List<Segment>& segments) const {
     x += block.group * p.channels + block.channel, y += block.group * p.filters + block.filter;
     for (int64_t d = 0; d < p.window[0]; ++d)
@@ -113,8 +116,8 @@ class ReduceWide {
         if (!segments.size) continue;
         int64_t row = (d * p.window[1] + h) * p.window[2];
         for (int64_t w = 0, taps; w < p.window[2]; w += taps) {
-          int64_t left = p.window[2] - w, first, last, from, to;
-          taps = one_row() ? left : !eight() ? 1 : left == 4 ? 2 : minimum(left, 3);
+          int64_t first, last, from, to;
+          taps = together(p.window[2] - w);
           patches.columns_of(patch, w, first, to), patches.columns_of(patch, w + taps - 1, from, last);
           first = maximum(first, from), last = maximum(first, minimum(last, to));  // the columns that all of the taps find
           taps_of(row, w, taps, block, x, y, segments, first, last, partial);
@@ -150,24 +153,21 @@ class ReduceWide {
 
   template <int V, bool PART>
   void channels(const Taps& at, A* sums, int64_t lanes) const {
-    constexpr int MOST = V == 2 ? 6 : 8;
-    if (one_row() && at.taps > 1) {
-      if (neighbours())
-        rows<V, PART, false>(at, at.taps * at.channels, sums, lanes);
-      else
-        rows<V, PART, true>(at, at.taps * at.channels, sums, lanes);
-      return;
-    }
+    int64_t count = at.taps * at.channels;
+    if (at.taps > 1 && one_row() && !neighbours()) return rows<V, PART, true>(at, count, sums, lanes);
     if constexpr (MANY && L == 8 && V == 1) {
-      int64_t step = high * wide * L, column = p.strides[2] * patches.in_channels;
-      if (at.taps == 2)
-        return sum_products<T, 2, 8, V, PART, false>(at.x, tap(), nullptr, at.y, at.segments, at.from, at.to, column,
-                                                     patches.out_channels, sums, step, wide * L, lanes);
-      if (at.taps == 3)
-        return sum_products<T, 3, 8, V, PART, false>(at.x, tap(), nullptr, at.y, at.segments, at.from, at.to, column,
-                                                     patches.out_channels, sums, step, wide * L, lanes);
+      if (at.taps == 3) return add<3, 8, V, PART, false>(at, 0, nullptr, sums, lanes);
+      if (at.taps == 2) return add<2, 8, V, PART, false>(at, 0, nullptr, sums, lanes);
     }
-    rows<V, PART, false>(at, at.channels, sums, lanes);
+    rows<V, PART, false>(at, count, sums, lanes);
+  }
+
+  // Tiles of J channels, from the first on or as a table has them.
+  template <int TAPS, int J, int V, bool PART, bool TABLE>
+  void add(const Taps& at, int64_t first, const int64_t* offsets, A* sums, int64_t lanes) const {
+    sum_products<T, TAPS, J, V, PART, TABLE>(at.x + first, tap(), offsets, at.y, at.segments, at.from, at.to,
+                                             p.strides[2] * patches.in_channels, patches.out_channels, sums, high * wide * L,
+                                             wide * L, lanes);
   }
 
   int64_t tap() const { return p.dilation[2] * patches.in_channels; }  // from one to the next in x
@@ -175,25 +175,23 @@ class ReduceWide {
   template <int V, bool PART, bool TABLE>
   void rows(const Taps& at, int64_t count, A* sums, int64_t lanes) const {
     constexpr int MOST = V == 2 ? 6 : 8;
-    int64_t x_column = p.strides[2] * patches.in_channels, row = wide * L, offsets[MOST];
-    for (int64_t j = 0, chunk; j < count; j += chunk, sums += chunk * row) {
+    int64_t offsets[MOST];
+    for (int64_t j = 0, chunk; j < count; j += chunk, sums += chunk * wide * L) {
       int64_t left = count - j;
       if (V == 2)
         chunk = left == 8 ? 4 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       else
         chunk = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       for (int64_t i = 0; TABLE && i < chunk; ++i) offsets[i] = (j + i) / high * tap() + (j + i) % high;
-      const T* source = TABLE ? at.x : at.x + j;
-#define CASE(J)                                                                                                                \
-  if (chunk == J)                                                                                                              \
-    sum_products<T, 1, J, V, PART, TABLE>(source, 0, offsets, at.y, at.segments, at.from, at.to, x_column, patches.out_channels, \
-                                          sums, 0, row, lanes);
-      CASE(MOST) CASE(4) CASE(2) CASE(1)
-#undef CASE
+      int64_t first = TABLE ? 0 : j;
+      if (chunk == MOST) add<1, MOST, V, PART, TABLE>(at, first, offsets, sums, lanes);
+      if (chunk == 4) add<1, 4, V, PART, TABLE>(at, first, offsets, sums, lanes);
+      if (chunk == 2) add<1, 2, V, PART, TABLE>(at, first, offsets, sums, lanes);
+      if (chunk == 1) add<1, 1, V, PART, TABLE>(at, first, offsets, sums, lanes);
     }
   }
 
-  void add(const Block& block, int64_t tap, const A* partial, T* result) const {
+  void finish(const Block& block, int64_t tap, const A* partial, T* result) const {
     result += (tap * p.channels + block.channel) * patches.out_channels + block.group * p.filters + block.filter;
     for (int64_t j = 0; j < block.channels; ++j, partial += wide * L, result += patches.out_channels)
       for (int64_t v = 0; v < block.filters; v += L) {
