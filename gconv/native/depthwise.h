@@ -82,12 +82,11 @@ class Rows {
       t.count = (last - first) * each[w];
       t.weight_step = wp.size > 1 ? channels * (wp.taps[1].index - wp.taps[0].index) : 0;
       if (!ascends(wp)) t.weight_step = -t.weight_step;
-      int64_t end = minimum((part + 1) * cut, wp.count), inside, outside;
-      wp.interior(width.stride, width.sources, inside, outside);
+      int64_t end = minimum((part + 1) * cut, wp.count);
       for (int64_t q = part * cut; q < end;) {
         t.source = (image + q * width.stride) * channels, t.column = q * width.stride;
         t.result = (result + wp.first + q * width.step) * channels, t.left = end - q;
-        t.edge = q < inside || q + tile_size > outside;
+        t.edge = q < wp.inside || q + tile_size > wp.outside;
         int64_t furthest = t.count ? maximum(t.runs[0].source, t.runs[t.count - 1].source) : 0;
         t.ahead = t.source + furthest + TILE * width.stride * channels;
         t.before = t.ahead - (height.stride > 1 && last - first > 1 ? width.sources * channels : 0);

@@ -61,7 +61,8 @@ const Kernels& kernels_for(Role role, Type type, const Problem& p) {
     bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
     if (role != Role::w && tree) filled *= p.groups;
     if (!p.depthwise() && sources > 4 && filled < lanes && 2 * filled > lanes) return longest;  // most of a vector
-    if (!p.depthwise() && sources <= 4 && filled <= 3 && role != Role::w) return longest;       // little of a short one too
+    if (!p.depthwise() && sources <= 4 && filled <= 3 && role != Role::w)  // little of a short one too: lanes are sources
+      return p.groups * sources > lanes / 2 ? longest : avx512_short;
     if (filled < lanes || padded(lanes) > 1.1 * padded(lanes / 2)) return avx512_short;
   }
 #endif
@@ -173,25 +174,19 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
     std::memset(result->untyped_data(), 0, result->size_bytes());
     return ffi::Error::Success();
   }
-  const Kernels& kernels = kernels_for(role, type, p);
-  if (static_cast<int64_t>(scratch->size_bytes()) < kernels.scratch_bytes(role, type, p))
-    return refuse("the scratch is too small: the program was compiled for another instruction set");
 
   p.large = is_large(p, result->size_bytes() / result->element_count());
   double pixels = double(p.batch) * p.out[0] * p.out[1] * p.out[2];
   double work = pixels * p.window[0] * p.window[1] * p.window[2] * groups * channels * filters +
                 ELEMENT * (double(first.element_count()) + double(second.element_count()) + double(result->element_count()));
   auto run = [&](const Parallel& parallel) {
-    kernels.run(role, type, p, first.untyped_data(), second.untyped_data(), result->untyped_data(), scratch->untyped_data(),
-                parallel);
+    return kernels_for(role, type, p).run(role, type, p, first.untyped_data(), second.untyped_data(), result->untyped_data(),
+                                          scratch->untyped_data(), scratch->size_bytes(), parallel);
   };
   // No more threads than have that much to do: each costs the caller a call and the system a wake-up.
   int64_t threads = std::min<int64_t>(pool.num_threads(), std::max(1.0, work / SMALL));
-  if (threads > 1)
-    run(OnPool<ffi::ThreadPool>(&pool, threads, work >= LONG));
-  else
-    run(Parallel{in_the_caller, 1});
-  return ffi::Error::Success();
+  bool done = threads > 1 ? run(OnPool<ffi::ThreadPool>(&pool, threads, work >= LONG)) : run(Parallel{in_the_caller, 1});
+  return done ? ffi::Error::Success() : refuse("the scratch is too small: the program was compiled for another instruction set");
 }
 
 }  // namespace

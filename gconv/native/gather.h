@@ -24,17 +24,8 @@ struct Tap {
 struct Phase {
   int64_t first, count;  // of results
   const Tap* taps;
-  int64_t size;  // number of taps
-
-  // The results, from q to its end, that find all of the taps' sources inside [0, sources).
-  void interior(int64_t stride, int64_t sources, int64_t& from, int64_t& to) const {
-    from = 0, to = count;
-    for (int64_t t = 0; t < size; ++t) {
-      from = maximum(from, -floor_div(taps[t].source, stride));
-      to = minimum(to, floor_div(sources - 1 - taps[t].source, stride) + 1);
-    }
-    to = maximum(from, to);
-  }
+  int64_t size;             // number of taps
+  int64_t inside, outside;  // results from the one to the other find all of the taps' sources
 };
 
 struct Axis {
@@ -64,8 +55,7 @@ struct Axis {
     for (int64_t t = 0; t < window; ++t)
       if (int64_t r = remainder(t); r < count)
         taps[next[r]++] = {t, forward ? t * dilation - low : floor_div(r + low - t * dilation, step)};
-    for (int64_t r = 0; r < count; ++r)
-      phases.push({r, ceil_div(results - r, step), taps.data + end[r], end[r + 1] - end[r]});
+    for (int64_t r = 0; r < count; ++r) push(r, taps.data + end[r], end[r + 1] - end[r]);
   }
 
   void plan_by_dilation(int64_t direction, int64_t window, int64_t low) {
@@ -73,7 +63,16 @@ struct Axis {
     taps.reserve(unit * window);
     for (int64_t r = 0; r < unit; ++r)
       for (int64_t t = 0; t < window; ++t) taps.push({t, r + direction * (t * unit - low)});
-    for (int64_t r = 0; r < unit; ++r) phases.push({r, ceil_div(results - r, step), taps.data + r * window, window});
+    for (int64_t r = 0; r < unit; ++r) push(r, taps.data + r * window, window);
+  }
+
+  void push(int64_t first, const Tap* taps, int64_t size) {
+    int64_t count = ceil_div(results - first, step), inside = 0, outside = count;
+    for (int64_t t = 0; t < size; ++t) {
+      inside = maximum(inside, -floor_div(taps[t].source, stride));
+      outside = minimum(outside, floor_div(sources - 1 - taps[t].source, stride) + 1);
+    }
+    phases.push({first, count, taps, size, inside, maximum(inside, outside)});
   }
 };
 

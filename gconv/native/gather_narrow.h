@@ -8,9 +8,9 @@
 // 24 with eight filters (Q = 3). Two multiply-adds a cycle of latency 4 need 8 running sums, and 16 registers hold 12 besides the
 // weights.
 //
-// A sum over the channels of a group is a sum of lanes, done once per result after all taps: in a tree where a group has 4 or 8
-// channels and as many filters, of which each round makes one vector of two and the last leaves the results in their places. Tiles
-// that reach over a border carry a mask per tap that says which of the Q results meet a source; nothing is padded.
+// A sum over the channels of a group is a sum of lanes, done once per result after all taps: in a tree (see lanes.h) where a group has
+// 2, 4 or 8 channels and as many filters, and where all lanes are one group's. Tiles that reach over a border carry a mask per tap that
+// says which of the Q results meet a source; nothing is padded.
 
 #pragma once
 
@@ -106,16 +106,20 @@ class GatherNarrow {
 
   // [block][tap][vector][filter][lane]
   void pack(int64_t block, const T* w, A* packed) const {
-    A* to = packed + block * g.taps * lanes.vectors * g.results * L;
-    for (int64_t tap = 0; tap < g.taps; ++tap)
-      for (int64_t v = 0; v < lanes.vectors; ++v)
-        for (int64_t k = 0; k < g.results; ++k)
-          for (int64_t l = 0; l < L; ++l) {
-            int64_t channel = v * L + l, group = block * lanes.per_block + channel / g.sources;
-            *to++ = l < lanes.used(block, v) ? value(w[tap * g.tap_stride + channel % g.sources * g.source_stride +
-                                                       group * g.group_stride + k * g.result_stride])
-                                             : A{};
-          }
+    A* to_block = packed + block * g.taps * tap_stride();
+    for (int64_t v = 0; v < lanes.vectors; ++v) {
+      int64_t used = minimum(lanes.used(block, v), L), offset[L];
+      for (int64_t l = 0; l < used; ++l) {
+        int64_t channel = v * L + l, group = channel / g.sources;
+        offset[l] = (block * lanes.per_block + group) * g.group_stride + (channel - group * g.sources) * g.source_stride;
+      }
+      for (int64_t tap = 0; tap < g.taps; ++tap)
+        for (int64_t k = 0; k < g.results; ++k) {
+          const T* from = w + tap * g.tap_stride + k * g.result_stride;
+          A* to = to_block + tap * tap_stride() + (v * g.results + k) * L;
+          for (int64_t l = 0; l < L; ++l) to[l] = l < used ? value(from[offset[l]]) : A{};
+        }
+    }
   }
 
   // Filters at a time: as many as a group has channels where their sums are a tree.
@@ -166,13 +170,11 @@ class GatherNarrow {
   void tiles(const Phase& phase, int64_t first, int64_t last, int64_t k, int64_t from, int64_t to, const T* x, const A* weights,
              T* row, Lists& lists) const {
     const Axis& width = g.axis[2];
-    int64_t inside, outside;
-    phase.interior(width.stride, width.sources, inside, outside);
     for (int64_t q = first; q < last; q += Q) {
       int64_t count = minimum(Q, last - q);
       const T* source = x + q * width.stride * g.source_channels();
       T* to_tile = row + (phase.first + q * width.step) * g.result_channels();
-      if (count == Q && q >= inside && q + Q <= outside) {
+      if (count == Q && q >= phase.inside && q + Q <= phase.outside) {
         blocks<Q, K, false>(count, k, from, to, source, weights, to_tile, lists.taps);
         continue;
       }
@@ -227,12 +229,13 @@ class GatherNarrow {
   ALWAYS_INLINE void finish(Vector<T> (&sums)[Q][K], int64_t count, int64_t k, int64_t block, T* tile) const {
     int64_t step = g.axis[2].step * g.result_channels(), groups = lanes.groups_in(block);
     T* to = tile + block * lanes.per_block * g.results + k;
-    if constexpr (K >= 4 && K < L) {
+    std::make_index_sequence<L> all;
+    if constexpr (K >= 2 && K < L) {
       if (in_a_tree(K)) {
         bool streams = p.large && whole_lines<T, 1>(to, g.result_channels());
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
-          add_lanes<K / 2>(sums[q]);
+          add_lanes<K / 2>(sums[q], all);
           if (groups * K < L)
             store_first(to + q * step, sums[q][0], groups * K);
           else
@@ -241,26 +244,44 @@ class GatherNarrow {
         return;
       }
     }
+    if (lanes.vectors > 1 || g.groups == 1) {  // a block is one group
+      constexpr int TREES = (Q * K + L - 1) / L;
+      A sum[TREES * L];
+      UNROLL for (int tree = 0; tree < TREES; ++tree) {
+        Vector<T> part[L];
+        UNROLL for (int i = 0; i < L; ++i) {
+          int at = tree * L + i;
+          part[i] = at < Q * K ? sums[at / K % Q][at % K] : Vector<T>{};
+        }
+        add_lanes<L / 2>(part, all);
+        store(sum + tree * L, part[0]);
+      }
+      for (int64_t q = 0; q < count; ++q)
+        UNROLL for (int f = 0; f < K; ++f) to[q * step + f] = rounded<T>(sum[q * K + f]);
+      return;
+    }
+    if constexpr (K == 2 || K == 4)
+      if (g.sources == 1 && g.results == K) {  // a lane is a result: side by side they lie by filters
+        UNROLL for (int q = 0; q < Q; ++q) {
+          if (q >= count) break;
+          zip<K / 2>(sums[q], all);
+          UNROLL for (int k = 0; k < K; ++k)
+            if (int64_t left = groups * K - k * L; left >= L)
+              store(to + q * step + k * L, sums[q][k]);
+            else if (left > 0)
+              store_first(to + q * step + k * L, sums[q][k], left);
+        }
+        return;
+      }
     A lane[Q][K][L];
     memcpy(lane, sums, sizeof lane);
-    int64_t each = lanes.vectors > 1 ? L : g.sources;
     for (int64_t q = 0; q < count; ++q)
       for (int64_t group = 0; group < groups; ++group)
         for (int64_t f = 0; f < K; ++f) {
-          A sum = lane[q][f][group * each];
-          for (int64_t j = 1; j < each; ++j) sum += lane[q][f][group * each + j];
+          A sum = lane[q][f][group * g.sources];
+          for (int64_t j = 1; j < g.sources; ++j) sum += lane[q][f][group * g.sources + j];
           to[q * step + group * g.results + f] = rounded<T>(sum);
         }
-  }
-
-  // Of the first 2 * HALF vectors: lane i of every 2 * HALF lanes becomes the sum of these lanes of the i-th.
-  template <int HALF, size_t N>
-  static ALWAYS_INLINE void add_lanes(Vector<T> (&v)[N]) {
-    UNROLL for (int i = 0; i < HALF; ++i) {
-      swap_halves<HALF>(v[i], v[i + HALF], std::make_index_sequence<L>{});
-      v[i] += v[i + HALF];
-    }
-    if constexpr (HALF > 1) add_lanes<HALF / 2>(v);
   }
 };
 

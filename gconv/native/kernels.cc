@@ -50,12 +50,14 @@ int64_t scratch_bytes(Role role, Type type, const Problem& problem) {
   });
 }
 
-void run(Role role, Type type, const Problem& problem, const void* first, const void* second, void* result, void* scratch,
-         const Parallel& parallel) {
-  with_type(type, [&](auto t) {
+bool run(Role role, Type type, const Problem& problem, const void* first, const void* second, void* result, void* scratch,
+         int64_t bytes, const Parallel& parallel) {
+  return with_type(type, [&](auto t) {
     using T = decltype(t);
-    choose<T>(role, problem, [&](const auto& kernel) {
+    return choose<T>(role, problem, [&](const auto& kernel) {
+      if (bytes < kernel.scratch_bytes()) return false;
       kernel.run(static_cast<const T*>(first), static_cast<const T*>(second), static_cast<T*>(result), scratch, parallel);
+      return true;
     });
   });
 }

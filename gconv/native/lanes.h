@@ -2,6 +2,9 @@
 //
 //   up to LANES channels per group    a block is one vector of as many whole groups as fit; the rest of its lanes is not used
 //   more                              a block is one group, of several vectors
+//
+// A result is then a sum of lanes. Where it lies in the right lane by itself is worth the most: add_lanes sums in a tree, of which each
+// round makes one vector of two; zip puts the filters of a channel side by side.
 
 #pragma once
 
@@ -33,6 +36,29 @@ struct Lanes {
     return minimum(groups * channels - first_channel(block), LANES<A>);
   }
 };
+
+// Of the first 2 * HALF vectors: lane i of every 2 * HALF lanes becomes the sum of these lanes of the i-th.
+template <int HALF, class V, size_t N, size_t... LANE>
+ALWAYS_INLINE void add_lanes(V (&v)[N], std::index_sequence<LANE...> all) {
+  UNROLL for (int i = 0; i < HALF; ++i) {
+    swap_halves<HALF>(v[i], v[i + HALF], all);
+    v[i] += v[i + HALF];
+  }
+  if constexpr (HALF > 1) add_lanes<HALF / 2>(v, all);
+}
+
+// All first lanes of the vectors, all second lanes, and so on, with HALF that of their number.
+template <int HALF, class V, size_t N, size_t... LANE>
+ALWAYS_INLINE void zip(V (&v)[N], std::index_sequence<LANE...> all) {
+  constexpr size_t L = sizeof...(LANE);
+  UNROLL for (int i = 0; i < (int)N; ++i) {
+    if (i & HALF) continue;
+    V low = __builtin_shufflevector(v[i], v[i + HALF], (int)(LANE / 2 + LANE % 2 * L)...);
+    v[i + HALF] = __builtin_shufflevector(v[i], v[i + HALF], (int)((L + LANE) / 2 + LANE % 2 * L)...);
+    v[i] = low;
+  }
+  if constexpr (HALF > 1) zip<HALF / 2>(v, all);
+}
 
 }  // namespace
 }  // namespace gconv

@@ -58,13 +58,13 @@ struct Parallel {
 };
 
 // The kernels of one instruction set, for vectors of so many bytes. `first` and `second` are the role's operands: (x, w), (y, w) or
-// (x, y).
+// (x, y). run() does nothing and returns false where the scratch has fewer bytes than scratch_bytes() tells.
 struct Kernels {
   const char* name;
   int64_t vector_bytes;
   int64_t (*scratch_bytes)(Role role, Type type, const Problem& problem);
-  void (*run)(Role role, Type type, const Problem& problem, const void* first, const void* second, void* result, void* scratch,
-              const Parallel& parallel);
+  bool (*run)(Role role, Type type, const Problem& problem, const void* first, const void* second, void* result, void* scratch,
+              int64_t bytes, const Parallel& parallel);
 };
 
 }  // namespace gconv

@@ -19,12 +19,15 @@ struct Segment {  // of a row of y, and the row of x that one tap of the outer a
   int64_t pixel;  // of the segment's first pixel in its patch
 };
 
-// Enough to keep threads busy, together with the blocks of the result that they can share, but no more memory than a quarter of
-// the operands or a megabyte.
+// Enough to keep threads busy, together with the blocks of the result that they can share, but each with so much to do that its
+// sums are worth adding up, and no more memory than a quarter of the operands or a megabyte.
 int64_t partitions_of(const Problem& p, int64_t units, int64_t partial_size, int64_t element, int64_t blocks = 1) {
+  constexpr int64_t WORTH = 1 << 15;  // multiply-adds
   int64_t in = p.in[0] * p.in[1] * p.in[2] * p.groups * p.channels, out = p.out[0] * p.out[1] * p.out[2] * p.groups * p.filters;
   int64_t room = maximum(p.batch * (in + out) / 4, (1 << 20) / element) / maximum(partial_size, 1);
-  return maximum(1, minimum(minimum(units, 16), maximum(room, minimum(4, ceil_div(64, blocks)))));
+  double work = double(p.batch) * double(out) * double(p.window[0] * p.window[1] * p.window[2]) * double(p.channels);
+  int64_t most = work < 16 * WORTH ? ceil_div(int64_t(work), WORTH) : 16;
+  return maximum(1, minimum(minimum(units, most), maximum(room, minimum(4, ceil_div(64, blocks)))));
 }
 
 struct Patches {
@@ -52,13 +55,15 @@ struct Patches {
   // The rows of a patch that find a row of x at the outer taps (d, h).
   void segments(int64_t patch, int64_t d, int64_t h, List<Segment>& found) const {
     found.size = 0;
-    int64_t first = first_row(patch), count = rows_in(patch);
+    int64_t first = first_row(patch), count = rows_in(patch), wide = columns_in(patch);
+    int64_t oh = first % p.out[1], od = first / p.out[1] % p.out[0], n = first / p.out[1] / p.out[0];
     for (int64_t i = 0; i < count; ++i) {
-      int64_t row = first + i, oh = row % p.out[1], od = row / p.out[1] % p.out[0], n = row / p.out[1] / p.out[0];
       int64_t ih = oh * p.strides[1] + h * p.dilation[1] - p.low[1], id = od * p.strides[0] + d * p.dilation[0] - p.low[0];
-      if (ih < 0 || ih >= p.in[1] || id < 0 || id >= p.in[0]) continue;
-      found.push({((n * p.in[0] + id) * p.in[1] + ih) * p.in[2] * in_channels, row * p.out[2] * out_channels,
-                  i * columns_in(patch)});
+      if (ih >= 0 && ih < p.in[1] && id >= 0 && id < p.in[0])
+        found.push({((n * p.in[0] + id) * p.in[1] + ih) * p.in[2] * in_channels, (first + i) * p.out[2] * out_channels, i * wide});
+      if (++oh < p.out[1]) continue;
+      oh = 0;
+      if (++od == p.out[0]) od = 0, ++n;
     }
   }
 

@@ -182,17 +182,21 @@ class ReduceNarrow {
 
   // The sum of the partial sums of a block's groups, in the kernel's layout.
   void add(int64_t block, const A* partial, T* result) const {
-    for (int64_t v = 0; v < lanes.vectors; ++v)
+    for (int64_t v = 0; v < lanes.vectors; ++v) {
+      int64_t used = minimum(lanes.used(block, v), L), offset[L];
+      for (int64_t l = 0; l < used; ++l) {
+        int64_t channel = v * L + l, group = channel / p.channels;
+        offset[l] = (channel - group * p.channels) * patches.out_channels + (block * lanes.per_block + group) * p.filters;
+      }
       for (int64_t f = 0; f < p.filters; ++f)
         for (int64_t tap = 0; tap < taps; ++tap) {
           const A* from = partial + (((block * lanes.vectors + v) * p.filters + f) * taps + tap) * L;
           Vector<T> sum = load(from);
           for (int64_t i = 1; i < patches.partitions; ++i) sum += load(from + i * partial_size);
-          for (int64_t l = 0; l < lanes.used(block, v); ++l) {
-            int64_t channel = v * L + l, group = block * lanes.per_block + channel / p.channels;
-            result[(tap * p.channels + channel % p.channels) * patches.out_channels + group * p.filters + f] = rounded<T>(sum[l]);
-          }
+          T* to = result + tap * p.channels * patches.out_channels + f;
+          for (int64_t l = 0; l < used; ++l) to[offset[l]] = rounded<T>(sum[l]);
         }
+    }
   }
 };
 

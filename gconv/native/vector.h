@@ -296,23 +296,29 @@ ALWAYS_INLINE void transpose(V (&rows)[N]) {
 
 // --- memory and work of one call -------------------------------------------------------------------------------------------
 
-// A growing list whose code, unlike std::vector's, is this instruction set's own.
+// A growing list whose code, unlike std::vector's, is this instruction set's own. The first items lie in it: to allocate and free the
+// lists of a small problem would take as long as its sums.
 template <class T>
 struct List {
-  T* data = nullptr;
-  int64_t size = 0, room = 0;
-  List() = default;
+  T first[16];
+  T* data = first;
+  int64_t size = 0, room = 16;
+  List() {}
   List(const List&) = delete;
   List& operator=(const List&) = delete;
-  ~List() { free(data); }
+  ~List() {
+    if (data != first) free(data);
+  }
   void reserve(int64_t more) {
     if (more <= room) return;
     room = more > 2 * room ? more : 2 * room;
-    data = static_cast<T*>(realloc(data, room * sizeof(T)));
-    if (!data) abort();
+    T* longer = static_cast<T*>(realloc(data == first ? nullptr : data, room * sizeof(T)));
+    if (!longer) abort();
+    if (data == first) memcpy(longer, first, sizeof first);
+    data = longer;
   }
   void push(const T& item) {
-    if (size == room) reserve(size + 16);
+    if (size == room) reserve(size + 1);
     data[size++] = item;
   }
   const T& operator[](int64_t i) const { return data[i]; }

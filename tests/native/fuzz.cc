@@ -141,7 +141,8 @@ bool test(const Kernels& kernels, Role role, Type type, const Problem& p, std::m
     {
       Threads pool;
       OnPool<Threads> parallel(&pool, threads, true);
-      kernels.run(role, type, p, first.bytes.data(), second.bytes.data(), result.bytes.data(), scratch.data(), parallel);
+      kernels.run(role, type, p, first.bytes.data(), second.bytes.data(), result.bytes.data(), scratch.data(),
+                  scratch.size(), parallel);
     }
     if (threads > 1 && before != result.bytes) return false;
     before = result.bytes;
