@@ -21,6 +21,7 @@ LONGEST = 350
 ORDER = (
     ("options", "layout", "factor", "native", "placement", "swapping"),
     ("geometry",),
+    ("backends.sums",),
     ("backends.lax", "backends.xla"),
     ("backends.*",),
     ("backends", "partition"),

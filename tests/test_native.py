@@ -474,14 +474,19 @@ def test_little_work_is_left_to_xla():
 
 @built
 def test_few_products_of_one_group_are_left_to_xla_and_many_taken():
-    def chosen(shape, kernel):
-        found = gconv.explain(jax.ShapeDtypeStruct(shape, "float32"), jax.ShapeDtypeStruct(kernel, "float32"), platform="cpu")
-        return found["y"].implementation
+    def chosen(shape, kernel, role="y", **options):
+        shapes = (jax.ShapeDtypeStruct(s, "float32") for s in (shape, kernel))
+        return gconv.explain(*shapes, platform="cpu", **options)[role].implementation
 
     assert chosen((4, 16, 3), (3, 3, 3)) == "xla"
     assert chosen((64, 16, 16, 3), (3, 3, 3, 3)) == "xla"  # many, but of few channels
     assert chosen((64, 16, 16, 8), (3, 3, 8, 8)) == "native"
     assert chosen((2, 64, 16), (1, 16, 32)) == "native"  # a matrix product
+    assert chosen((64, 16, 16, 6), (1, 1, 2, 9)) == "xla"  # a single tap of few channels, of any number of groups
+    assert chosen((64, 16, 16, 32), (1, 1, 2, 32)) == "native"
+    # Between strides, role "x" sums a part of the taps: 5 x 5 by 2 x 2 of 4 filters are 36 terms, and 100 without strides.
+    assert chosen((1, 9, 9, 8), (5, 5, 4, 8), "x", strides=2) == "xla"
+    assert chosen((1, 5, 5, 8), (5, 5, 4, 8), "x") == "native"
 
 
 @built

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 
 from gconv import native
-from gconv.backends import xla
+from gconv.backends import sums, xla
 from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
@@ -37,17 +37,17 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
     """Where the work is less than the call of a kernel, and where rows are shorter than a kernel's tiles and windows small:
     XLA's own loops need no call and run across rows and images."""
     g = geometry
-    if not xla.sums_products(role, g) or xla.pass_over(role, g, dtype, platform, batch):
+    if not sums.sums_products(role, g) or xla.pass_over(role, g, dtype, platform, batch):
         return None
-    if xla.few_products(role, g, batch):
+    if sums.few_products(role, g, batch):
         return "so few products take less time than the call of a kernel, about a microsecond"
-    if xla.thin(role, g):
-        return "its kernels work along channels, and one group with few leaves their vectors empty"
+    if sums.thin(role, g):
+        return "its kernels work along channels, and few of them leave their vectors empty"
     if role == "w":
         return None
     row = g.output[-1] * g.out_channels if role == "y" else g.spatial[-1] * g.in_channels
     taps, depthwise = math.prod(g.window), g.channels == g.filters == 1
-    little = depthwise and taps <= xla.TERMS and isinstance(batch, int) and xla.products(g, batch) <= LITTLE
+    little = depthwise and taps <= sums.TERMS and isinstance(batch, int) and sums.products(g, batch) <= LITTLE
     if (row <= SHORT and taps <= TAPS) or (row <= MEDIUM and little):
         return f"its kernels work along rows, and a row of {row} numbers is short for so little work"
     return None

@@ -17,26 +17,18 @@ The padding is the only zero that is ever multiplied: a NaN stays inside the win
 
 import itertools
 import math
-from dataclasses import replace
 from functools import partial, reduce
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.lax import conv_general_dilated
 
+from gconv.backends.sums import TERMS, by_products, few_products, sums_products, thin
 from gconv.geometry import Geometry
 
 SPATIAL = ("", "W", "HW", "DHW")
-# A fused sum of more terms than these gets slower per term, and beyond a hundred XLA stops fusing it (ten times slower).
-TERMS = 49
-# channels * filters up to which products beat matrix products.
-NARROW = 64
 # One convolution per group costs about 30 ms of compile time.
 GROUPS = 64
-# Up to so many products, in one fused sum, loops inside the program take less time than the call of a kernel outside it.
-FEW = 30_000
-# Of one group, a fused sum of up to so many terms is faster than a kernel, whose vectors would hold its few channels.
-THIN = 27
 # One reduction holds this many running sums in registers, and reduces stretches of this many pixels out of the nearest cache.
 SUMS, STRETCH = 8, 64
 
@@ -77,39 +69,6 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
     return "too few pixels for one convolution per group" if math.prod(g.output) < 49 else None
 
 
-def sums_products(role: str, g: Geometry) -> bool:
-    """Whether a role becomes loops of XLA's own, without a convolution or matrix product."""
-    return g.channels == 1 if role == "w" else _by_products(_swapped(g) if role == "x" else g)
-
-
-def few_products(role: str, g: Geometry, batch) -> bool:
-    """Whether a role is one fused sum and less work than the call of a kernel.
-
-    Role "x" is one per remainder by the strides, role "w" only with a single tap.
-    """
-    if not isinstance(batch, int) or not sums_products(role, g):
-        return False
-    if math.prod(g.window) == 1:  # more results for the same work
-        return products(g, batch) <= FEW // 6
-    return role != "w" and _terms(role, g) <= TERMS and products(g, batch) <= FEW
-
-
-def thin(role: str, g: Geometry) -> bool:
-    """Whether role "y" or "x" is one group with few terms to sum, as of an image's colours."""
-    many = math.prod(g.window) > 1
-    return g.groups == 1 and role != "w" and many and _terms(role, g) <= THIN and sums_products(role, g)
-
-
-def _terms(role: str, g: Geometry) -> int:
-    """Of the sum that each result of role "y" or "x" is."""
-    return math.prod(g.window) * (g.channels if role == "y" else g.filters)
-
-
-def products(g: Geometry, batch: int) -> int:
-    """How many products any role sums."""
-    return batch * math.prod(g.output) * math.prod(g.window) * g.out_channels * g.channels
-
-
 def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:
     """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`."""
     x, kernel = _widen(dtype, x, kernel)
@@ -148,7 +107,7 @@ def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision) -> Array:
 def _convolve(x: Array, kernel: Array, g: Geometry, precision) -> Array:
     if 0 in g.output:
         return jnp.zeros(g.y_shape(x.shape[0]), x.dtype)
-    if _by_products(g):
+    if by_products(g):
         return _products(x, kernel, g)
     if g.groups > GROUPS or jnp.issubdtype(x.dtype, jnp.integer):
         return _matmuls(x, kernel, g, precision)
@@ -156,10 +115,6 @@ def _convolve(x: Array, kernel: Array, g: Geometry, precision) -> Array:
     numbers = (f"N{s}C", f"{s}IO", f"N{s}C")
     x, kernel = _split(x, g.groups), _split(kernel, g.groups)
     return _per_group(x, kernel, g.strides, g.padding, g.dilation, numbers, precision)
-
-
-def _by_products(g: Geometry) -> bool:
-    return g.channels == 1 or (g.channels * g.filters <= NARROW and g.channels * math.prod(g.window[1:]) <= TERMS)
 
 
 def _products(x: Array, kernel: Array, g: Geometry) -> Array:
@@ -220,10 +175,6 @@ def _phase(y: Array, kernel: Array, remainder: tuple, quotient: tuple, g: Geomet
     ones = (1,) * g.rank
     part = Geometry(g.output, tuple(window), ones, tuple(padding), tuple(dilation), g.groups, g.filters, g.channels)
     return _convolve(y, kernel[tuple(taps)], part, precision)
-
-
-def _swapped(g: Geometry) -> Geometry:
-    return replace(g, channels=g.filters, filters=g.channels)
 
 
 def _interleave(phases: list[Array], g: Geometry) -> Array:

@@ -45,6 +45,7 @@ class ReduceDepthwise {
           return t.left >= TILE        ? tile<TILE>(t, from, to, x, y, own)
                  : t.left >= HALF_TILE ? tile<HALF_TILE>(t, from, to, x, y, own)
                  : t.left >= 3         ? tile<3>(t, from, to, x, y, own)
+                 : t.left >= 2         ? tile<2>(t, from, to, x, y, own)
                                        : tile<1>(t, from, to, x, y, own);
         });
     });
@@ -61,6 +62,7 @@ class ReduceDepthwise {
  private:
   template <int Q>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* y, A* partial) const {
+    if (!t.count) return t.left;  // a row on the padding
     for (int64_t v = from; v < to; ++v) {
       int64_t step = g.axis[2].step * channels;
       if (p.large) {
