@@ -34,8 +34,8 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
 
 
 def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str | None:
-    """Where the work is less than the call of a kernel, and where rows are shorter than a kernel's tiles and windows small:
-    XLA's own loops need no call and run across rows and images."""
+    """Where the work is less than the call of a kernel, where channels are too few for its vectors, and where rows are shorter
+    than its tiles and windows small: XLA's own loops need no call and run across rows and images."""
     g = geometry
     if not sums.sums_products(role, g) or xla.pass_over(role, g, dtype, platform, batch):
         return None

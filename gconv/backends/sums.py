@@ -41,7 +41,7 @@ def few_products(role: str, g: Geometry, batch) -> bool:
 
 
 def thin(role: str, g: Geometry) -> bool:
-    """Whether role "y" or "x" has few terms to sum and few channels, as an image's colours."""
+    """Whether role "y" or "x" has few terms to sum, of one group as of an image's colours, or a single tap of few channels."""
     if role == "w" or not sums_products(role, g):
         return False
     taps, sources = math.prod(g.window), g.channels if role == "y" else g.filters
@@ -51,7 +51,7 @@ def thin(role: str, g: Geometry) -> bool:
 
 
 def _terms(role: str, g: Geometry) -> int:
-    """Of the sum that each result of role "y" or "x" is; between strides, role "x" meets a part of the taps only."""
+    """Of the sum that a result is; between strides, those of role "x" meet a part of the taps, on average."""
     if role == "y":
         return math.prod(g.window) * g.channels
     return math.prod(-(-k // s) for k, s in zip(g.window, g.strides, strict=True)) * g.filters

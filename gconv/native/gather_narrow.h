@@ -9,8 +9,9 @@
 // weights.
 //
 // A sum over the channels of a group is a sum of lanes, done once per result after all taps: in a tree (see lanes.h) where a group has
-// 2, 4 or 8 channels and as many filters, and where all lanes are one group's. Tiles that reach over a border carry a mask per tap that
-// says which of the Q results meet a source; nothing is padded.
+// 2, 4 or 8 channels and as many filters, and where all lanes that are loaded are one group's. Where a group has one channel its lanes
+// are results already. Tiles that reach over a border carry a mask per tap that says which of the Q results meet a source; nothing is
+// padded.
 
 #pragma once
 
@@ -244,7 +245,7 @@ class GatherNarrow {
         return;
       }
     }
-    if (lanes.vectors > 1 || g.groups == 1) {  // a block is one group
+    if (lanes.vectors > 1 || g.groups == 1 || g.sources == L) {  // a block is one group, and so are the lanes it loads
       constexpr int TREES = (Q * K + L - 1) / L;
       A sum[TREES * L];
       UNROLL for (int tree = 0; tree < TREES; ++tree) {

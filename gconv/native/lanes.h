@@ -3,7 +3,7 @@
 //   up to LANES channels per group    a block is one vector of as many whole groups as fit; the rest of its lanes is not used
 //   more                              a block is one group, of several vectors
 //
-// A result is then a sum of lanes. Where it lies in the right lane by itself is worth the most: add_lanes sums in a tree, of which each
+// In roles y and x a result is then a sum of lanes. Where it lies in the right lane by itself is worth the most: add_lanes sums in a tree, of which each
 // round makes one vector of two; zip puts the filters of a channel side by side.
 
 #pragma once

@@ -25,7 +25,8 @@ int64_t partitions_of(const Problem& p, int64_t units, int64_t partial_size, int
   constexpr int64_t WORTH = 1 << 15;  // multiply-adds
   int64_t in = p.in[0] * p.in[1] * p.in[2] * p.groups * p.channels, out = p.out[0] * p.out[1] * p.out[2] * p.groups * p.filters;
   int64_t room = maximum(p.batch * (in + out) / 4, (1 << 20) / element) / maximum(partial_size, 1);
-  double work = double(p.batch) * double(out) * double(p.window[0] * p.window[1] * p.window[2]) * double(p.channels);
+  double work = double(p.batch) * double(out) * double(p.channels);
+  for (int64_t taps : p.window) work *= double(taps);
   int64_t most = work < 16 * WORTH ? ceil_div(int64_t(work), WORTH) : 16;
   return maximum(1, minimum(minimum(units, most), maximum(room, minimum(4, ceil_div(64, blocks)))));
 }

@@ -154,7 +154,8 @@ class ReduceWide {
   template <int V, bool PART>
   void channels(const Taps& at, A* sums, int64_t lanes) const {
     int64_t count = at.taps * at.channels;
-    if (at.taps > 1 && one_row() && !neighbours()) return rows<V, PART, true>(at, count, sums, lanes);
+    if (at.taps > 1 && one_row())
+      return neighbours() ? rows<V, PART, false>(at, count, sums, lanes) : rows<V, PART, true>(at, count, sums, lanes);
     if constexpr (MANY && L == 8 && V == 1) {
       if (at.taps == 3) return add<3, 8, V, PART, false>(at, 0, nullptr, sums, lanes);
       if (at.taps == 2) return add<2, 8, V, PART, false>(at, 0, nullptr, sums, lanes);
