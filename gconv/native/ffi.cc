@@ -55,8 +55,8 @@ const Kernels& kernels_for(Role role, Type type, const Problem& p) {
     int64_t filled = p.depthwise() ? p.groups : p.results(role);  // what vectors run along
     int64_t sources = p.sources(role);
     auto padded = [&](int64_t lanes) { return (filled + lanes - 1) / lanes * lanes; };
-    // Groups of 4 and of 8 channels lie side by side in a vector, for their sums are a tree (gather_narrow.h), as are those of 2 (below);
-    // not those of 8 with a single tap or taken in squares.
+    // Groups of 4 and of 8 channels lie side by side in a vector, for their sums are a tree (gather_narrow.h), as are those of 2
+    // (below); not those of 8 with a single tap or taken in squares.
     bool eight = p.channels == 8 && !p.one_tap() && !by_squares(role, p);
     bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
     if (role != Role::w && tree) filled *= p.groups;

@@ -109,11 +109,7 @@ class GatherNarrow {
   void pack(int64_t block, const T* w, A* packed) const {
     A* to_block = packed + block * g.taps * tap_stride();
     for (int64_t v = 0; v < lanes.vectors; ++v) {
-      int64_t used = minimum(lanes.used(block, v), L), offset[L];
-      for (int64_t l = 0; l < used; ++l) {
-        int64_t channel = v * L + l, group = channel / g.sources;
-        offset[l] = (block * lanes.per_block + group) * g.group_stride + (channel - group * g.sources) * g.source_stride;
-      }
+      int64_t offset[L], used = lanes.offsets(block, v, g.group_stride, g.source_stride, offset);
       for (int64_t tap = 0; tap < g.taps; ++tap)
         for (int64_t k = 0; k < g.results; ++k) {
           const T* from = w + tap * g.tap_stride + k * g.result_stride;

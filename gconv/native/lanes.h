@@ -3,8 +3,8 @@
 //   up to LANES channels per group    a block is one vector of as many whole groups as fit; the rest of its lanes is not used
 //   more                              a block is one group, of several vectors
 //
-// In roles y and x a result is then a sum of lanes. Where it lies in the right lane by itself is worth the most: add_lanes sums in a tree, of which each
-// round makes one vector of two; zip puts the filters of a channel side by side.
+// In roles y and x a result is then a sum of lanes. Best are those that come to lie side by side as they are stored: add_lanes sums in
+// a tree, of which each round makes one vector of two; zip puts the filters of a channel next to each other.
 
 #pragma once
 
@@ -34,6 +34,16 @@ struct Lanes {
   int64_t loaded(int64_t block, int64_t vector) const {
     if (vectors > 1) return used(block, vector);
     return minimum(groups * channels - first_channel(block), LANES<A>);
+  }
+  // Where each lane of a block's vector has its own in the kernel, whose groups and whose channels lie so far apart. Returns how many
+  // lanes are used.
+  int64_t offsets(int64_t block, int64_t vector, int64_t group_step, int64_t channel_step, int64_t (&to)[LANES<A>]) const {
+    int64_t count = used(block, vector);
+    for (int64_t l = 0; l < count; ++l) {
+      int64_t channel = vector * LANES<A> + l, group = channel / channels;
+      to[l] = (block * per_block + group) * group_step + (channel - group * channels) * channel_step;
+    }
+    return count;
   }
 };
 

@@ -183,11 +183,7 @@ class ReduceNarrow {
   // The sum of the partial sums of a block's groups, in the kernel's layout.
   void add(int64_t block, const A* partial, T* result) const {
     for (int64_t v = 0; v < lanes.vectors; ++v) {
-      int64_t used = minimum(lanes.used(block, v), L), offset[L];
-      for (int64_t l = 0; l < used; ++l) {
-        int64_t channel = v * L + l, group = channel / p.channels;
-        offset[l] = (channel - group * p.channels) * patches.out_channels + (block * lanes.per_block + group) * p.filters;
-      }
+      int64_t offset[L], used = lanes.offsets(block, v, p.filters, patches.out_channels, offset);
       for (int64_t f = 0; f < p.filters; ++f)
         for (int64_t tap = 0; tap < taps; ++tap) {
           const A* from = partial + (((block * lanes.vectors + v) * p.filters + f) * taps + tap) * L;

@@ -153,14 +153,13 @@ class ReduceWide {
 
   template <int V, bool PART>
   void channels(const Taps& at, A* sums, int64_t lanes) const {
-    int64_t count = at.taps * at.channels;
-    if (at.taps > 1 && one_row())
-      return neighbours() ? rows<V, PART, false>(at, count, sums, lanes) : rows<V, PART, true>(at, count, sums, lanes);
+    if (int64_t all = at.taps * at.channels; at.taps > 1 && one_row())
+      return neighbours() ? rows<V, PART, false>(at, all, sums, lanes) : rows<V, PART, true>(at, all, sums, lanes);
     if constexpr (MANY && L == 8 && V == 1) {
       if (at.taps == 3) return add<3, 8, V, PART, false>(at, 0, nullptr, sums, lanes);
       if (at.taps == 2) return add<2, 8, V, PART, false>(at, 0, nullptr, sums, lanes);
     }
-    rows<V, PART, false>(at, count, sums, lanes);
+    rows<V, PART, false>(at, at.channels, sums, lanes);
   }
 
   // Tiles of J channels, from the first on or as a table has them.

@@ -141,8 +141,10 @@ bool test(const Kernels& kernels, Role role, Type type, const Problem& p, std::m
     {
       Threads pool;
       OnPool<Threads> parallel(&pool, threads, true);
-      kernels.run(role, type, p, first.bytes.data(), second.bytes.data(), result.bytes.data(), scratch.data(),
-                  scratch.size(), parallel);
+      auto run = [&](int64_t bytes) {
+        return kernels.run(role, type, p, first.bytes.data(), second.bytes.data(), result.bytes.data(), scratch.data(), bytes, parallel);
+      };
+      if (run(int64_t(scratch.size()) - 1) || !run(int64_t(scratch.size()))) return false;  // a byte too few is refused
     }
     if (threads > 1 && before != result.bytes) return false;
     before = result.bytes;
