@@ -7,6 +7,9 @@
 #include <cstring>
 #include <fstream>
 #include <string>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 #include "parallel.h"
 #include "problem.h"
@@ -46,11 +49,22 @@ const Kernels* instruction_set() {
   return chosen;
 }
 
+#ifdef __x86_64__
+// Whether vectors of 512 bits take two passes through the arithmetic units, so that two of half the length are as fast: in AMD's
+// Zen 4, of family 19h the only one that has AVX-512.
+bool two_passes() {
+  unsigned a = 0, b, c, d;
+  __builtin_cpu_init();
+  return __builtin_cpu_is("amd") && __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) == 0x19;
+}
+#endif
+
 // Of the instruction set in use, the kernels whose vectors the channels fill best (measured): AVX-512 has shorter ones too.
 const Kernels& kernels_for(Role role, Type type, const Problem& p) {
   const Kernels& longest = *instruction_set();
 #ifdef __x86_64__
   if (&longest == &avx512) {
+    static const bool halves = two_passes();
     int64_t lanes = longest.vector_bytes / (type == Type::f64 ? 8 : 4);
     int64_t filled = p.depthwise() ? p.groups : p.results(role);  // what vectors run along
     int64_t sources = p.sources(role);
@@ -60,10 +74,12 @@ const Kernels& kernels_for(Role role, Type type, const Problem& p) {
     bool eight = p.channels == 8 && !p.one_tap() && !by_squares(role, p);
     bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
     if (role != Role::w && tree) filled *= p.groups;
-    if (!p.depthwise() && sources > 4 && filled < lanes && 2 * filled > lanes) return longest;  // most of a vector
+    bool most = filled < lanes && 2 * filled > lanes;  // of one vector
+    if (!p.depthwise() && sources > 4 && most) return longest;
     if (!p.depthwise() && sources <= 4 && filled <= 3 && role != Role::w)  // lanes are the sources of all groups
       return p.groups * sources > lanes / 2 ? longest : avx512_short;
-    if (filled < lanes || padded(lanes) > 1.1 * padded(lanes / 2)) return avx512_short;
+    if (p.depthwise() && most && !halves) return longest;
+    if (filled < lanes || (halves && padded(lanes) > 1.1 * padded(lanes / 2))) return avx512_short;
   }
 #endif
   (void)role, (void)type, (void)p;

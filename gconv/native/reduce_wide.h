@@ -5,8 +5,12 @@
 //   for each pixel:  V loads of y;  for each of J channels: 1 broadcast load of x, V multiply-adds
 //
 // J + V loads for J * V multiply-adds: 8 for 12 with (J, V) = (6, 2), 9 for 8 with (8, 1). Few channels are one axis with the taps
-// of a row: neighbours in x where there is a single group, as of an image's colours, else found by a table. Groups of 8 channels
-// take 3 taps at a time: they use half of a line of x or y, and lines far apart do not stay in the nearest cache till the next tap.
+// of a row: neighbours in x where there is a single group, as of an image's colours, else found by a table. Whole eights of channels
+// that meet a single vector take 3 taps at a time: 25 loads for 24, and each line of x and y is met that much less often.
+//
+// A group's channels are a small part of each pixel, and pixels lie far apart: a power of two apart they share a few sets of the
+// nearest cache, and each is on a page of its own. Where they are read often, a patch's part of the block is therefore packed
+// first, y once and x for each row of taps: some ten KiB of a thread's own. Half precision is always packed: it is widened then.
 
 #pragma once
 
@@ -15,31 +19,48 @@
 namespace gconv {
 namespace {
 
-template <class T, int TAPS, int J, int V, bool PART, bool TABLE>
-void sum_products(const T* x, int64_t x_tap, const int64_t* offsets, const T* y, const List<Segment>& segments, int64_t from,
-                  int64_t to, int64_t x_column, int64_t y_column, Wide<T>* partial, int64_t tap_stride, int64_t channel_stride,
+// Some taps of a row, which meet the columns from one to another of the rows of a patch.
+template <class A>
+struct Taps {
+  const A *x, *y;             // offsets of segments are relative to these: x to the first tap's source of column 0
+  int64_t x_tap, y_tap;        // from what a tap meets to what the next one does
+  int64_t x_column, y_column;  // from a column to the next
+  const List<Segment>* segments;
+  int64_t from, to;  // columns
+  int64_t taps, channels;
+};
+
+template <class A, int TAPS, int J, int V, bool PART, bool TABLE, bool SHARE>
+void sum_products(const Taps<A>& at, int64_t first, const int64_t* offsets, A* partial, int64_t tap_stride, int64_t channel_stride,
                   int64_t lanes) {
-  constexpr int L = LANES<Wide<T>>;
-  Vector<T> sums[TAPS][J][V] = {};
+  constexpr int L = LANES<A>;
+  Vector<A> sums[TAPS][J][V] = {};
   int64_t offset[J];
   UNROLL for (int j = 0; j < J; ++j) offset[j] = TABLE ? offsets[j] : j;
-  for (int64_t s = 0; s < segments.size; ++s) {
-    const T* theirs = x + segments[s].x + from * x_column;
-    const T* ours = y + segments[s].y + from * y_column;
-    for (int64_t column = from; column < to; ++column, theirs += x_column, ours += y_column) {
-      Vector<T> out[V];
-      UNROLL for (int v = 0; v < V; ++v) out[v] = PART && v == V - 1 ? load_first(ours + v * L, lanes) : load(ours + v * L);
-      UNROLL for (int t = 0; t < TAPS; ++t)
-        UNROLL for (int j = 0; j < J; ++j) {
-          Vector<T> in = broadcast(theirs[t * x_tap + offset[j]]);
-          UNROLL for (int v = 0; v < V; ++v) sums[t][j][v] += in * out[v];
+  const int64_t x_tap = at.x_tap, y_tap = at.y_tap, x_column = at.x_column, y_column = at.y_column, columns = at.to - at.from;
+  const A *x = at.x + first + at.from * x_column, *y = at.y + at.from * y_column;
+  for (const Segment *segment = at.segments->data, *end = segment + at.segments->size; segment < end; ++segment) {
+    const A *theirs = x + segment->x, *ours = y + segment->y;
+    for (int64_t left = columns; left > 0; --left, theirs += x_column, ours += y_column) {
+      Vector<A> out[SHARE ? TAPS : 1][V];
+      UNROLL for (int t = 0; t < (SHARE ? TAPS : 1); ++t)
+        UNROLL for (int v = 0; v < V; ++v) {
+          const A* vector = ours + t * y_tap + v * L;
+          out[t][v] = PART && v == V - 1 ? load_first(vector, lanes) : load(vector);
         }
+      UNROLL for (int j = 0; j < J; ++j) {
+        Vector<A> in;
+        UNROLL for (int t = 0; t < TAPS; ++t) {
+          if (!SHARE || t == 0) in = broadcast(theirs[t * x_tap + offset[j]]);
+          UNROLL for (int v = 0; v < V; ++v) sums[t][j][v] += in * out[SHARE ? t : 0][v];
+        }
+      }
     }
   }
   UNROLL for (int t = 0; t < TAPS; ++t)
     UNROLL for (int j = 0; j < J; ++j)
       UNROLL for (int v = 0; v < V; ++v) {
-        Wide<T>* to_sum = partial + t * tap_stride + j * channel_stride + v * L;
+        A* to_sum = partial + t * tap_stride + j * channel_stride + v * L;
         store(to_sum, load(to_sum) + sums[t][j][v]);
       }
 }
@@ -54,13 +75,18 @@ class ReduceWide {
   int64_t taps, high, wide;  // a block's channels and vectors
   int64_t down, across, block_size, partial_size;  // [group][block][tap][channel][filter, in whole vectors]
   Patches patches;
+  bool share;                      // whether taps that are taken together share each x, for different columns
+  bool packs_x, packs_y, by_rows;  // what is packed; x for all taps of a row at a time, or for each of them
 
  public:
   explicit ReduceWide(const Problem& p)
       : p(p), taps(p.window[0] * p.window[1] * p.window[2]), high(even(p.channels, CHANNELS)),
         wide(even(ceil_div(p.filters, L), VECTORS)), down(ceil_div(p.channels, high)), across(ceil_div(p.filters, wide * L)),
         block_size(taps * high * wide * L), partial_size(p.groups * down * across * block_size),
-        patches(p, pixels(), partial_size, sizeof(A), p.groups * down * across) {}
+        patches(p, pixels(), partial_size, sizeof(A), p.groups * down * across),
+        share(!one_row() && p.dilation[2] == p.strides[2]) {
+    choose_packing();
+  }
 
   int64_t scratch_bytes() const { return patches.partitions * partial_size * (int64_t)sizeof(A); }
 
@@ -74,9 +100,13 @@ class ReduceWide {
         for (int64_t g = p.groups * piece / pieces; g < p.groups * (piece + 1) / pieces; ++g) f(g * blocks + first);
       };
       each([&](int64_t block) { memset(own + block * block_size, 0, block_size * sizeof(A)); });
-      List<Segment> segments;
-      for (int64_t i = patches.first_patch(partition); i < patches.first_patch(partition + 1); ++i)
-        each([&](int64_t block) { patch(i, at(block), x, y, own + block * block_size, segments); });
+      Patch patch;
+      for (int64_t i = patches.first_patch(partition); i < patches.first_patch(partition + 1); ++i) {
+        patch.from.size = patch.to.size = 0;
+        for (int64_t w = 0, from, to; w < p.window[2]; ++w)
+          patches.columns_of(i, w, from, to), patch.from.push(from), patch.to.push(to);
+        each([&](int64_t block) { sum(patch, i, at(block), x, y, own + block * block_size); });
+      }
     });
     for_each(parallel, p.groups * blocks * taps, high * wide * patches.partitions, [&](int64_t unit) {
       finish(at(unit / taps), unit % taps, partial + unit * high * wide * L, result);
@@ -98,46 +128,132 @@ class ReduceWide {
 
   int64_t pixels() const { return maximum(16, minimum(256, (1 << 15) / ((high + wide * L) * (int64_t)sizeof(T)))); }
 
+  // What is packed (measured): what is read often, where pixels share few sets of the nearest cache, and y where its vectors cross
+  // lines.
+  void choose_packing() {
+    int64_t tiles = ceil_div(high, wide > 1 ? 6 : 8), in = patches.in_channels, out = patches.out_channels;
+    int64_t passes = p.window[0] * p.window[1] * ceil_div(p.window[2], together(p.window[2]));
+    bool x_often = passes * ceil_div(wide, 2) >= 4, y_often = passes * tiles * minimum(wide, 2) >= 10;
+    auto far = [](int64_t channels, int64_t bytes) { return channels * (int64_t)sizeof(T) % bytes == 0; };
+    packs_x = sizeof(T) == 2 || (x_often && far(in, 2048)) || (y_often && far(out, 2048)) ||
+              (x_often && y_often && far(in, 1024) && far(out, 1024));
+    packs_y = packs_x || (y_often && p.filters % L);
+    int64_t span = (patches.columns - 1) * p.strides[2] + (p.window[2] - 1) * p.dilation[2] + 1;
+    by_rows = p.window[2] > 1 && span < patches.columns * p.window[2];
+  }
+
   // Whether the channels of a row's taps are neighbours in x.
   bool neighbours() const { return p.groups == 1 && p.dilation[2] == 1; }
   // Whether they are one axis of a matrix product: fewer than fill a tile, where a table finds them (measured).
   bool one_row() const { return p.window[2] > 1 && p.channels <= (neighbours() ? CHANNELS / 4 : 7); }
   // How many of the taps that are left in a row are taken together.
   int64_t together(int64_t left) const {
-    bool eight = MANY && L == 8 && p.channels == 8 && p.filters <= 8;
-    return one_row() ? left : !eight ? 1 : left == 4 ? 2 : minimum(left, 3);
+    bool eights = MANY && wide % 2 == 1 && p.channels % 8 == 0 && high % 8 == 0;
+    return one_row() ? left : !eights ? 1 : left == 4 ? 2 : minimum(left, 3);
   }
 
-  void patch(int64_t patch, const Block& block, const T* x, const T* y, A* partial, List<Segment>& segments) const {
+  struct Patch {
+    List<Segment> segments, packed;
+    List<int64_t> from, to;  // the columns that find each tap of a row
+    List<A> x, y;  // packed: [segment][pixel][channel] and [pixel][filter], each block's own
+  };
+
+  void sum(Patch& patch, int64_t index, const Block& block, const T* x, const T* y, A* partial) const {
     x += block.group * p.channels + block.channel, y += block.group * p.filters + block.filter;
+    if (packs_y) pack_y(patch, index, block, y);
     for (int64_t d = 0; d < p.window[0]; ++d)
-      for (int64_t h = 0; h < p.window[1]; ++h) {
-        patches.segments(patch, d, h, segments);
-        if (!segments.size) continue;
-        int64_t row = (d * p.window[1] + h) * p.window[2];
-        for (int64_t w = 0, taps; w < p.window[2]; w += taps) {
-          int64_t first, last, from, to;
-          taps = together(p.window[2] - w);
-          patches.columns_of(patch, w, first, to), patches.columns_of(patch, w + taps - 1, from, last);
-          first = maximum(first, from), last = maximum(first, minimum(last, to));  // the columns that all of the taps find
-          taps_of(row, w, taps, block, x, y, segments, first, last, partial);
-          for (int64_t t = w; t < w + taps && taps > 1; ++t) {
-            patches.columns_of(patch, t, from, to);
-            taps_of(row, t, 1, block, x, y, segments, from, first < last ? minimum(to, first) : to, partial);
-            if (first < last) taps_of(row, t, 1, block, x, y, segments, maximum(from, last), to, partial);
-          }
+      for (int64_t h = 0; h < p.window[1]; ++h, partial += p.window[2] * high * wide * L) {
+        patches.segments(index, d, h, patch.segments);
+        if (!patch.segments.size) continue;
+        for (int64_t s = 0; s < patch.segments.size && packs_y; ++s)
+          patch.segments[s].y = (patch.segments[s].pixel - patches.first_column(index)) * wide * L;
+        for (int64_t w = 0, size; w < p.window[2]; w += size) {
+          size = packs_x && !by_rows ? 1 : p.window[2];
+          int64_t step = packs_x ? high : patches.in_channels, source = w * p.dilation[2] - p.low[2];
+          Taps<A> at{};
+          at.x_tap = p.dilation[2] * step, at.x_column = (packs_x && !by_rows ? 1 : p.strides[2]) * step;
+          at.y_column = packs_y ? wide * L : patches.out_channels, at.segments = &patch.segments, at.channels = block.channels;
+          if constexpr (sizeof(T) == sizeof(A)) at.x = x + source * step, at.y = y;
+          if (packs_x) at.x = pack_x(patch, index, w, size, block, x), at.segments = &patch.packed;
+          if (packs_y) at.y = line(patch.y);
+          row(patch, at, w, size, block, partial);
         }
       }
   }
 
-  // Some taps of a row, from tap `w` on, over the columns from one to another.
-  void taps_of(int64_t row, int64_t w, int64_t taps, const Block& block, const T* x, const T* y, const List<Segment>& segments,
-               int64_t from, int64_t to, A* partial) const {
-    if (from >= to) return;
-    Taps at{x + (w * p.dilation[2] - p.low[2]) * patches.in_channels, y, segments, from, to, taps, block.channels};
-    A* sums = partial + (row + w) * high * wide * L;
+  // Room for so many items from the beginning of a line of the cache on.
+  static A* room(List<A>& list, int64_t size) {
+    list.reserve(size + LINE / sizeof(A));
+    return line(list);
+  }
+  static A* line(List<A>& list) { return reinterpret_cast<A*>((reinterpret_cast<intptr_t>(list.data) + LINE - 1) / LINE * LINE); }
+
+  // Widens `size` items, and overwrites what follows them up to a whole vector.
+  static void copy(const T* from, int64_t size, A* to) {
+    int64_t i = 0;
+    for (; i + L <= size; i += L) store(to + i, load(from + i));
+    if (i < size) store(to + i, load_first(from + i, size - i));
+  }
+
+  void pack_y(Patch& patch, int64_t index, const Block& block, const T* y) const {
+    int64_t rows = patches.rows_in(index), columns = patches.columns_in(index), step = wide * L;
+    A* to = room(patch.y, rows * columns * step);
+    y += (patches.first_row(index) * p.out[2] + patches.first_column(index)) * patches.out_channels;
+    for (int64_t i = 0; i < rows; ++i, y += (p.out[2] - columns) * patches.out_channels)
+      for (int64_t k = 0; k < columns; ++k, y += patches.out_channels, to += step) copy(y, block.filters, to);
+  }
+
+  // The pixels that taps from `w` on meet: all from the first to the last, or of a single tap those that it finds. Segments are moved
+  // to where they now are.
+  const A* pack_x(Patch& patch, int64_t index, int64_t w, int64_t size, const Block& block, const T* x) const {
+    int64_t from = patch.from[w], to = patch.to[w], first, last, step = 1, source = w * p.dilation[2] - p.low[2];  // of column 0
+    if (size > 1) {
+      first = patches.first_column(index) * p.strides[2] + source;
+      last = first + (patches.columns_in(index) - 1) * p.strides[2] + (size - 1) * p.dilation[2];
+      first = maximum(first, 0), last = minimum(last, p.in[2] - 1), from = 0;
+    } else {
+      step = p.strides[2], first = from * step + source, last = first + (to - from - 1) * step;
+    }
+    int64_t count = last < first ? 0 : (last - first) / step + 1;
+    A* packed = room(patch.x, patch.segments.size * count * high + L), *next = packed;
+    int64_t before = size > 1 ? (source - first) * high : -from * high;  // from the first pixel that is packed to column 0
+    patch.packed.size = 0;
+    for (int64_t s = 0; s < patch.segments.size; ++s) {
+      const Segment& segment = patch.segments[s];
+      const T* pixel = x + segment.x + first * patches.in_channels;
+      patch.packed.push({next - packed + before, segment.y, segment.pixel});
+      for (int64_t i = 0; i < count; ++i, pixel += step * patches.in_channels, next += high) copy(pixel, block.channels, next);
+    }
+    return packed;
+  }
+
+  // The taps of a row from `w` on, of which `at` has the first: as many together as a column finds.
+  void row(const Patch& patch, Taps<A> at, int64_t w, int64_t size, const Block& block, A* partial) const {
+    const A *x = at.x, *y = at.y;
+    at.x_tap *= !share, at.y_tap = -at.y_column * share;
+    for (int64_t begin = w, end; begin < w + size; begin = end) {
+      end = minimum(begin + together(p.window[2] - begin), w + size);
+      // The taps in the order in which columns find them, from 0 on; a column finds those that have come and are not gone.
+      auto tap = [&](int64_t i) { return share ? begin + i : end - 1 - i; };
+      auto from = [&](int64_t i) { return patch.from[tap(i)] + share * (tap(i) - w); };
+      auto to = [&](int64_t i) { return patch.to[tap(i)] + share * (tap(i) - w); };
+      int64_t come = 0, gone = 0, all = end - begin;
+      for (at.from = from(0); gone < all; at.from = at.to) {
+        while (come < all && from(come) <= at.from) ++come;
+        while (gone < come && to(gone) <= at.from) ++gone;
+        at.to = come < all ? from(come) : to(all - 1);
+        if (gone == come) continue;
+        int64_t first = minimum(tap(gone), tap(come - 1));
+        at.to = minimum(at.to, to(gone)), at.taps = come - gone;
+        at.x = x + (first - w) * at.x_tap, at.y = y + (first - w) * at.y_tap;
+        vectors(at, block, partial + first * high * wide * L);
+      }
+    }
+  }
+
+  void vectors(Taps<A> at, const Block& block, A* sums) const {
     for (int64_t v = 0; v < block.filters; v += 2 * L, at.y += 2 * L, sums += 2 * L) {
-      int64_t filters = block.filters - v;
+      int64_t filters = packs_y ? ceil_div(block.filters - v, L) * L : block.filters - v;  // packed vectors are whole
       if (filters > L)
         filters < 2 * L ? channels<2, true>(at, sums, filters - L) : channels<2, false>(at, sums, 0);
       else
@@ -145,35 +261,34 @@ class ReduceWide {
     }
   }
 
-  struct Taps {
-    const T *x, *y;
-    const List<Segment>& segments;
-    int64_t from, to, taps, channels;
-  };
-
   template <int V, bool PART>
-  void channels(const Taps& at, A* sums, int64_t lanes) const {
-    if (int64_t all = at.taps * at.channels; at.taps > 1 && one_row())
+  void channels(const Taps<A>& at, A* sums, int64_t lanes) const {
+    if (at.taps == 1) return rows<V, PART, false>(at, at.channels, sums, lanes);
+    if (one_row()) {
+      int64_t all = at.taps * at.channels;
       return neighbours() ? rows<V, PART, false>(at, all, sums, lanes) : rows<V, PART, true>(at, all, sums, lanes);
-    if constexpr (MANY && L == 8 && V == 1) {
-      if (at.taps == 3) return add<3, 8, V, PART, false>(at, 0, nullptr, sums, lanes);
-      if (at.taps == 2) return add<2, 8, V, PART, false>(at, 0, nullptr, sums, lanes);
     }
-    rows<V, PART, false>(at, at.channels, sums, lanes);
+    if constexpr (MANY && V == 1) {
+      for (int64_t j = 0; j < at.channels; j += 8, sums += 8 * wide * L)
+        share ? at.taps == 3 ? add<3, 8, V, PART, false, true>(at, j, nullptr, sums, lanes)
+                             : add<2, 8, V, PART, false, true>(at, j, nullptr, sums, lanes)
+        : at.taps == 3 ? add<3, 8, V, PART, false, false>(at, j, nullptr, sums, lanes)
+                       : add<2, 8, V, PART, false, false>(at, j, nullptr, sums, lanes);
+    } else {
+      Taps<A> one = at;
+      for (one.taps = 1; one.taps <= at.taps; ++one.taps, one.x += at.x_tap, one.y += at.y_tap, sums += high * wide * L)
+        rows<V, PART, false>(one, at.channels, sums, lanes);
+    }
   }
 
   // Tiles of J channels, from the first on or as a table has them.
-  template <int TAPS, int J, int V, bool PART, bool TABLE>
-  void add(const Taps& at, int64_t first, const int64_t* offsets, A* sums, int64_t lanes) const {
-    sum_products<T, TAPS, J, V, PART, TABLE>(at.x + first, tap(), offsets, at.y, at.segments, at.from, at.to,
-                                             p.strides[2] * patches.in_channels, patches.out_channels, sums, high * wide * L,
-                                             wide * L, lanes);
+  template <int TAPS, int J, int V, bool PART, bool TABLE, bool SHARE>
+  void add(const Taps<A>& at, int64_t first, const int64_t* offsets, A* sums, int64_t lanes) const {
+    sum_products<A, TAPS, J, V, PART, TABLE, SHARE>(at, first, offsets, sums, high * wide * L, wide * L, lanes);
   }
 
-  int64_t tap() const { return p.dilation[2] * patches.in_channels; }  // from one to the next in x
-
   template <int V, bool PART, bool TABLE>
-  void rows(const Taps& at, int64_t count, A* sums, int64_t lanes) const {
+  void rows(const Taps<A>& at, int64_t count, A* sums, int64_t lanes) const {
     constexpr int MOST = V == 2 ? 6 : 8;
     int64_t offsets[MOST];
     for (int64_t j = 0, chunk; j < count; j += chunk, sums += chunk * wide * L) {
@@ -182,12 +297,12 @@ class ReduceWide {
         chunk = left == 8 ? 4 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       else
         chunk = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-      for (int64_t i = 0; TABLE && i < chunk; ++i) offsets[i] = (j + i) / high * tap() + (j + i) % high;
+      for (int64_t i = 0; TABLE && i < chunk; ++i) offsets[i] = (j + i) / high * at.x_tap + (j + i) % high;
       int64_t first = TABLE ? 0 : j;
-      if (chunk == MOST) add<1, MOST, V, PART, TABLE>(at, first, offsets, sums, lanes);
-      if (chunk == 4) add<1, 4, V, PART, TABLE>(at, first, offsets, sums, lanes);
-      if (chunk == 2) add<1, 2, V, PART, TABLE>(at, first, offsets, sums, lanes);
-      if (chunk == 1) add<1, 1, V, PART, TABLE>(at, first, offsets, sums, lanes);
+      if (chunk == MOST) add<1, MOST, V, PART, TABLE, false>(at, first, offsets, sums, lanes);
+      if (chunk == 4) add<1, 4, V, PART, TABLE, false>(at, first, offsets, sums, lanes);
+      if (chunk == 2) add<1, 2, V, PART, TABLE, false>(at, first, offsets, sums, lanes);
+      if (chunk == 1) add<1, 1, V, PART, TABLE, false>(at, first, offsets, sums, lanes);
     }
   }
 
