@@ -162,7 +162,7 @@ bool is_large(const Problem& p, int64_t element_bytes) {
 
 // Work that is done sooner than another thread wakes up, and work to which moving that thread to another processor adds little: in
 // multiply-adds, a touched element counted as some.
-constexpr double SMALL = 500e3, LONG = 20e6, ELEMENT = 4;
+constexpr double SMALL = 1.5e6, LONG = 20e6, ELEMENT = 4;
 
 ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
                 ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number, Three in, Three out, Three window, Three strides,

@@ -39,10 +39,13 @@ class GatherWide {
   static constexpr bool MANY = REGISTERS == 32;
   static constexpr int Q1 = MANY ? 7 : 8, Q2 = MANY ? 7 : 6, Q3 = MANY ? 7 : 4;  // results of a tile of 1, 2 and 3 vectors
   static constexpr int64_t TILE = MANY ? 28 : 24;                                // a multiple of these
+  static constexpr int64_t FEW = 16;   // source channels of one group up to which the taps of a row are taken as one (measured)
   static constexpr int64_t ROWS = 32;  // of the kernel, packed at a time: of the other role's, whole lines of the cache
   const Problem& p;
   Gather g;
   int64_t vectors;  // of a group's filters
+  bool by_rows;     // whether the taps of a row are taken as one, whose sources are neighbours
+  int64_t length;   // sources of what is taken as one tap
 
   struct Pixels {  // a stretch of the results of one combination of phases
     const Phase *depth, *height, *width;
@@ -54,7 +57,10 @@ class GatherWide {
   };
 
  public:
-  GatherWide(Role role, const Problem& p) : p(p), g(role, p), vectors(ceil_div(g.results, L)) {}
+  GatherWide(Role role, const Problem& p)
+      : p(p), g(role, p), vectors(ceil_div(g.results, L)),
+        by_rows(g.groups == 1 && g.sources <= FEW && p.window[2] > 1 && p.dilation[2] == 1 && (role == Role::y || p.strides[2] == 1)),
+        length(by_rows ? p.window[2] * g.sources : g.sources) {}
 
   int64_t packed_size() const { return g.groups * vectors * g.taps * g.sources * L; }
   int64_t scratch_bytes() const { return packed_size() * (int64_t)sizeof(A) + g.sources * (int64_t)sizeof(T); }
@@ -93,7 +99,9 @@ class GatherWide {
       for (int64_t row = first, count; row < last; row += count) {
         int64_t s = row % g.sources;
         count = minimum(minimum(L, last - row), g.sources - s);
-        const T* from = w + row / g.sources * g.tap_stride + s * g.source_stride + group * g.group_stride;
+        int64_t tap = row / g.sources;
+        if (by_rows && g.result_stride > 1) tap += p.window[2] - 1 - 2 * (tap % p.window[2]);  // in the order of their sources
+        const T* from = w + tap * g.tap_stride + s * g.source_stride + group * g.group_stride;
         for (int64_t u = 0; u < block; ++u)
           g.square(from + (v + u) * L * g.result_stride, count, g.results - (v + u) * L, to + row * block * L + u * L, block * L);
       }
@@ -132,24 +140,54 @@ class GatherWide {
     return from < to;
   }
 
+  // Where the taps of a row, the first of them at `width_tap`, find the sources of a run: those of windows over a border are copied.
+  bool follow_row(const Run& run, int64_t depth_tap, int64_t height_tap, int64_t width_tap, const T* x, int64_t* offsets,
+                  List<T>& copies) const {
+    const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
+    int64_t d = run.depth + depth_tap, h = run.height + height_tap, w = run.width + width_tap;
+    bool inside = d >= 0 && d < depth.sources && h >= 0 && h < height.sources;
+    const T* row = x + ((run.image * depth.sources + d) * height.sources + h) * width.sources * g.sources;
+    for (int64_t k = 0; k < run.count; ++k, w += width.stride) {
+      int64_t from = maximum(w, 0), to = minimum(w + p.window[2], width.sources);
+      offsets[run.first + k] = !inside || from >= to ? -1 : row - x + w * g.sources;
+      if (!inside || from >= to || to - from == p.window[2]) continue;
+      offsets[run.first + k] = -1 - copies.size;
+      copies.reserve(copies.size + length);
+      T* copy = copies.data + copies.size;
+      memset(copy, 0, length * sizeof(T));
+      memcpy(copy + (from - w) * g.sources, row + from * g.sources, (to - from) * g.sources * sizeof(T));
+      copies.size += length;
+    }
+    return inside;
+  }
+
   void results(const Pixels& pixels, int64_t from, int64_t to, const T* x, const A* packed, const T* zeros, T* result) const {
     int64_t padded = ceil_div(pixels.count, TILE) * TILE;
     List<Run> runs;
     List<int64_t> offsets, index, outputs;  // offsets: [tap][pixel], -1 on the padding
+    List<T> copies;  // of rows: zeros, and what offsets below -1 mean
+    if (by_rows) {
+      copies.reserve(length);
+      memset(copies.data, 0, length * sizeof(T));
+      copies.size = length;
+    }
     find(pixels, runs, outputs);
     const Phase &dp = *pixels.depth, &hp = *pixels.height, &wp = *pixels.width;
     for (int64_t a = 0; a < dp.size; ++a)
       for (int64_t b = 0; b < hp.size; ++b)
-        for (int64_t c = 0; c < wp.size; ++c) {
+        for (int64_t c = 0; c < (by_rows ? 1 : wp.size); ++c) {
           offsets.reserve(offsets.size + padded);
           int64_t* to = offsets.data + offsets.size;
           bool any = false;
-          for (int64_t i = 0; i < runs.size; ++i) any |= follow(runs[i], dp.taps[a].source, hp.taps[b].source, wp.taps[c].source, to);
+          int64_t da = dp.taps[a].source, hb = hp.taps[b].source, first = minimum(wp.taps[0].source, wp.taps[wp.size - 1].source);
+          for (int64_t i = 0; i < runs.size; ++i)
+            any |= by_rows ? follow_row(runs[i], da, hb, first, x, to, copies) : follow(runs[i], da, hb, wp.taps[c].source, to);
           if (!any) continue;  // overwritten by the next tap
           for (int64_t i = pixels.count; i < padded; ++i) to[i] = -1;
           offsets.size += padded;
-          index.push(g.tap(dp.taps[a].index, hp.taps[b].index, wp.taps[c].index, p));
+          index.push(g.tap(dp.taps[a].index, hp.taps[b].index, by_rows ? 0 : wp.taps[c].index, p));
         }
+    if (by_rows) zeros = copies.data;
     for (int64_t group = from; group < to; ++group)
       for (int64_t v = 0, block; v < vectors; v += block) {
         block = block_of(vectors - v, 3);
@@ -184,17 +222,17 @@ class GatherWide {
       for (int64_t t = 0; t < index.size; ++t) {
         const T* source[Q];
         const int64_t* offset = offsets.data + t * padded + first;
-        int64_t missing = -1;  // negative where all sources are on the padding
+        int64_t missing = -1;  // where all sources are on the padding
         UNROLL for (int q = 0; q < Q; ++q) missing &= offset[q];
-        if (missing < 0) continue;
-        UNROLL for (int q = 0; q < Q; ++q) source[q] = offset[q] < 0 ? zeros : x + offset[q];
+        if (missing == -1) continue;
+        UNROLL for (int q = 0; q < Q; ++q) source[q] = offset[q] < 0 ? zeros + (-1 - offset[q]) : x + offset[q];
         const A* w = weights + index[t] * g.sources * V * L;
-        if (offset[0] < 0)
-          multiply<1, Q, T>(sums, source, w, g.sources);
-        else if (offset[Q - 1] < 0)
-          multiply<0, Q - 1, T>(sums, source, w, g.sources);
+        if (offset[0] == -1)
+          multiply<1, Q, T>(sums, source, w, length);
+        else if (offset[Q - 1] == -1)
+          multiply<0, Q - 1, T>(sums, source, w, length);
         else
-          multiply<0, Q, T>(sums, source, w, g.sources);
+          multiply<0, Q, T>(sums, source, w, length);
       }
       int64_t count = minimum(Q, outputs.size - first);
       UNROLL for (int q = 0; q < Q; ++q) {

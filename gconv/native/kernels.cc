@@ -13,13 +13,13 @@ namespace gconv {
 namespace {
 
 // Calls f with the kernels of a role. Wide groups have lanes of results of one group, of which the last vector may be part; narrow
-// groups have lanes of channels of several groups. Measured: more than half a vector of results is wide already, from 5 sources on,
-// and so are sums of a single tap.
+// groups have lanes of channels of several groups. Measured: more than half a vector of results is wide already, from 5 sources on
+// and in a single group, and so are sums of a single tap.
 template <class T, class F>
 auto choose(Role role, const Problem& p, const F& f) {
   constexpr int L = LANES<Wide<T>>;
   int64_t results = p.results(role), sources = p.sources(role);
-  bool wide = results >= L || (2 * results > L && sources > 4), single = p.one_tap() && results > 2 && sources > 2;
+  bool wide = results >= L || (2 * results > L && (sources > 4 || p.groups == 1)), single = p.one_tap() && results > 2 && sources > 2;
   if (role == Role::w) {
     if (p.depthwise()) return f(ReduceDepthwise<T>(p));
     if (wide || single) return f(ReduceWide<T>(p));
