@@ -6,7 +6,8 @@
 //
 // J + V loads for J * V multiply-adds: 8 for 12 with (J, V) = (6, 2), 9 for 8 with (8, 1). Few channels are one axis with the taps
 // of a row: neighbours in x where there is a single group, as of an image's colours, else found by a table. Whole eights of channels
-// that meet a single vector take 3 taps at a time: 25 loads for 24, and each line of x and y is met that much less often.
+// that meet an odd vector take 3 taps at a time. Where neighbouring taps are as far apart as columns, they share each x, which they
+// meet in neighbouring columns: 8 + 3 loads for 24 multiply-adds. Else they share y: 1 + 24 loads.
 //
 // A group's channels are a small part of each pixel, and pixels lie far apart: a power of two apart they share a few sets of the
 // nearest cache, and each is on a page of its own. Where they are read often, a patch's part of the block is therefore packed
@@ -22,11 +23,11 @@ namespace {
 // Some taps of a row, which meet the columns from one to another of the rows of a patch.
 template <class A>
 struct Taps {
-  const A *x, *y;             // offsets of segments are relative to these: x to the first tap's source of column 0
+  const A *x, *y;              // the first tap's, of column 0 in a segment that begins at 0
   int64_t x_tap, y_tap;        // from what a tap meets to what the next one does
   int64_t x_column, y_column;  // from a column to the next
   const List<Segment>* segments;
-  int64_t from, to;  // columns
+  int64_t from, to;  // columns; of x, where taps share each
   int64_t taps, channels;
 };
 
@@ -126,7 +127,7 @@ class ReduceWide {
   // The largest part of `size` in as few equal parts, up to a limit, as will do.
   static int64_t even(int64_t size, int64_t limit) { return ceil_div(size, ceil_div(size, limit)); }
 
-  int64_t pixels() const { return maximum(16, minimum(256, (1 << 15) / ((high + wide * L) * (int64_t)sizeof(T)))); }
+  int64_t pixels() const { return maximum(16, minimum(256, (1 << 15) / ((high + wide * L) * (int64_t)sizeof(A)))); }
 
   // What is packed (measured): what is read often, where pixels share few sets of the nearest cache, and y where its vectors cross
   // lines.
@@ -155,7 +156,7 @@ class ReduceWide {
   struct Patch {
     List<Segment> segments, packed;
     List<int64_t> from, to;  // the columns that find each tap of a row
-    List<A> x, y;  // packed: [segment][pixel][channel] and [pixel][filter], each block's own
+    List<A> x, y;            // packed: [segment][pixel][channel] and [pixel][filter], each block's own
   };
 
   void sum(Patch& patch, int64_t index, const Block& block, const T* x, const T* y, A* partial) const {
@@ -203,10 +204,10 @@ class ReduceWide {
       for (int64_t k = 0; k < columns; ++k, y += patches.out_channels, to += step) copy(y, block.filters, to);
   }
 
-  // The pixels that taps from `w` on meet: all from the first to the last, or of a single tap those that it finds. Segments are moved
-  // to where they now are.
+  // The pixels that some taps from `w` on meet: all from the first to the last, or of a single tap those that it meets. The segments
+  // in patch.packed begin where these now lie.
   const A* pack_x(Patch& patch, int64_t index, int64_t w, int64_t size, const Block& block, const T* x) const {
-    int64_t from = patch.from[w], to = patch.to[w], first, last, step = 1, source = w * p.dilation[2] - p.low[2];  // of column 0
+    int64_t from = patch.from[w], to = patch.to[w], first, last, step = 1, source = w * p.dilation[2] - p.low[2];
     if (size > 1) {
       first = patches.first_column(index) * p.strides[2] + source;
       last = first + (patches.columns_in(index) - 1) * p.strides[2] + (size - 1) * p.dilation[2];

@@ -5,6 +5,7 @@
 // Buffers are exactly as large as their shapes, so that the sanitizers see whatever reaches beyond them. Each problem also runs
 // with 1, 2 and 8 threads, whose results must be the same to the last bit.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -128,10 +129,18 @@ bool test(const Kernels& kernels, Role role, Type type, const Problem& p, std::m
   Buffer& result = role == Role::x ? x : role == Role::w ? w : y;
   const Buffer &first = role == Role::x ? y : x, &second = role == Role::w ? y : w;
   std::vector<double> expected(result.size), size(result.size);  // and the sum of the products' magnitudes
+  // Where squares of results are summed at once, all taps of a window have their part in each product.
+  bool squares = by_squares(role, p);
+  std::vector<double> largest(squares ? p.channels * p.groups * p.filters : 0);  // weight of each channel and filter
+  for (int64_t k = 0; squares && k < kernel; ++k) {
+    double& of = largest[k % int64_t(largest.size())];
+    of = std::max(of, std::fabs(w.get(k)));
+  }
   every_product(p, [&](int64_t i, int64_t k, int64_t o) {
     int64_t to = role == Role::x ? i : role == Role::w ? k : o;
     double product = role == Role::x ? y.get(o) * w.get(k) : role == Role::w ? x.get(i) * y.get(o) : x.get(i) * w.get(k);
-    expected[to] += product, size[to] += std::fabs(product);
+    expected[to] += product;
+    size[to] += squares ? std::fabs(role == Role::x ? y.get(o) : x.get(i)) * largest[k % int64_t(largest.size())] : std::fabs(product);
   });
   double half = type == Type::bf16 ? 1. / 256 : type == Type::f16 ? 1. / 2048 : 0, sum = type == Type::f64 ? 1e-15 : 6e-7;
   Bytes before;
@@ -203,6 +212,13 @@ int main(int argc, char** argv) {
     else if (below(3) == 0) p.channels = 1 + below(below(2) ? 5 : 220), p.filters = 1 + below(220), p.groups = 1 + below(2);
     if (below(4) == 0) (p.channels == 1 && p.filters == 1 ? p.groups : p.filters) = 16 << below(3);  // whole lines of the cache
     if (three && below(2)) p.channels = 8 + below(40), p.filters = 8 + below(40), p.groups = 1 + below(4);
+    if (below(6) == 0) {  // pixels that lie far apart, a power of two
+      p.channels = 8 << below(3), p.filters = 8 << below(3), p.groups = (256 << below(2)) / p.channels;
+      for (int i = 0; i < 3; ++i) {
+        p.in[i] = std::min(p.in[i], 1 + below(9)), p.out[i] = std::min(p.out[i], 1 + below(6));
+        p.window[i] = std::min(p.window[i], 1 + below(3));
+      }
+    }
     double work = double(p.batch) * p.out[0] * p.out[1] * p.out[2] * p.window[0] * p.window[1] * p.window[2] * p.groups *
                   p.channels * p.filters;
     if (work > 2e6) continue;
