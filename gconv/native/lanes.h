@@ -5,6 +5,9 @@
 //
 // In roles y and x a result is then a sum of lanes. Best are those that come to lie side by side as they are stored: add_lanes sums in
 // a tree, of which each round makes one vector of two; zip puts the filters of a channel next to each other.
+//
+// In role w a vector that is at most half full can hold each filter twice, for two channels: twice makes it, broadcast_pair what it
+// meets, and every_other takes the sums apart.
 
 #pragma once
 
@@ -68,6 +71,28 @@ ALWAYS_INLINE void zip(V (&v)[N], std::index_sequence<LANE...> all) {
     v[i] = low;
   }
   if constexpr (HALF > 1) zip<HALF / 2>(v, all);
+}
+
+// Two neighbours, one after the other in all lanes.
+template <class A>
+ALWAYS_INLINE typename VectorOf<A, VECTOR_BYTES>::type broadcast_pair(const A* from) {
+  typename VectorOf<A, VECTOR_BYTES>::type v;
+  if constexpr (sizeof(A) == 4) {
+    uint64_t both;
+    memcpy(&both, from, sizeof both);
+    v = (decltype(v))(both - typename VectorOf<uint64_t, VECTOR_BYTES>::type{});
+  } else {
+    UNROLL for (int i = 0; i < LANES<A>; ++i) v[i] = from[i % 2];
+  }
+  return v;
+}
+
+// The first half of the lanes, each twice; and every other lane, from FIRST on, in the first half.
+template <class V, size_t... LANE>
+ALWAYS_INLINE V twice(V v, std::index_sequence<LANE...>) { return __builtin_shufflevector(v, v, (LANE / 2)...); }
+template <int FIRST, class V, size_t... LANE>
+ALWAYS_INLINE V every_other(V v, std::index_sequence<LANE...>) {
+  return __builtin_shufflevector(v, v, ((2 * LANE + FIRST) % sizeof...(LANE))...);
 }
 
 }  // namespace

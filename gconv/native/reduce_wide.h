@@ -1,13 +1,7 @@
 // Role w of wide groups: lanes are filters of one group, and each x is broadcast.
 //
-// The register tile is J channels by V vectors of filters of one tap, and it runs along the pixels of a patch:
-//
-//   for each pixel:  V loads of y;  for each of J channels: 1 broadcast load of x, V multiply-adds
-//
-// J + V loads for J * V multiply-adds: 8 for 12 with (J, V) = (6, 2), 9 for 8 with (8, 1). Few channels are one axis with the taps
-// of a row: neighbours in x where there is a single group, as of an image's colours, else found by a table. Whole eights of channels
-// that meet an odd vector take 3 taps at a time. Where neighbouring taps are as far apart as columns, they share each x, which they
-// meet in neighbouring columns: 8 + 3 loads for 24 multiply-adds. Else they share y: 1 + 24 loads.
+// Few channels are one axis with the taps of a row: neighbours in x where there is a single group, as of an image's colours, else
+// found by a table. Fours and eights of channels that meet a single vector take 3 taps at a time.
 //
 // A group's channels are a small part of each pixel, and pixels lie far apart: a power of two apart they share a few sets of the
 // nearest cache, and each is on a page of its own. Where they are read often, a patch's part of the block is therefore packed
@@ -15,56 +9,10 @@
 
 #pragma once
 
-#include "reduce.h"
+#include "reduce_tile.h"
 
 namespace gconv {
 namespace {
-
-// Some taps of a row, which meet the columns from one to another of the rows of a patch.
-template <class A>
-struct Taps {
-  const A *x, *y;              // the first tap's, of column 0 in a segment that begins at 0
-  int64_t x_tap, y_tap;        // from what a tap meets to what the next one does
-  int64_t x_column, y_column;  // from a column to the next
-  const List<Segment>* segments;
-  int64_t from, to;  // columns; of x, where taps share each
-  int64_t taps, channels;
-};
-
-template <class A, int TAPS, int J, int V, bool PART, bool TABLE, bool SHARE>
-void sum_products(const Taps<A>& at, int64_t first, const int64_t* offsets, A* partial, int64_t tap_stride, int64_t channel_stride,
-                  int64_t lanes) {
-  constexpr int L = LANES<A>;
-  Vector<A> sums[TAPS][J][V] = {};
-  int64_t offset[J];
-  UNROLL for (int j = 0; j < J; ++j) offset[j] = TABLE ? offsets[j] : j;
-  const int64_t x_tap = at.x_tap, y_tap = at.y_tap, x_column = at.x_column, y_column = at.y_column, columns = at.to - at.from;
-  const A *x = at.x + first + at.from * x_column, *y = at.y + at.from * y_column;
-  for (const Segment *segment = at.segments->data, *end = segment + at.segments->size; segment < end; ++segment) {
-    const A *theirs = x + segment->x, *ours = y + segment->y;
-    for (int64_t left = columns; left > 0; --left, theirs += x_column, ours += y_column) {
-      Vector<A> out[SHARE ? TAPS : 1][V];
-      UNROLL for (int t = 0; t < (SHARE ? TAPS : 1); ++t)
-        UNROLL for (int v = 0; v < V; ++v) {
-          const A* vector = ours + t * y_tap + v * L;
-          out[t][v] = PART && v == V - 1 ? load_first(vector, lanes) : load(vector);
-        }
-      UNROLL for (int j = 0; j < J; ++j) {
-        Vector<A> in;
-        UNROLL for (int t = 0; t < TAPS; ++t) {
-          if (!SHARE || t == 0) in = broadcast(theirs[t * x_tap + offset[j]]);
-          UNROLL for (int v = 0; v < V; ++v) sums[t][j][v] += in * out[SHARE ? t : 0][v];
-        }
-      }
-    }
-  }
-  UNROLL for (int t = 0; t < TAPS; ++t)
-    UNROLL for (int j = 0; j < J; ++j)
-      UNROLL for (int v = 0; v < V; ++v) {
-        A* to_sum = partial + t * tap_stride + j * channel_stride + v * L;
-        store(to_sum, load(to_sum) + sums[t][j][v]);
-      }
-}
 
 template <class T>
 class ReduceWide {
@@ -77,6 +25,7 @@ class ReduceWide {
   int64_t down, across, block_size, partial_size;  // [group][block][tap][channel][filter, in whole vectors]
   Patches patches;
   bool share;                      // whether taps that are taken together share each x, for different columns
+  bool pairs = false;              // whether the last vector, at most half full, holds each filter twice, for two channels
   bool packs_x, packs_y, by_rows;  // what is packed; x for all taps of a row at a time, or for each of them
 
  public:
@@ -138,7 +87,9 @@ class ReduceWide {
     auto far = [](int64_t channels, int64_t bytes) { return channels * (int64_t)sizeof(T) % bytes == 0; };
     packs_x = sizeof(T) == 2 || (x_often && far(in, 2048)) || (y_often && far(out, 2048)) ||
               (x_often && y_often && far(in, 1024) && far(out, 1024));
-    packs_y = packs_x || (y_often && p.filters % L);
+    packs_y = packs_x || (y_often && p.filters % L);  // also wherever there are pairs
+    pairs = sizeof(A) == 4 && y_often && share && p.filters > L && (p.filters - 1) % L < L / 2 && p.channels % 8 == 0 &&
+            high % 8 == 0;
     int64_t span = (patches.columns - 1) * p.strides[2] + (p.window[2] - 1) * p.dilation[2] + 1;
     by_rows = p.window[2] > 1 && span < patches.columns * p.window[2];
   }
@@ -149,8 +100,8 @@ class ReduceWide {
   bool one_row() const { return p.window[2] > 1 && p.channels <= (neighbours() ? CHANNELS / 4 : 7); }
   // How many of the taps that are left in a row are taken together.
   int64_t together(int64_t left) const {
-    bool eights = MANY && wide % 2 == 1 && p.channels % 8 == 0 && high % 8 == 0;
-    return one_row() ? left : !eights ? 1 : left == 4 ? 2 : minimum(left, 3);
+    bool fours = (MANY || share) && (wide % 2 == 1 || pairs) && p.channels % 4 == 0 && high % 4 == 0;
+    return one_row() ? left : !fours ? 1 : left == 4 ? 2 : minimum(left, 3);
   }
 
   struct Patch {
@@ -201,11 +152,15 @@ class ReduceWide {
     A* to = room(patch.y, rows * columns * step);
     y += (patches.first_row(index) * p.out[2] + patches.first_column(index)) * patches.out_channels;
     for (int64_t i = 0; i < rows; ++i, y += (p.out[2] - columns) * patches.out_channels)
-      for (int64_t k = 0; k < columns; ++k, y += patches.out_channels, to += step) copy(y, block.filters, to);
+      for (int64_t k = 0; k < columns; ++k, y += patches.out_channels, to += step) {
+        copy(y, block.filters, to);
+        if (int64_t last = (block.filters - 1) / L * L; pairs && block.filters - last <= L / 2)
+          store(to + last, twice(load(to + last), std::make_index_sequence<L>{}));
+      }
   }
 
-  // The pixels that some taps from `w` on meet: all from the first to the last, or of a single tap those that it meets. The segments
-  // in patch.packed begin where these now lie.
+  // The pixels that some taps from `w` on meet: all from the first to the last, or of a single tap those that it meets. The
+  // segments in patch.packed begin where these now lie.
   const A* pack_x(Patch& patch, int64_t index, int64_t w, int64_t size, const Block& block, const T* x) const {
     int64_t from = patch.from[w], to = patch.to[w], first, last, step = 1, source = w * p.dilation[2] - p.low[2];
     if (size > 1) {
@@ -253,46 +208,60 @@ class ReduceWide {
   }
 
   void vectors(Taps<A> at, const Block& block, A* sums) const {
-    for (int64_t v = 0; v < block.filters; v += 2 * L, at.y += 2 * L, sums += 2 * L) {
+    for (int64_t v = 0, count; v < block.filters; v += count * L, at.y += count * L, sums += count * L) {
       int64_t filters = packs_y ? ceil_div(block.filters - v, L) * L : block.filters - v;  // packed vectors are whole
-      if (filters > L)
-        filters < 2 * L ? channels<2, true>(at, sums, filters - L) : channels<2, false>(at, sums, 0);
+      bool last = pairs && block.filters - v <= L / 2, before = pairs && !last && block.filters - v <= L + L / 2;
+      count = filters > L && !before ? 2 : 1;
+      if (last)
+        channels<1, false, true>(at, sums, 0);
+      else if (count == 2)
+        filters < 2 * L ? channels<2, true, false>(at, sums, filters - L) : channels<2, false, false>(at, sums, 0);
       else
-        filters < L ? channels<1, true>(at, sums, filters) : channels<1, false>(at, sums, 0);
+        filters < L ? channels<1, true, false>(at, sums, filters) : channels<1, false, false>(at, sums, 0);
     }
   }
 
-  template <int V, bool PART>
+  // `size` channels, or pairs of them.
+  template <int V, bool PART, bool PAIRS>
   void channels(const Taps<A>& at, A* sums, int64_t lanes) const {
-    if (at.taps == 1) return rows<V, PART, false>(at, at.channels, sums, lanes);
+    int64_t size = at.channels / (1 + PAIRS), row = (1 + PAIRS) * wide * L;
+    if (at.taps == 1) return rows<V, PART, false, PAIRS>(at, size, sums, lanes);
     if (one_row()) {
       int64_t all = at.taps * at.channels;
-      return neighbours() ? rows<V, PART, false>(at, all, sums, lanes) : rows<V, PART, true>(at, all, sums, lanes);
+      return neighbours() ? rows<V, PART, false, false>(at, all, sums, lanes) : rows<V, PART, true, false>(at, all, sums, lanes);
     }
-    if constexpr (MANY && V == 1) {
-      for (int64_t j = 0; j < at.channels; j += 8, sums += 8 * wide * L)
-        share ? at.taps == 3 ? add<3, 8, V, PART, false, true>(at, j, nullptr, sums, lanes)
-                             : add<2, 8, V, PART, false, true>(at, j, nullptr, sums, lanes)
-        : at.taps == 3 ? add<3, 8, V, PART, false, false>(at, j, nullptr, sums, lanes)
-                       : add<2, 8, V, PART, false, false>(at, j, nullptr, sums, lanes);
+    if constexpr (V == 1) {
+      int64_t j = 0;
+      for (; MANY && j + 8 <= size; j += 8) some_taps<8, PART, PAIRS>(at, j, sums + j * row, lanes);
+      for (; j < size; j += 4) some_taps<4, PART, PAIRS>(at, j, sums + j * row, lanes);
     } else {
       Taps<A> one = at;
       for (one.taps = 1; one.taps <= at.taps; ++one.taps, one.x += at.x_tap, one.y += at.y_tap, sums += high * wide * L)
-        rows<V, PART, false>(one, at.channels, sums, lanes);
+        rows<V, PART, false, PAIRS>(one, size, sums, lanes);
     }
   }
 
-  // Tiles of J channels, from the first on or as a table has them.
-  template <int TAPS, int J, int V, bool PART, bool TABLE, bool SHARE>
-  void add(const Taps<A>& at, int64_t first, const int64_t* offsets, A* sums, int64_t lanes) const {
-    sum_products<A, TAPS, J, V, PART, TABLE, SHARE>(at, first, offsets, sums, high * wide * L, wide * L, lanes);
+  template <int J, bool PART, bool PAIRS>
+  void some_taps(const Taps<A>& at, int64_t first, A* sums, int64_t lanes) const {
+    auto some = [&](auto taps) {
+      share ? add<taps, J, 1, PART, false, true, PAIRS>(at, first, nullptr, sums, lanes)
+            : add<taps, J, 1, PART, false, !MANY, PAIRS>(at, first, nullptr, sums, lanes);
+    };
+    at.taps == 3 ? some(std::integral_constant<int, 3>{}) : some(std::integral_constant<int, 2>{});
   }
 
-  template <int V, bool PART, bool TABLE>
+  // Tiles of J channels or pairs, from the first on or as a table has them.
+  template <int TAPS, int J, int V, bool PART, bool TABLE, bool SHARE, bool PAIRS>
+  void add(const Taps<A>& at, int64_t first, const int64_t* offsets, A* sums, int64_t lanes) const {
+    sum_products<A, TAPS, J, V, PART, TABLE, SHARE, PAIRS>(at, first * (1 + PAIRS), offsets, sums, high * wide * L,
+                                                           (1 + PAIRS) * wide * L, lanes);
+  }
+
+  template <int V, bool PART, bool TABLE, bool PAIRS>
   void rows(const Taps<A>& at, int64_t count, A* sums, int64_t lanes) const {
     constexpr int MOST = V == 2 ? 6 : 8;
     int64_t offsets[MOST];
-    for (int64_t j = 0, chunk; j < count; j += chunk, sums += chunk * wide * L) {
+    for (int64_t j = 0, chunk; j < count; j += chunk, sums += chunk * (1 + PAIRS) * wide * L) {
       int64_t left = count - j;
       if (V == 2)
         chunk = left == 8 ? 4 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -300,20 +269,23 @@ class ReduceWide {
         chunk = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       for (int64_t i = 0; TABLE && i < chunk; ++i) offsets[i] = (j + i) / high * at.x_tap + (j + i) % high;
       int64_t first = TABLE ? 0 : j;
-      if (chunk == MOST) add<1, MOST, V, PART, TABLE, false>(at, first, offsets, sums, lanes);
-      if (chunk == 4) add<1, 4, V, PART, TABLE, false>(at, first, offsets, sums, lanes);
-      if (chunk == 2) add<1, 2, V, PART, TABLE, false>(at, first, offsets, sums, lanes);
-      if (chunk == 1) add<1, 1, V, PART, TABLE, false>(at, first, offsets, sums, lanes);
+      if (chunk == MOST) add<1, MOST, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
+      if (chunk == 4) add<1, 4, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
+      if (chunk == 2) add<1, 2, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
+      if (chunk == 1) add<1, 1, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
     }
   }
 
   void finish(const Block& block, int64_t tap, const A* partial, T* result) const {
+    constexpr auto all = std::make_index_sequence<L>{};
     result += (tap * p.channels + block.channel) * patches.out_channels + block.group * p.filters + block.filter;
     for (int64_t j = 0; j < block.channels; ++j, partial += wide * L, result += patches.out_channels)
       for (int64_t v = 0; v < block.filters; v += L) {
-        Vector<T> sum = load(partial + v);
-        for (int64_t i = 1; i < patches.partitions; ++i) sum += load(partial + v + i * partial_size);
-        store_first(result + v, sum, block.filters - v);
+        bool pair = pairs && block.filters - v <= L / 2;
+        const A* at = partial + v - (pair && j % 2 ? wide * L : 0);  // pairs lie where their first channel does
+        Vector<T> sum = load(at);
+        for (int64_t i = 1; i < patches.partitions; ++i) sum += load(at + i * partial_size);
+        store_first(result + v, !pair ? sum : j % 2 ? every_other<1>(sum, all) : every_other<0>(sum, all), block.filters - v);
       }
   }
 };
