@@ -28,16 +28,20 @@ namespace {
 constexpr int LONGEST_RUN = 7;
 constexpr int TILE = REGISTERS == 32 ? 14 : 7, HALF_TILE = REGISTERS == 32 ? 7 : 4;
 
+constexpr int64_t NONE = -1;  // no weights
+
 struct Run {                // of taps whose sources are neighbours
   int64_t source, weights;  // of the first tap: offsets in elements
   int64_t column;           // the pixel of its source along the row
   int64_t taps;
+  int64_t second = NONE;    // the weights that meet the same sources for the next row of results
 };
 
 struct Tile {
   const Run* runs;
   int64_t count;            // of runs
   int64_t source, result;   // offsets in elements, of the pixels that the runs' own are relative to and of the first result
+  int64_t next;             // from there to the row of results that is summed with it
   int64_t column;           // likewise along the row
   int64_t ahead, before;    // offsets of sources to come in the row furthest ahead and the new one before it, or the same
   int64_t left;             // results from here to the end of the row or its cut
@@ -53,7 +57,7 @@ class Rows {
   // What the rows of one depth have in common: for each phase of the height and the width the runs of all taps, those of one tap of
   // the height together, so that the runs of any row are neighbours.
   int64_t depth = -1;
-  List<Run> runs;
+  List<Run> runs, both;  // both: those of two rows at once
   List<int64_t> begin;  // of the runs of (phase of the height, phase of the width)
   List<int64_t> each;   // how many runs a tap of the height has, for each phase of the width
 
@@ -73,29 +77,61 @@ class Rows {
       if (int64_t source = hp.taps[b].source + start; source >= 0 && source < height.sources)
         first = minimum(first, b), last = b + 1;
     first = minimum(first, last);
-    int64_t image = (n * deep.sources * height.sources + start) * width.sources;
-    int64_t result = ((n * deep.results + at_depth) * height.results + at_height) * width.results;
+    Tile t;
     for (int64_t w = 0; w < width.phases.size; ++w) {
-      const Phase& wp = width.phases[w];
-      Tile t;
       t.runs = runs.data + begin[at_height % height.step * width.phases.size + w] + first * each[w];
       t.count = (last - first) * each[w];
-      t.weight_step = wp.size > 1 ? channels * (wp.taps[1].index - wp.taps[0].index) : 0;
-      if (!ascends(wp)) t.weight_step = -t.weight_step;
-      int64_t end = minimum((part + 1) * cut, wp.count);
-      for (int64_t q = part * cut; q < end;) {
-        t.source = (image + q * width.stride) * channels, t.column = q * width.stride;
-        t.result = (result + wp.first + q * width.step) * channels, t.left = end - q;
-        t.edge = q < wp.inside || q + tile_size > wp.outside;
-        int64_t furthest = t.count ? maximum(t.runs[0].source, t.runs[t.count - 1].source) : 0;
-        t.ahead = t.source + furthest + TILE * width.stride * channels;
-        t.before = t.ahead - (height.stride > 1 && last - first > 1 ? width.sources * channels : 0);
-        q += tile(t);
-      }
+      along(t, w, n, at_height, start, part, height.stride > 1 && last - first > 1, tile);
     }
   }
 
+  // The same of this row and the next, which one phase holds: each row of sources meets its taps of both.
+  template <class F>
+  void two_rows(int64_t n, int64_t index, int64_t part, const F& tile) {
+    const Axis &height = g.axis[1], &width = g.axis[2];
+    int64_t at_depth = index / height.results, at_height = index % height.results;
+    if (at_depth != depth) plan(at_depth);
+    const Phase& hp = height.phases[0];
+    both.size = 0;
+    auto run = [&](int64_t i, int64_t k) { return runs[(ascends(hp) ? i : hp.size - 1 - i) * each[0] + k]; };
+    for (int64_t i = 0; i <= hp.size; ++i) {  // the taps of the first row, and those of the second, a row further
+      int64_t source = at_height + i + minimum(hp.taps[0].source, hp.taps[hp.size - 1].source);
+      if (source < 0 || source >= height.sources) continue;
+      for (int64_t k = 0; k < each[0]; ++k) {
+        Run r = run(i < hp.size ? i : i - 1, k);
+        if (i == hp.size) r.source += width.sources * channels, r.weights = NONE;
+        if (i > 0) r.second = run(i - 1, k).weights;
+        both.push(r);
+      }
+    }
+    Tile t;
+    t.runs = both.data, t.count = both.size;
+    along(t, 0, n, at_height, at_height, part, true, tile);
+  }
+
  private:
+  // Tiles along a row of the phase `w` of the width, of which the runs are known and `start` is the row that they are relative to.
+  template <class F>
+  void along(Tile& t, int64_t w, int64_t n, int64_t at_height, int64_t start, int64_t part, bool two_new, const F& tile) const {
+    const Axis &deep = g.axis[0], &height = g.axis[1], &width = g.axis[2];
+    const Phase& wp = width.phases[w];
+    int64_t image = (n * deep.sources * height.sources + start) * width.sources;
+    int64_t result = ((n * deep.results + depth) * height.results + at_height) * width.results;
+    t.weight_step = wp.size > 1 ? channels * (wp.taps[1].index - wp.taps[0].index) : 0;
+    if (!ascends(wp)) t.weight_step = -t.weight_step;
+    t.next = width.results * channels;
+    int64_t end = minimum((part + 1) * cut, wp.count);
+    for (int64_t q = part * cut; q < end;) {
+      t.source = (image + q * width.stride) * channels, t.column = q * width.stride;
+      t.result = (result + wp.first + q * width.step) * channels, t.left = end - q;
+      t.edge = q < wp.inside || q + tile_size > wp.outside;
+      int64_t furthest = t.count ? maximum(t.runs[0].source, t.runs[t.count - 1].source) : 0;
+      t.ahead = t.source + furthest + TILE * width.stride * channels;
+      t.before = t.ahead - (two_new ? width.sources * channels : 0);
+      q += tile(t);
+    }
+  }
+
   static bool ascends(const Phase& phase) { return phase.size < 2 || phase.taps[1].source > phase.taps[0].source; }
 
   void plan(int64_t at_depth) {

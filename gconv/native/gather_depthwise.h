@@ -1,5 +1,6 @@
 // Roles y and x of depthwise convolution (see depthwise.h): the register tile holds the sums of Q results by V vectors of channels,
-// and each run of taps loads its K * V weights once.
+// and each run of taps loads its K * V weights once. With 32 registers and up to 3 taps in a row the two are rows instead of vectors:
+// with a 3 x 3 window 4 rows of sources then make 2 of results, where 3 make 1, and most of the time goes into fetching them.
 
 #pragma once
 
@@ -17,13 +18,18 @@ class GatherDepthwise {
   int64_t channels, vectors;
   Cuts cuts;
   bool paired;  // two vectors at a time, where no run of taps has more weights than registers hold
-  static constexpr int PAIRED = REGISTERS == 32 ? 7 : 4, PAIRED_RUN = 4;
+  bool by_two;  // rows
+  static constexpr int PAIRED = REGISTERS == 32 ? 7 : 4, PAIRED_RUN = 4, TWO_RUN = 3;
 
  public:
   GatherDepthwise(Role role, const Problem& p)
       : p(p), g(role, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), cuts(g, channels, sizeof(T)) {
     paired = vectors > 1;
     for (int64_t i = 0; i < g.axis[2].phases.size; ++i) paired &= g.axis[2].phases[i].size <= PAIRED_RUN;
+    const Axis &height = g.axis[1], &width = g.axis[2];
+    auto plain = [](const Axis& axis) { return axis.stride == 1 && axis.step == 1; };
+    by_two = REGISTERS == 32 && plain(height) && plain(width) && p.window[1] > 1 && p.dilation[1] == 1 && p.window[2] <= TWO_RUN &&
+             height.results > 1;
   }
 
   // The kernel is used as it is, unless its elements are to be widened.
@@ -37,15 +43,24 @@ class GatherDepthwise {
       weights = wide;
     }
     // Neighbouring units are neighbouring rows of one cut. Channels are shared out only where there are few rows.
-    int64_t rows = g.axis[0].results * g.axis[1].results, all = g.batch * cuts.count * rows;
+    int64_t high = g.axis[1].results, in_plane = by_two ? ceil_div(high, 2) : high;
+    int64_t rows = g.axis[0].results * in_plane, all = g.batch * cuts.count * rows;
     int64_t chunks = maximum(1, minimum(vectors / 4, 4 * parallel.threads / maximum(all, 1)));
-    int64_t work = minimum(cuts.size * g.axis[2].phases.size * g.taps * ceil_div(vectors, chunks), 1 << 20);
+    int64_t work = minimum((1 + by_two) * cuts.size * g.axis[2].phases.size * g.taps * ceil_div(vectors, chunks), 1 << 20);
     for_ranges(parallel, all * chunks, work, [&](int64_t first, int64_t last) {
-      Rows of(p, g, cuts.size, paired ? PAIRED : TILE);
+      Rows of(p, g, cuts.size, paired || by_two ? PAIRED : TILE);
       for (int64_t unit = first; unit < last; ++unit) {
         int64_t row = unit % rows, chunk = unit / rows % chunks, rest = unit / rows / chunks;
-        int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks;
-        of.row(rest / cuts.count, row, rest % cuts.count, [&](const Tile& t) {
+        int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks, n = rest / cuts.count, part = rest % cuts.count;
+        if (by_two) {
+          int64_t h = 2 * (row % in_plane), index = row / in_plane * high + h;
+          if (h + 1 < high)
+            of.two_rows(n, index, part, [&](const Tile& t) { return tile<PAIRED, 1, true>(t, from, to, x, weights, result); });
+          else
+            of.row(n, index, part, [&](const Tile& t) { return tile<PAIRED, 1>(t, from, to, x, weights, result); });
+          continue;
+        }
+        of.row(n, row, part, [&](const Tile& t) {
           return paired               ? tile<PAIRED, 2>(t, from, to, x, weights, result)
                  : t.left > HALF_TILE ? tile<TILE, 1>(t, from, to, x, weights, result)
                                       : tile<HALF_TILE, 1>(t, from, to, x, weights, result);
@@ -56,15 +71,19 @@ class GatherDepthwise {
   }
 
  private:
-  template <int Q, int V>
+  template <int Q, int V, bool TWO = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
     bool streams = p.large && whole_lines<T, V>(result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
       if (p.large)
         for (int u = 0; u < count; ++u) fetch_sources(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
       with_stride(g.axis[2], t.edge || t.left < Q, (v + count) * L > channels, [&](auto stride, auto edge, auto part) {
-        sum<Q, count, stride, edge, part>(t, channels - v * L, x + t.source + v * L, weights + v * L, result + t.result + v * L,
-                                          streams && count == V);
+        const T* sources = x + t.source + v * L;
+        if constexpr (!TWO)
+          sum<Q, count, stride, edge, part>(t, channels - v * L, sources, weights + v * L, result + t.result + v * L,
+                                            streams && count == V);
+        else if constexpr (stride == 1 && REGISTERS == 32)
+          sum_two<Q, edge, part>(t, channels - v * L, sources, weights + v * L, result + t.result + v * L, streams);
       });
     };
     int64_t v = from;
@@ -105,6 +124,47 @@ class GatherDepthwise {
         else
           streams ? stream(to + v * L, sums[q][v]) : store(to + v * L, sums[q][v]);
       }
+    }
+  }
+
+  template <int Q, bool EDGE, bool PART>
+  __attribute__((noinline)) void sum_two(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to, bool streams) const {
+    const Axis& width = g.axis[2];
+    Vector<T> first[Q] = {}, second[Q] = {};
+    auto load_weights = [&](int64_t from, Vector<T>(&weight)[TWO_RUN], int taps) __attribute__((always_inline)) {
+      UNROLL for (int k = 0; k < taps; ++k) {
+        const A* at = weights + from + k * t.weight_step;
+        weight[k] = PART ? load_first(at, lanes) : load(at);
+      }
+    };
+    for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
+      uint64_t valid = EDGE ? valid_sources(r->column + t.column, width.unit, width.sources) : 0;
+      Vector<T> w1[TWO_RUN], w2[TWO_RUN];
+#define SLIDE(K, SUMS)                                                                        \
+  slide<T, Q, K, 1, EDGE, PART>(x + r->source, width.unit * channels, valid, lanes,           \
+                                [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { SUMS; })
+#define CASE(K)                                                                               \
+  case K:                                                                                     \
+    if (r->weights != NONE) load_weights(r->weights, w1, K);                                  \
+    if (r->second != NONE) load_weights(r->second, w2, K);                                    \
+    if (r->second == NONE)                                                                    \
+      SLIDE(K, first[q] += source * w1[k]);                                                   \
+    else if (r->weights == NONE)                                                              \
+      SLIDE(K, second[q] += source * w2[k]);                                                  \
+    else                                                                                      \
+      SLIDE(K, (first[q] += source * w1[k], second[q] += source * w2[k]));                    \
+    break;
+      switch (r->taps) { CASE(1) CASE(2) CASE(3) }
+#undef CASE
+#undef SLIDE
+    }
+    int64_t step = channels;
+    UNROLL for (int q = 0; q < Q; ++q, to += step) {
+      if (EDGE && q >= t.left) break;
+      if (PART)
+        store_first(to, first[q], lanes), store_first(to + t.next, second[q], lanes);
+      else
+        streams ? (stream(to, first[q]), stream(to + t.next, second[q])) : (store(to, first[q]), store(to + t.next, second[q]));
     }
   }
 };
