@@ -183,6 +183,15 @@ struct Cuts {
   }
 };
 
+// Whether two rows are taken at a time: with 32 registers, up to 3 taps in a row, and neighbouring rows of one phase. With a 3 x 3
+// window 4 rows of sources then meet 2 rows, where 3 meet 1, and most of the time goes into fetching them.
+constexpr int TWO_RUN = 3;
+inline bool by_two_rows(const Problem& p, const Gather& g) {
+  auto plain = [](const Axis& axis) { return axis.stride == 1 && axis.step == 1; };
+  return REGISTERS == 32 && plain(g.axis[1]) && plain(g.axis[2]) && p.window[1] > 1 && p.dilation[1] == 1 &&
+         p.window[2] <= TWO_RUN && g.axis[1].results > 1;
+}
+
 // Bit j tells whether source first + j * apart lies in [0, sources).
 ALWAYS_INLINE uint64_t valid_sources(int64_t first, int64_t apart, int64_t sources) {
   int64_t from = minimum(63, (maximum(-first, 0) + apart - 1) / apart);

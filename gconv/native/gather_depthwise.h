@@ -1,6 +1,5 @@
 // Roles y and x of depthwise convolution (see depthwise.h): the register tile holds the sums of Q results by V vectors of channels,
-// and each run of taps loads its K * V weights once. With 32 registers and up to 3 taps in a row the two are rows instead of vectors:
-// with a 3 x 3 window 4 rows of sources then make 2 of results, where 3 make 1, and most of the time goes into fetching them.
+// and each run of taps loads its K * V weights once; or of Q results in each of two rows.
 
 #pragma once
 
@@ -18,18 +17,15 @@ class GatherDepthwise {
   int64_t channels, vectors;
   Cuts cuts;
   bool paired;  // two vectors at a time, where no run of taps has more weights than registers hold
-  bool by_two;  // rows
-  static constexpr int PAIRED = REGISTERS == 32 ? 7 : 4, PAIRED_RUN = 4, TWO_RUN = 3;
+  bool by_two;  // rows at a time
+  static constexpr int PAIRED = REGISTERS == 32 ? 7 : 4, PAIRED_RUN = 4;
 
  public:
   GatherDepthwise(Role role, const Problem& p)
       : p(p), g(role, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), cuts(g, channels, sizeof(T)) {
     paired = vectors > 1;
     for (int64_t i = 0; i < g.axis[2].phases.size; ++i) paired &= g.axis[2].phases[i].size <= PAIRED_RUN;
-    const Axis &height = g.axis[1], &width = g.axis[2];
-    auto plain = [](const Axis& axis) { return axis.stride == 1 && axis.step == 1; };
-    by_two = REGISTERS == 32 && plain(height) && plain(width) && p.window[1] > 1 && p.dilation[1] == 1 && p.window[2] <= TWO_RUN &&
-             height.results > 1;
+    by_two = by_two_rows(p, g);
   }
 
   // The kernel is used as it is, unless its elements are to be widened.
@@ -51,7 +47,8 @@ class GatherDepthwise {
       Rows of(p, g, cuts.size, paired || by_two ? PAIRED : TILE);
       for (int64_t unit = first; unit < last; ++unit) {
         int64_t row = unit % rows, chunk = unit / rows % chunks, rest = unit / rows / chunks;
-        int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks, n = rest / cuts.count, part = rest % cuts.count;
+        int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks;
+        int64_t n = rest / cuts.count, part = rest % cuts.count;
         if (by_two) {
           int64_t h = 2 * (row % in_plane), index = row / in_plane * high + h;
           if (h + 1 < high)

@@ -1,5 +1,5 @@
-// Role w of depthwise convolution (see depthwise.h): the register tile holds Q pixels of y, and each run of taps adds to its K sums,
-// which it loads and stores.
+// Role w of depthwise convolution (see depthwise.h): the register tile holds Q pixels of y, or Q in each of two rows, and each run
+// of taps adds to its K sums of each row, which it loads and stores.
 //
 // The rows of y are cut into partitions, each with partial sums of its own that are added up in their order at the end. Their number
 // is fixed by the shapes alone, so the result does not depend on how many threads there are.
@@ -20,19 +20,20 @@ class ReduceDepthwise {
   Gather g;
   int64_t channels, vectors, partial_size;  // [tap][channel, in whole vectors]
   Cuts cuts;
-  int64_t units, partitions;
+  bool by_two;  // rows at a time: a tile of one row is as good where it has no rest (measured)
+  int64_t in_plane, rows, units, partitions;
 
  public:
   explicit ReduceDepthwise(const Problem& p)
       : p(p), g(Role::y, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), partial_size(g.taps * vectors * L),
-        cuts(g, channels, sizeof(T)), units(g.batch * cuts.count * p.out[0] * p.out[1]),
+        cuts(g, channels, sizeof(T)), by_two(by_two_rows(p, g) && p.out[2] % TILE), in_plane(by_two ? ceil_div(p.out[1], 2) : p.out[1]),
+        rows(p.out[0] * in_plane), units(g.batch * cuts.count * rows),
         partitions(partitions_of(p, units, partial_size, sizeof(A))) {}
 
   int64_t scratch_bytes() const { return partitions * partial_size * (int64_t)sizeof(A); }
 
   void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
     A* partial = static_cast<A*>(scratch);
-    int64_t rows = p.out[0] * p.out[1];
     int64_t chunks = maximum(1, minimum(vectors / 4, 4 * parallel.threads / partitions));
     for_each(parallel, partitions * chunks, 1 << 14, [&](int64_t part) {
       int64_t partition = part / chunks, chunk = part % chunks;
@@ -40,14 +41,26 @@ class ReduceDepthwise {
       A* own = partial + partition * partial_size;
       for (int64_t tap = 0; tap < g.taps; ++tap) memset(own + (tap * vectors + from) * L, 0, (to - from) * L * sizeof(A));
       Rows of(p, g, cuts.size, TILE);
-      for (int64_t unit = units * partition / partitions; unit < units * (partition + 1) / partitions; ++unit)
-        of.row(unit / rows / cuts.count, unit % rows, unit / rows % cuts.count, [&](const Tile& t) {
-          return t.left >= TILE        ? tile<TILE>(t, from, to, x, y, own)
-                 : t.left >= HALF_TILE ? tile<HALF_TILE>(t, from, to, x, y, own)
-                 : t.left >= 3         ? tile<3>(t, from, to, x, y, own)
-                 : t.left >= 2         ? tile<2>(t, from, to, x, y, own)
-                                       : tile<1>(t, from, to, x, y, own);
-        });
+      for (int64_t unit = units * partition / partitions; unit < units * (partition + 1) / partitions; ++unit) {
+        int64_t n = unit / rows / cuts.count, row = unit % rows, cut = unit / rows % cuts.count;
+        int64_t h = row % in_plane * (1 + by_two), index = row / in_plane * p.out[1] + h;
+        if (by_two && h + 1 < p.out[1])
+          of.two_rows(n, index, cut, [&](const Tile& t) {
+            return t.left >= HALF_TILE ? tile<HALF_TILE, true>(t, from, to, x, y, own)
+                   : t.left >= 5       ? tile<5, true>(t, from, to, x, y, own)
+                   : t.left >= 3       ? tile<3, true>(t, from, to, x, y, own)
+                   : t.left >= 2       ? tile<2, true>(t, from, to, x, y, own)
+                                       : tile<1, true>(t, from, to, x, y, own);
+          });
+        else
+          of.row(n, index, cut, [&](const Tile& t) {
+            return t.left >= TILE        ? tile<TILE>(t, from, to, x, y, own)
+                   : t.left >= HALF_TILE ? tile<HALF_TILE>(t, from, to, x, y, own)
+                   : t.left >= 3         ? tile<3>(t, from, to, x, y, own)
+                   : t.left >= 2         ? tile<2>(t, from, to, x, y, own)
+                                         : tile<1>(t, from, to, x, y, own);
+          });
+      }
     });
     for_each(parallel, g.taps, vectors * partitions, [&](int64_t tap) {
       for (int64_t v = 0; v < vectors; ++v) {
@@ -60,20 +73,67 @@ class ReduceDepthwise {
   }
 
  private:
-  template <int Q>
+  template <int Q, bool TWO = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* y, A* partial) const {
     if (!t.count) return t.left;  // a row on the padding
     for (int64_t v = from; v < to; ++v) {
       int64_t step = g.axis[2].step * channels;
       if (p.large) {
         fetch_sources(t, x + v * L, g.axis[2], channels, Q, v);
-        fetch(y + t.result + Q * step + v * L, step, Q, v);
+        for (int row = 0; row <= TWO; ++row) fetch(y + t.result + row * t.next + Q * step + v * L, step, Q, v);
       }
       with_stride(g.axis[2], t.edge, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
-        sum<Q, stride, edge, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L, partial + v * L);
+        if constexpr (!TWO)
+          sum<Q, stride, edge, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L, partial + v * L);
+        else if constexpr (stride == 1 && REGISTERS == 32)
+          sum_two<Q, edge, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L, partial + v * L);
       });
     }
     return Q;
+  }
+
+  template <int Q, bool EDGE, bool PART>
+  __attribute__((noinline)) void sum_two(const Tile& t, int64_t lanes, const T* x, const T* y, A* partial) const {
+    const Axis& width = g.axis[2];
+    int64_t row = vectors * L;
+    Vector<T> first[Q], second[Q];
+    UNROLL for (int q = 0; q < Q; ++q) {
+      const T *one = y + q * channels, *two = one + t.next;
+      first[q] = PART ? load_first(one, lanes) : load(one), second[q] = PART ? load_first(two, lanes) : load(two);
+    }
+    for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
+      uint64_t valid = EDGE ? valid_sources(r->column + t.column, width.unit, width.sources) : 0;
+      A *sums1 = partial + r->weights / channels * row, *sums2 = partial + r->second / channels * row;
+      Vector<T> sum1[TWO_RUN], sum2[TWO_RUN];
+#define SLIDE(K, SUMS)                                                              \
+  slide<T, Q, K, 1, EDGE, PART>(x + r->source, width.unit * channels, valid, lanes, \
+                                [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { SUMS; })
+#define LOAD(K, I) UNROLL for (int k = 0; k < K; ++k) sum##I[k] = load(sums##I + k * row)
+#define STORE(K, I) UNROLL for (int k = 0; k < K; ++k) store(sums##I + k * row, sum##I[k])
+#define CASE(K)                                                                                                     \
+  case K:                                                                                                           \
+    if (r->second == NONE) {                                                                                        \
+      LOAD(K, 1);                                                                                                   \
+      SLIDE(K, sum1[k] += source * first[q]);                                                                       \
+      STORE(K, 1);                                                                                                  \
+    } else if (r->weights == NONE) {                                                                                \
+      LOAD(K, 2);                                                                                                   \
+      SLIDE(K, sum2[k] += source * second[q]);                                                                      \
+      STORE(K, 2);                                                                                                  \
+    } else {                                                                                                        \
+      LOAD(K, 1);                                                                                                   \
+      LOAD(K, 2);                                                                                                   \
+      SLIDE(K, (sum1[k] += source * first[q], sum2[k] += source * second[q]));                                      \
+      STORE(K, 1);                                                                                                  \
+      STORE(K, 2);                                                                                                  \
+    }                                                                                                               \
+    break;
+      switch (r->taps) { CASE(1) CASE(2) CASE(3) }
+#undef CASE
+#undef STORE
+#undef LOAD
+#undef SLIDE
+    }
   }
 
   template <int Q, int STRIDE, bool EDGE, bool PART>
