@@ -9,8 +9,9 @@
 //
 // Two multiply-adds a cycle of latency 4 need 8 running sums: Q is 14 where there are 32 registers and 7 where there are 16, which
 // divide the sizes that images have in practice. Roles y and x with up to 4 taps in a row take pairs of vectors of half as many
-// pixels: as many sums, and twice as much of each pixel at once, which touches fewer pages at a time. A source on the padding is
-// left out with all that it would meet: one test for up to K multiply-adds, and only in tiles at a border.
+// pixels: as many sums, and twice as much of each pixel at once, which touches fewer pages at a time; where two rows are taken at a
+// time (by_two_rows) one vector of each. A source on the padding is left out with all that it would meet: one test for up to K
+// multiply-adds, and only in tiles at a border.
 //
 // All vectors of channels take their turn at a tile before the next tile, and rows follow each other: memory is read and written in
 // its own order, and the rows of a window stay in the second cache. (A chunk of channels at a time, so that they would stay in the
@@ -41,8 +42,8 @@ struct Tile {
   const Run* runs;
   int64_t count;            // of runs
   int64_t source, result;   // offsets in elements, of the pixels that the runs' own are relative to and of the first result
-  int64_t next;             // from there to the row of results that is summed with it
   int64_t column;           // likewise along the row
+  int64_t next;             // from the first result to that of the row that is summed with it
   int64_t ahead, before;    // offsets of sources to come in the row furthest ahead and the new one before it, or the same
   int64_t left;             // results from here to the end of the row or its cut
   int64_t weight_step;      // from one tap of a run to the next
@@ -68,7 +69,7 @@ class Rows {
   // Calls tile(Tile), which returns how many results it did, along a cut of row `index` of image `n`.
   template <class F>
   void row(int64_t n, int64_t index, int64_t part, const F& tile) {
-    const Axis &deep = g.axis[0], &height = g.axis[1], &width = g.axis[2];
+    const Axis &height = g.axis[1], &width = g.axis[2];
     int64_t at_depth = index / height.results, at_height = index % height.results;
     if (at_depth != depth) plan(at_depth);
     const Phase& hp = height.phases[at_height % height.step];

@@ -11,6 +11,9 @@
 // stretch of pixels and used for every group and filter, says where each tap finds their sources. A tap that falls on the
 // padding finds zeros. One that does so for the whole tile is left out, and so is that of the first or of the last pixel: in the
 // rows that images have in practice, tiles begin and end at borders.
+//
+// Few channels of one group make the sums of a tap short. There the taps of a row are one tap, whose sources are neighbours in x;
+// those of a window over a border are copied, with zeros where it is on the padding.
 
 #pragma once
 
@@ -39,11 +42,13 @@ class GatherWide {
   static constexpr bool MANY = REGISTERS == 32;
   static constexpr int Q1 = MANY ? 7 : 8, Q2 = MANY ? 7 : 6, Q3 = MANY ? 7 : 4;  // results of a tile of 1, 2 and 3 vectors
   static constexpr int64_t TILE = MANY ? 28 : 24;                                // a multiple of these
-  static constexpr int64_t FEW = 16;   // source channels of one group up to which the taps of a row are taken as one (measured)
+  // Channels of one group up to which the taps of a row are taken as one, and sources that a tile then copies at most (measured).
+  static constexpr int64_t FEW = 16, MOST = 1 << 16;
   static constexpr int64_t ROWS = 32;  // of the kernel, packed at a time: of the other role's, whole lines of the cache
   const Problem& p;
   Gather g;
   int64_t vectors;  // of a group's filters
+  bool backwards;   // whether the taps of a row meet their sources from the last to the first
   bool by_rows;     // whether the taps of a row are taken as one, whose sources are neighbours
   int64_t length;   // sources of what is taken as one tap
 
@@ -58,8 +63,9 @@ class GatherWide {
 
  public:
   GatherWide(Role role, const Problem& p)
-      : p(p), g(role, p), vectors(ceil_div(g.results, L)),
-        by_rows(g.groups == 1 && g.sources <= FEW && p.window[2] > 1 && p.dilation[2] == 1 && (role == Role::y || p.strides[2] == 1)),
+      : p(p), g(role, p), vectors(ceil_div(g.results, L)), backwards(role == Role::x),
+        by_rows(g.groups == 1 && g.sources <= FEW && p.window[2] > 1 && p.dilation[2] == 1 &&
+                !(backwards && p.strides[2] > 1) && TILE * g.taps * g.sources <= MOST),
         length(by_rows ? p.window[2] * g.sources : g.sources) {}
 
   int64_t packed_size() const { return g.groups * vectors * g.taps * g.sources * L; }
@@ -100,7 +106,7 @@ class GatherWide {
         int64_t s = row % g.sources;
         count = minimum(minimum(L, last - row), g.sources - s);
         int64_t tap = row / g.sources;
-        if (by_rows && g.result_stride > 1) tap += p.window[2] - 1 - 2 * (tap % p.window[2]);  // in the order of their sources
+        if (by_rows && backwards) tap += p.window[2] - 1 - 2 * (tap % p.window[2]);  // in the order of their sources
         const T* from = w + tap * g.tap_stride + s * g.source_stride + group * g.group_stride;
         for (int64_t u = 0; u < block; ++u)
           g.square(from + (v + u) * L * g.result_stride, count, g.results - (v + u) * L, to + row * block * L + u * L, block * L);
@@ -145,12 +151,15 @@ class GatherWide {
                   List<T>& copies) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     int64_t d = run.depth + depth_tap, h = run.height + height_tap, w = run.width + width_tap;
-    bool inside = d >= 0 && d < depth.sources && h >= 0 && h < height.sources;
+    if (d < 0 || d >= depth.sources || h < 0 || h >= height.sources) {
+      for (int64_t k = 0; k < run.count; ++k) offsets[run.first + k] = -1;
+      return false;
+    }
     const T* row = x + ((run.image * depth.sources + d) * height.sources + h) * width.sources * g.sources;
     for (int64_t k = 0; k < run.count; ++k, w += width.stride) {
       int64_t from = maximum(w, 0), to = minimum(w + p.window[2], width.sources);
-      offsets[run.first + k] = !inside || from >= to ? -1 : row - x + w * g.sources;
-      if (!inside || from >= to || to - from == p.window[2]) continue;
+      offsets[run.first + k] = from >= to ? -1 : row - x + w * g.sources;
+      if (from >= to || to - from == p.window[2]) continue;
       offsets[run.first + k] = -1 - copies.size;
       copies.reserve(copies.size + length);
       T* copy = copies.data + copies.size;
@@ -158,7 +167,7 @@ class GatherWide {
       memcpy(copy + (from - w) * g.sources, row + from * g.sources, (to - from) * g.sources * sizeof(T));
       copies.size += length;
     }
-    return inside;
+    return true;
   }
 
   void results(const Pixels& pixels, int64_t from, int64_t to, const T* x, const A* packed, const T* zeros, T* result) const {

@@ -26,8 +26,8 @@ class ReduceDepthwise {
  public:
   explicit ReduceDepthwise(const Problem& p)
       : p(p), g(Role::y, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), partial_size(g.taps * vectors * L),
-        cuts(g, channels, sizeof(T)), by_two(by_two_rows(p, g) && p.out[2] % TILE), in_plane(by_two ? ceil_div(p.out[1], 2) : p.out[1]),
-        rows(p.out[0] * in_plane), units(g.batch * cuts.count * rows),
+        cuts(g, channels, sizeof(T)), by_two(by_two_rows(p, g) && p.out[2] % TILE),
+        in_plane(by_two ? ceil_div(p.out[1], 2) : p.out[1]), rows(p.out[0] * in_plane), units(g.batch * cuts.count * rows),
         partitions(partitions_of(p, units, partial_size, sizeof(A))) {}
 
   int64_t scratch_bytes() const { return partitions * partial_size * (int64_t)sizeof(A); }
@@ -103,7 +103,7 @@ class ReduceDepthwise {
     }
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       uint64_t valid = EDGE ? valid_sources(r->column + t.column, width.unit, width.sources) : 0;
-      A *sums1 = partial + r->weights / channels * row, *sums2 = partial + r->second / channels * row;
+      A *sums1 = partial + maximum(r->weights, 0) / channels * row, *sums2 = partial + maximum(r->second, 0) / channels * row;
       Vector<T> sum1[TWO_RUN], sum2[TWO_RUN];
 #define SLIDE(K, SUMS)                                                              \
   slide<T, Q, K, 1, EDGE, PART>(x + r->source, width.unit * channels, valid, lanes, \

@@ -5,7 +5,7 @@
 //
 // A group's channels are a small part of each pixel, and pixels lie far apart: a power of two apart they share a few sets of the
 // nearest cache, and each is on a page of its own. Where they are read often, a patch's part of the block is therefore packed
-// first, y once and x for each row of taps: some ten KiB of a thread's own. Half precision is always packed: it is widened then.
+// first, y once and x for each row of taps: tens of KiB of a thread's own. Half precision is always packed: it is widened then.
 
 #pragma once
 

@@ -209,7 +209,7 @@ int main(int argc, char** argv) {
     p.large = below(2);  // whatever the sizes
     p.channels = sizes[below(16)], p.filters = sizes[below(16)], p.groups = 1 + below(20);
     if (below(3) == 0) p.channels = p.filters = 1, p.groups = 1 + below(70);
-    else if (below(3) == 0) p.channels = 1 + below(below(2) ? 5 : 220), p.filters = 1 + below(220), p.groups = 1 + below(2);
+    else if (below(3) == 0) p.channels = 1 + below(below(2) ? 5 : 220), p.filters = 1 + below(below(3) ? 220 : 5), p.groups = 1 + below(2);
     if (below(4) == 0) (p.channels == 1 && p.filters == 1 ? p.groups : p.filters) = 16 << below(3);  // whole lines of the cache
     if (three && below(2)) p.channels = 8 + below(40), p.filters = 8 + below(40), p.groups = 1 + below(4);
     if (below(6) == 0) {  // pixels that lie far apart, a power of two
