@@ -66,6 +66,17 @@ class Rows {
   Rows(const Problem& p, const Gather& g, int64_t cut, int64_t tile_size)
       : p(p), g(g), channels(p.groups), cut(cut), tile_size(tile_size) {}
 
+  // How many units an image has: rows, or with by_two those two by two, of which the last in a plane may be alone.
+  static int64_t units(const Gather& g, bool by_two) { return g.axis[0].results * ceil_div(g.axis[1].results, 1 + by_two); }
+
+  template <class F, class F2>
+  void unit(int64_t n, int64_t index, int64_t part, bool by_two, const F& tile, const F2& tile_of_two) {
+    int64_t high = g.axis[1].results, in_plane = ceil_div(high, 1 + by_two), h = index % in_plane * (1 + by_two);
+    int64_t first = index / in_plane * high + h;
+    by_two && h + 1 < high ? two_rows(n, first, part, tile_of_two) : row(n, first, part, tile);
+  }
+
+ private:
   // Calls tile(Tile), which returns how many results it did, along a cut of row `index` of image `n`.
   template <class F>
   void row(int64_t n, int64_t index, int64_t part, const F& tile) {
@@ -110,7 +121,6 @@ class Rows {
     along(t, 0, n, at_height, at_height, part, true, tile);
   }
 
- private:
   // Tiles along a row of the phase `w` of the width, of which the runs are known and `start` is the row that they are relative to.
   template <class F>
   void along(Tile& t, int64_t w, int64_t n, int64_t at_height, int64_t start, int64_t part, bool two_new, const F& tile) const {

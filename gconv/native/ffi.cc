@@ -75,10 +75,9 @@ const Kernels& kernels_for(Role role, Type type, const Problem& p) {
     bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
     if (role != Role::w && tree) filled *= p.groups;
     bool most = filled < lanes && 2 * filled > lanes;  // of one vector
-    if (!p.depthwise() && sources > 4 && most) return longest;
+    if (most && (p.depthwise() ? !halves : sources > 4)) return longest;
     if (!p.depthwise() && sources <= 4 && filled <= 3 && role != Role::w)  // lanes are the sources of all groups
       return p.groups * sources > lanes / 2 ? longest : avx512_short;
-    if (p.depthwise() && most && !halves) return longest;
     if (filled < lanes || (halves && padded(lanes) > 1.1 * padded(lanes / 2))) return avx512_short;
   }
 #endif

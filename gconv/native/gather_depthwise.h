@@ -39,8 +39,7 @@ class GatherDepthwise {
       weights = wide;
     }
     // Neighbouring units are neighbouring rows of one cut. Channels are shared out only where there are few rows.
-    int64_t high = g.axis[1].results, in_plane = by_two ? ceil_div(high, 2) : high;
-    int64_t rows = g.axis[0].results * in_plane, all = g.batch * cuts.count * rows;
+    int64_t rows = Rows::units(g, by_two), all = g.batch * cuts.count * rows;
     int64_t chunks = maximum(1, minimum(vectors / 4, 4 * parallel.threads / maximum(all, 1)));
     int64_t work = minimum((1 + by_two) * cuts.size * g.axis[2].phases.size * g.taps * ceil_div(vectors, chunks), 1 << 20);
     for_ranges(parallel, all * chunks, work, [&](int64_t first, int64_t last) {
@@ -48,20 +47,13 @@ class GatherDepthwise {
       for (int64_t unit = first; unit < last; ++unit) {
         int64_t row = unit % rows, chunk = unit / rows % chunks, rest = unit / rows / chunks;
         int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks;
-        int64_t n = rest / cuts.count, part = rest % cuts.count;
-        if (by_two) {
-          int64_t h = 2 * (row % in_plane), index = row / in_plane * high + h;
-          if (h + 1 < high)
-            of.two_rows(n, index, part, [&](const Tile& t) { return tile<PAIRED, 1, true>(t, from, to, x, weights, result); });
-          else
-            of.row(n, index, part, [&](const Tile& t) { return tile<PAIRED, 1>(t, from, to, x, weights, result); });
-          continue;
-        }
-        of.row(n, row, part, [&](const Tile& t) {
-          return paired               ? tile<PAIRED, 2>(t, from, to, x, weights, result)
-                 : t.left > HALF_TILE ? tile<TILE, 1>(t, from, to, x, weights, result)
-                                      : tile<HALF_TILE, 1>(t, from, to, x, weights, result);
-        });
+        auto one = [&](const Tile& t) {
+          return paired                         ? tile<PAIRED, 2>(t, from, to, x, weights, result)
+                 : by_two || t.left <= HALF_TILE ? tile<HALF_TILE, 1>(t, from, to, x, weights, result)
+                                                : tile<TILE, 1>(t, from, to, x, weights, result);
+        };
+        auto two = [&](const Tile& t) { return tile<PAIRED, 1, true>(t, from, to, x, weights, result); };
+        of.unit(rest / cuts.count, row, rest % cuts.count, by_two, one, two);
       }
       fence();
     });
@@ -126,7 +118,6 @@ class GatherDepthwise {
 
   template <int Q, bool EDGE, bool PART>
   __attribute__((noinline)) void sum_two(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to, bool streams) const {
-    const Axis& width = g.axis[2];
     Vector<T> first[Q] = {}, second[Q] = {};
     auto load_weights = [&](int64_t from, Vector<T>(&weight)[TWO_RUN], int taps) __attribute__((always_inline)) {
       UNROLL for (int k = 0; k < taps; ++k) {
@@ -135,10 +126,10 @@ class GatherDepthwise {
       }
     };
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = EDGE ? valid_sources(r->column + t.column, width.unit, width.sources) : 0;
+      uint64_t valid = EDGE ? valid_sources(r->column + t.column, 1, g.axis[2].sources) : 0;
       Vector<T> w1[TWO_RUN], w2[TWO_RUN];
 #define SLIDE(K, SUMS)                                                                        \
-  slide<T, Q, K, 1, EDGE, PART>(x + r->source, width.unit * channels, valid, lanes,           \
+  slide<T, Q, K, 1, EDGE, PART>(x + r->source, channels, valid, lanes,           \
                                 [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { SUMS; })
 #define CASE(K)                                                                               \
   case K:                                                                                     \
@@ -155,8 +146,7 @@ class GatherDepthwise {
 #undef CASE
 #undef SLIDE
     }
-    int64_t step = channels;
-    UNROLL for (int q = 0; q < Q; ++q, to += step) {
+    UNROLL for (int q = 0; q < Q; ++q, to += channels) {
       if (EDGE && q >= t.left) break;
       if (PART)
         store_first(to, first[q], lanes), store_first(to + t.next, second[q], lanes);

@@ -138,8 +138,7 @@ class GatherWinograd {
     find(squares, tiles * Q, reinterpret_cast<intptr_t>(zeros) - reinterpret_cast<intptr_t>(x), offsets, outputs);
     int64_t point = taps * chunks * Q * L;
     List<A> buffer;  // [tile][point][depth tap][chunk of channels][square][lane], in whole lines of the cache
-    buffer.reserve(tiles * 16 * point + LINE / sizeof(A));
-    A* points = reinterpret_cast<A*>((reinterpret_cast<intptr_t>(buffer.data) + LINE - 1) / LINE * LINE);
+    A* points = lines(buffer, tiles * 16 * point);
     for (int64_t group = from; group < to; ++group) {
       const T* source = x + group * g.sources;
       for (int64_t t = 0; t < tiles; ++t)

@@ -19,7 +19,8 @@ template <class T, class F>
 auto choose(Role role, const Problem& p, const F& f) {
   constexpr int L = LANES<Wide<T>>;
   int64_t results = p.results(role), sources = p.sources(role);
-  bool wide = results >= L || (2 * results > L && (sources > 4 || p.groups == 1)), single = p.one_tap() && results > 2 && sources > 2;
+  bool wide = results >= L || (2 * results > L && (sources > 4 || p.groups == 1));
+  bool single = p.one_tap() && results > 2 && sources > 2;
   if (role == Role::w) {
     if (p.depthwise()) return f(ReduceDepthwise<T>(p));
     if (wide || single) return f(ReduceWide<T>(p));

@@ -21,13 +21,13 @@ class ReduceDepthwise {
   int64_t channels, vectors, partial_size;  // [tap][channel, in whole vectors]
   Cuts cuts;
   bool by_two;  // rows at a time: a tile of one row is as good where it has no rest (measured)
-  int64_t in_plane, rows, units, partitions;
+  int64_t rows, units, partitions;
 
  public:
   explicit ReduceDepthwise(const Problem& p)
       : p(p), g(Role::y, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), partial_size(g.taps * vectors * L),
         cuts(g, channels, sizeof(T)), by_two(by_two_rows(p, g) && p.out[2] % TILE),
-        in_plane(by_two ? ceil_div(p.out[1], 2) : p.out[1]), rows(p.out[0] * in_plane), units(g.batch * cuts.count * rows),
+        rows(Rows::units(g, by_two)), units(g.batch * cuts.count * rows),
         partitions(partitions_of(p, units, partial_size, sizeof(A))) {}
 
   int64_t scratch_bytes() const { return partitions * partial_size * (int64_t)sizeof(A); }
@@ -42,24 +42,21 @@ class ReduceDepthwise {
       for (int64_t tap = 0; tap < g.taps; ++tap) memset(own + (tap * vectors + from) * L, 0, (to - from) * L * sizeof(A));
       Rows of(p, g, cuts.size, TILE);
       for (int64_t unit = units * partition / partitions; unit < units * (partition + 1) / partitions; ++unit) {
-        int64_t n = unit / rows / cuts.count, row = unit % rows, cut = unit / rows % cuts.count;
-        int64_t h = row % in_plane * (1 + by_two), index = row / in_plane * p.out[1] + h;
-        if (by_two && h + 1 < p.out[1])
-          of.two_rows(n, index, cut, [&](const Tile& t) {
-            return t.left >= HALF_TILE ? tile<HALF_TILE, true>(t, from, to, x, y, own)
-                   : t.left >= 5       ? tile<5, true>(t, from, to, x, y, own)
-                   : t.left >= 3       ? tile<3, true>(t, from, to, x, y, own)
-                   : t.left >= 2       ? tile<2, true>(t, from, to, x, y, own)
-                                       : tile<1, true>(t, from, to, x, y, own);
-          });
-        else
-          of.row(n, index, cut, [&](const Tile& t) {
-            return t.left >= TILE        ? tile<TILE>(t, from, to, x, y, own)
-                   : t.left >= HALF_TILE ? tile<HALF_TILE>(t, from, to, x, y, own)
-                   : t.left >= 3         ? tile<3>(t, from, to, x, y, own)
-                   : t.left >= 2         ? tile<2>(t, from, to, x, y, own)
-                                         : tile<1>(t, from, to, x, y, own);
-          });
+        auto one = [&](const Tile& t) {
+          return t.left >= TILE        ? tile<TILE>(t, from, to, x, y, own)
+                 : t.left >= HALF_TILE ? tile<HALF_TILE>(t, from, to, x, y, own)
+                 : t.left >= 3         ? tile<3>(t, from, to, x, y, own)
+                 : t.left >= 2         ? tile<2>(t, from, to, x, y, own)
+                                       : tile<1>(t, from, to, x, y, own);
+        };
+        auto two = [&](const Tile& t) {
+          return t.left >= HALF_TILE ? tile<HALF_TILE, true>(t, from, to, x, y, own)
+                 : t.left >= 5       ? tile<5, true>(t, from, to, x, y, own)
+                 : t.left >= 3       ? tile<3, true>(t, from, to, x, y, own)
+                 : t.left >= 2       ? tile<2, true>(t, from, to, x, y, own)
+                                     : tile<1, true>(t, from, to, x, y, own);
+        };
+        of.unit(unit / rows / cuts.count, unit % rows, unit / rows % cuts.count, by_two, one, two);
       }
     });
     for_each(parallel, g.taps, vectors * partitions, [&](int64_t tap) {
@@ -94,7 +91,6 @@ class ReduceDepthwise {
 
   template <int Q, bool EDGE, bool PART>
   __attribute__((noinline)) void sum_two(const Tile& t, int64_t lanes, const T* x, const T* y, A* partial) const {
-    const Axis& width = g.axis[2];
     int64_t row = vectors * L;
     Vector<T> first[Q], second[Q];
     UNROLL for (int q = 0; q < Q; ++q) {
@@ -102,11 +98,11 @@ class ReduceDepthwise {
       first[q] = PART ? load_first(one, lanes) : load(one), second[q] = PART ? load_first(two, lanes) : load(two);
     }
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = EDGE ? valid_sources(r->column + t.column, width.unit, width.sources) : 0;
+      uint64_t valid = EDGE ? valid_sources(r->column + t.column, 1, g.axis[2].sources) : 0;
       A *sums1 = partial + maximum(r->weights, 0) / channels * row, *sums2 = partial + maximum(r->second, 0) / channels * row;
       Vector<T> sum1[TWO_RUN], sum2[TWO_RUN];
 #define SLIDE(K, SUMS)                                                              \
-  slide<T, Q, K, 1, EDGE, PART>(x + r->source, width.unit * channels, valid, lanes, \
+  slide<T, Q, K, 1, EDGE, PART>(x + r->source, channels, valid, lanes, \
                                 [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { SUMS; })
 #define LOAD(K, I) UNROLL for (int k = 0; k < K; ++k) sum##I[k] = load(sums##I + k * row)
 #define STORE(K, I) UNROLL for (int k = 0; k < K; ++k) store(sums##I + k * row, sum##I[k])

@@ -112,7 +112,7 @@ class ReduceWide {
 
   void sum(Patch& patch, int64_t index, const Block& block, const T* x, const T* y, A* partial) const {
     x += block.group * p.channels + block.channel, y += block.group * p.filters + block.filter;
-    if (packs_y) pack_y(patch, index, block, y);
+    const A* packed_y = packs_y ? pack_y(patch, index, block, y) : nullptr;
     for (int64_t d = 0; d < p.window[0]; ++d)
       for (int64_t h = 0; h < p.window[1]; ++h, partial += p.window[2] * high * wide * L) {
         patches.segments(index, d, h, patch.segments);
@@ -127,18 +127,11 @@ class ReduceWide {
           at.y_column = packs_y ? wide * L : patches.out_channels, at.segments = &patch.segments, at.channels = block.channels;
           if constexpr (sizeof(T) == sizeof(A)) at.x = x + source * step, at.y = y;
           if (packs_x) at.x = pack_x(patch, index, w, size, block, x), at.segments = &patch.packed;
-          if (packs_y) at.y = line(patch.y);
+          if (packs_y) at.y = packed_y;
           row(patch, at, w, size, block, partial);
         }
       }
   }
-
-  // Room for so many items from the beginning of a line of the cache on.
-  static A* room(List<A>& list, int64_t size) {
-    list.reserve(size + LINE / sizeof(A));
-    return line(list);
-  }
-  static A* line(List<A>& list) { return reinterpret_cast<A*>((reinterpret_cast<intptr_t>(list.data) + LINE - 1) / LINE * LINE); }
 
   // Widens `size` items, and overwrites what follows them up to a whole vector.
   static void copy(const T* from, int64_t size, A* to) {
@@ -147,9 +140,9 @@ class ReduceWide {
     if (i < size) store(to + i, load_first(from + i, size - i));
   }
 
-  void pack_y(Patch& patch, int64_t index, const Block& block, const T* y) const {
+  const A* pack_y(Patch& patch, int64_t index, const Block& block, const T* y) const {
     int64_t rows = patches.rows_in(index), columns = patches.columns_in(index), step = wide * L;
-    A* to = room(patch.y, rows * columns * step);
+    A *packed = lines(patch.y, rows * columns * step), *to = packed;
     y += (patches.first_row(index) * p.out[2] + patches.first_column(index)) * patches.out_channels;
     for (int64_t i = 0; i < rows; ++i, y += (p.out[2] - columns) * patches.out_channels)
       for (int64_t k = 0; k < columns; ++k, y += patches.out_channels, to += step) {
@@ -157,6 +150,7 @@ class ReduceWide {
         if (int64_t last = (block.filters - 1) / L * L; pairs && block.filters - last <= L / 2)
           store(to + last, twice(load(to + last), std::make_index_sequence<L>{}));
       }
+    return packed;
   }
 
   // The pixels that some taps from `w` on meet: all from the first to the last, or of a single tap those that it meets. The
@@ -171,7 +165,7 @@ class ReduceWide {
       step = p.strides[2], first = from * step + source, last = first + (to - from - 1) * step;
     }
     int64_t count = last < first ? 0 : (last - first) / step + 1;
-    A* packed = room(patch.x, patch.segments.size * count * high + L), *next = packed;
+    A *packed = lines(patch.x, patch.segments.size * count * high + L), *next = packed;
     int64_t before = size > 1 ? (source - first) * high : -from * high;  // from the first pixel that is packed to column 0
     patch.packed.size = 0;
     for (int64_t s = 0; s < patch.segments.size; ++s) {

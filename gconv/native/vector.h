@@ -325,6 +325,13 @@ struct List {
   T& operator[](int64_t i) { return data[i]; }
 };
 
+// Room for so many numbers, from the beginning of a line of the cache on.
+template <class A>
+A* lines(List<A>& list, int64_t size) {
+  list.reserve(size + LINE / sizeof(A));
+  return reinterpret_cast<A*>((reinterpret_cast<intptr_t>(list.data) + LINE - 1) / LINE * LINE);
+}
+
 ALWAYS_INLINE int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 ALWAYS_INLINE int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 ALWAYS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0, b > 0
