@@ -176,6 +176,8 @@ def test_workers(method, tmp_path):
         pytest.param((3, 5), (3, 3), (1, 1), (1, 1), 16, 32, 32, id="pixels far apart"),
         pytest.param((3, 5), (3, 3), (2, 2), (1, 1), 16, 32, 20, id="pixels far apart, stride 2"),
         pytest.param((2, 9), (1, 3), (1, 1), (1, 4), 16, 32, 32, id="pixels far apart, dilated"),
+        pytest.param((2, 21), (1, 2), (1, 4), (1, 3), 16, 32, 32, id="pixels far apart, taps farther apart than columns"),
+        pytest.param((1, 140), (1, 3), (1, 1), (1, 1), 16, 32, 32, id="pixels far apart, long rows"),
         pytest.param((4, 6), (1, 1), (1, 2), (1, 1), 16, 32, 32, id="pixels far apart, single tap, stride 2"),
         pytest.param((5, 3), (3, 7), (1, 1), (1, 1), 1, 3, 20, id="rows of taps, wider than the image"),
         pytest.param((6, 9), (3, 5), (1, 1), (1, 1), 1, 40, 3, id="rows of taps, backwards"),

@@ -140,16 +140,15 @@ class ReduceWide {
     if (i < size) store(to + i, load_first(from + i, size - i));
   }
 
+  // A patch's pixels follow each other in y: those of whole rows, or of a part of one.
   const A* pack_y(Patch& patch, int64_t index, const Block& block, const T* y) const {
-    int64_t rows = patches.rows_in(index), columns = patches.columns_in(index), step = wide * L;
-    A *packed = lines(patch.y, rows * columns * step), *to = packed;
+    int64_t pixels = patches.rows_in(index) * patches.columns_in(index), last = (block.filters - 1) / L * L;
+    A *packed = lines(patch.y, pixels * wide * L), *to = packed;
     y += (patches.first_row(index) * p.out[2] + patches.first_column(index)) * patches.out_channels;
-    for (int64_t i = 0; i < rows; ++i, y += (p.out[2] - columns) * patches.out_channels)
-      for (int64_t k = 0; k < columns; ++k, y += patches.out_channels, to += step) {
-        copy(y, block.filters, to);
-        if (int64_t last = (block.filters - 1) / L * L; pairs && block.filters - last <= L / 2)
-          store(to + last, twice(load(to + last), std::make_index_sequence<L>{}));
-      }
+    for (int64_t i = 0; i < pixels; ++i, y += patches.out_channels, to += wide * L) {
+      copy(y, block.filters, to);
+      if (pairs && block.filters - last <= L / 2) store(to + last, twice(load(to + last), std::make_index_sequence<L>{}));
+    }
     return packed;
   }
 
