@@ -288,6 +288,22 @@ def test_with_more_than_the_default_precision_a_result_is_the_sum_of_its_own_pro
 
 
 @built
+@pytest.mark.parametrize(
+    ("role", "size", "pad", "few"), [("y", 6, 2, False), ("y", 6, 9, True), ("x", 8, 0, False), ("x", 20, -7, True)]
+)
+def test_results_of_which_few_taps_meet_anything_are_the_sums_of_their_own_products(role, size, pad, few):
+    """Squares would round by the products of whole windows, and take longer."""
+    g = Geometry((size,) * 2, (3, 3), (1, 1), ((pad, pad),) * 2, (1, 1), 3, 16, 16)
+    operands = {"x": random(g.x_shape(2)), "w": random(g.kernel_shape, seed=1), "y": random(g.y_shape(2), seed=2)}
+    del operands[role]
+    found, plain = (
+        roles.bind(role, operands, geometry=g, dtype=jnp.float32, precision=precision, implementation="native")
+        for precision in (None, "highest")
+    )
+    assert np.array_equal(found, plain) == few
+
+
+@built
 @pytest.mark.parametrize(("groups", "width"), [(96, 1), (24, 4), (3, 32)])
 def test_results_that_go_past_the_cache_are_the_same_to_the_bit(groups, width):
     """Together x and y are more than many a processor's last cache: image by image they are not."""

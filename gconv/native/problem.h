@@ -35,18 +35,27 @@ struct Problem {
 
 // Whether role y or x of wide groups is taken in squares of 2 x 2 results (gather_winograd.h), which come in tiles of up to 7 of
 // one remainder by the dilation. A square takes as long as 3 results by plain sums, of which those at the borders are shorter
-// (measured); so are most results of a window that is deep beside its input, and these are not taken.
+// (measured). Where most results are: a window that is deep beside its input, or sources of which few taps meet any, plain sums are
+// shorter still, and round by their own products, not by those of the whole window.
 inline bool by_squares(Role role, const Problem& p) {
-  const int64_t* results = role == Role::y ? p.out : p.in;
+  bool forward = role == Role::y;
+  const int64_t *results = forward ? p.out : p.in, *sources = forward ? p.in : p.out;
   if (role == Role::w || p.plain || p.sources(role) < 8) return false;
   if (p.window[0] > 1 && results[0] < 2 * p.window[0]) return false;
-  double squares = double(p.batch) * double(results[0]), all = squares, remainders = 1;
+  double squares = double(p.batch) * double(results[0]), all = squares, met = squares, remainders = 1;
   for (int i = 1; i < 3; ++i) {
     if (p.window[i] != 3 || p.strides[i] != 1 || results[i] < 1) return false;
     int64_t apart = p.dilation[i] < results[i] ? p.dilation[i] : results[i], most = (results[i] + apart - 1) / apart;
     squares *= double((most + 1) / 2), all *= double(results[i]), remainders *= double(apart);
+    int64_t pairs = 0;  // of a result and a tap that meet a source
+    for (int64_t t = 0; t < 3; ++t) {
+      int64_t first = forward ? t * p.dilation[i] - p.low[i] : p.low[i] - t * p.dilation[i];  // source of result 0
+      int64_t from = first < 0 ? -first : 0, to = sources[i] - first < results[i] ? sources[i] - first : results[i];
+      if (to > from) pairs += to - from;
+    }
+    met *= double(pairs) / 3;
   }
-  return 3 * remainders * std::ceil(squares / 7) * 7 < all;
+  return 3 * remainders * std::ceil(squares / 7) * 7 < all && 2 * met > all;
 }
 
 // Covers [0, units) with ranges of at least `grain` units, runs body(argument, first, last) for each of them, in any order and on
