@@ -233,7 +233,7 @@ ALWAYS_INLINE void slide(const T* x, int64_t step, uint64_t valid, int64_t lanes
     if (STRIDE > K && j % STRIDE >= K) continue;
     if (EDGE && !(valid >> j & 1)) continue;
     UNROLL for (int v = 0; v < V; ++v) {
-      Vector<T> source = PART ? load_first(x + v * L, lanes - v * L) : load(x + v * L);
+      Vector<T> source = PART && v == V - 1 ? load_first(x + v * L, lanes - v * L) : load(x + v * L);
       if (K > 1) keep(source);
       UNROLL for (int k = 0; k < K; ++k)
         if (j >= k && (j - k) % STRIDE == 0 && (j - k) / STRIDE < Q) meet(source, v, k, (j - k) / STRIDE);

@@ -121,7 +121,7 @@ struct Gather {
   // Calls f with each stretch and some of the groups, from one to another: as many as keep the threads busy.
   template <class F>
   void for_stretches(const Parallel& parallel, int64_t stretches, const F& f) const {
-    int64_t pieces = minimum(groups, ceil_div(16 * parallel.threads, maximum(stretches, 1)));
+    int64_t pieces = pieces_of(parallel, stretches, groups);
     for_each(parallel, stretches * pieces, 1 << 14, [&](int64_t unit) {
       int64_t piece = unit % pieces;
       f(unit / pieces, groups * piece / pieces, groups * (piece + 1) / pieces);

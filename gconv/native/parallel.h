@@ -1,10 +1,12 @@
 // Parallel loops on XLA's own thread pool, which can only schedule tasks: they may run in the caller, late, or when the loop is
-// long over. So the loop is a counter that the caller and the tasks take ranges from. The caller works until none is left and then
-// waits for the ranges that others have begun, never for a task to start: a busy pool, a pool of one thread and a loop inside a
-// task of the same pool cannot deadlock. A late task finds nothing left and leaves.
+// long over. So the loop is as many shares as threads, each with a counter that ranges are taken from: a thread takes those of its
+// own share and then those of others. The caller works until none is left and then waits for the ranges that others have begun,
+// never for a task to start: a busy pool, a pool of one thread and a loop inside a task of the same pool cannot deadlock. A late
+// task finds nothing left and leaves.
 //
-// The ranges start long, so that neighbouring units stay in one cache, and shrink, so that all threads finish together, also when
-// one began late.
+// The shares are the same in every call, so that what a thread left in its caches is what it needs next, and memory is read in one
+// order: operands that just fill the last cache would else be read from memory again and again. The ranges start long, so that
+// neighbouring units stay in one cache, and shrink, so that all threads finish together, also when one began late.
 //
 // Linux lets a thread that is woken up wait on its waker's processor if it takes the others for busy, and in a virtual machine it
 // takes halted ones for busy (available_idle_cpu in kernel/sched). A task that finds itself on the caller's processor moves to
@@ -45,33 +47,47 @@ inline void let_others_run() {}
 #endif
 
 struct Job {
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+
   const int64_t units, grain, threads;
   const Parallel::Body body;
   void* const argument;  // the caller's: touched only by who holds a range
   const int caller = processor();
-  std::atomic<int64_t> next{0}, done{0};
+  const std::unique_ptr<Share[]> shares;
+  std::atomic<int64_t> done{0};
   std::mutex mutex;
   std::condition_variable finished;
 
   Job(int64_t units, int64_t grain, int64_t threads, Parallel::Body body, void* argument)
-      : units(units), grain(grain), threads(threads), body(body), argument(argument) {}
-
-  void help() {
-    if (next.load(std::memory_order_relaxed) < units) leave(caller);
-    work();
+      : units(units), grain(grain), threads(threads), body(body), argument(argument), shares(new Share[threads]) {
+    for (int64_t i = 0; i < threads; ++i) shares[i].next = units * i / threads, shares[i].end = units * (i + 1) / threads;
   }
 
-  void work() {
-    int64_t first = next.load(std::memory_order_relaxed);
-    while (first < units) {
-      int64_t left = units - first, share = left / (2 * threads), size = share > grain ? share : grain < left ? grain : left;
-      if (!next.compare_exchange_weak(first, first + size, std::memory_order_relaxed)) continue;
+  void help(int64_t own) {
+    bool left = false;
+    for (int64_t i = 0; i < threads; ++i) left |= shares[i].next.load(std::memory_order_relaxed) < shares[i].end;
+    if (left) leave(caller);
+    work(own);
+  }
+
+  void work(int64_t own) {
+    for (int64_t i = own; i < own + threads; ++i) work_on(shares[i % threads]);
+  }
+
+  void work_on(Share& share) {
+    int64_t first = share.next.load(std::memory_order_relaxed);
+    while (first < share.end) {
+      int64_t left = share.end - first, half = left / 2, size = half > grain ? half : grain < left ? grain : left;
+      if (!share.next.compare_exchange_weak(first, first + size, std::memory_order_relaxed)) continue;
       body(argument, first, first + size);
       if (done.fetch_add(size, std::memory_order_acq_rel) + size == units) {
         std::lock_guard<std::mutex> lock(mutex);
         finished.notify_one();
       }
-      first = next.load(std::memory_order_relaxed);
+      first = share.next.load(std::memory_order_relaxed);
     }
   }
 
@@ -110,9 +126,9 @@ struct OnPool : Parallel {
     if (helpers < 1) return in_the_caller(self, units, grain, body, argument);
     auto& own = static_cast<const OnPool&>(self);
     auto job = std::make_shared<Job>(units, grain, helpers + 1, body, argument);
-    for (int64_t i = 0; i < helpers; ++i) own.pool->Schedule([job] { job->help(); });
+    for (int64_t i = 1; i <= helpers; ++i) own.pool->Schedule([job, i] { job->help(i); });
     if (own.much) let_others_run();
-    job->work();
+    job->work(0);
     job->wait();
   }
 };

@@ -28,7 +28,8 @@ int64_t partitions_of(const Problem& p, int64_t units, int64_t partial_size, int
   double work = double(p.batch) * double(out) * double(p.channels);
   for (int64_t taps : p.window) work *= double(taps);
   int64_t most = work < 16 * WORTH ? ceil_div(int64_t(work), WORTH) : 16;
-  return maximum(1, minimum(minimum(units, most), maximum(room, minimum(4, ceil_div(64, blocks)))));
+  int64_t count = maximum(1, minimum(minimum(units, most), maximum(room, minimum(4, ceil_div(64, blocks)))));
+  return maximum(1, ceil_div(units, maximum(1, ceil_div(units, count))));  // as even as can be
 }
 
 struct Patches {
@@ -43,6 +44,7 @@ struct Patches {
     int64_t all = p.batch * p.out[0] * p.out[1];
     rows = columns < p.out[2] ? 1 : maximum(1, minimum(pixels / columns, all));
     across = ceil_div(p.out[2], columns);
+    rows = maximum(1, ceil_div(all, maximum(1, ceil_div(all, rows))));  // the same number of patches, as even as can be
     count = p.out[2] ? ceil_div(all, rows) * across : 0;
     partitions = partitions_of(p, count, partial_size, element, blocks);
   }

@@ -1,5 +1,14 @@
-// Role w of depthwise convolution (see depthwise.h): the register tile holds Q pixels of y, or Q in each of two rows, and each run
-// of taps adds to its K sums of each row, which it loads and stores.
+// Role w of depthwise convolution (see depthwise.h), in one of two orders:
+//
+//   tiles   the registers hold Q pixels of y, or Q in each of two rows, and each run of taps adds to its K sums, which it loads and
+//           stores
+//   rows    the registers hold the K sums of V vectors from one end of a row to the other, Q pixels at a time, for each run of taps
+//           after the others: (Q - 1) * s + K + Q loads for K * Q multiply-adds, 10 for 12 with K = 3 and Q = 4
+//
+// Rows read memory in its own order, several lines of each pixel side by side, which the processor foresees. They take 0.4 to 1 of
+// the tiles' time (measured), but need few taps in a run and enough vectors for enough sums. Two rows at a time are as fast; so are
+// tiles that just fit a row where there are 16 registers, and, asking for what is ahead, where x and y are large and a row takes
+// several passes: with a stride, of few lines each.
 //
 // The rows of y are cut into partitions, each with partial sums of its own that are added up in their order at the end. Their number
 // is fixed by the shapes alone, so the result does not depend on how many threads there are.
@@ -16,17 +25,22 @@ template <class T>
 class ReduceDepthwise {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
+  static constexpr int WIDE = REGISTERS == 32 ? 4 : 2, LONGEST_ROW = 4;  // vectors and taps of which registers hold a row's sums
   const Problem& p;
   Gather g;
   int64_t channels, vectors, partial_size;  // [tap][channel, in whole vectors]
   Cuts cuts;
-  bool by_two;  // rows at a time: a tile of one row is as good where it has no rest (measured)
+  bool by_two;   // two rows at a time: a tile of one row is as good where it has no rest (measured)
+  bool by_rows;
   int64_t rows, units, partitions;
 
  public:
   explicit ReduceDepthwise(const Problem& p)
       : p(p), g(Role::y, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), partial_size(g.taps * vectors * L),
-        cuts(g, channels, sizeof(T)), by_two(by_two_rows(p, g) && p.out[2] % TILE),
+        cuts(g, channels, sizeof(T)),
+        by_two(by_two_rows(p, g) && p.out[2] % TILE && (p.window[2] == TWO_RUN || vectors < WIDE)),
+        by_rows(!by_two && vectors > 1 && p.window[2] <= LONGEST_ROW && (REGISTERS == 32 || p.out[2] != TILE) &&
+                !(p.large && vectors > WIDE && (p.strides[2] == 1 || REGISTERS == 16))),
         rows(Rows::units(g, by_two)), units(g.batch * cuts.count * rows),
         partitions(partitions_of(p, units, partial_size, sizeof(A))) {}
 
@@ -43,7 +57,8 @@ class ReduceDepthwise {
       Rows of(p, g, cuts.size, TILE);
       for (int64_t unit = units * partition / partitions; unit < units * (partition + 1) / partitions; ++unit) {
         auto one = [&](const Tile& t) {
-          return t.left >= TILE        ? tile<TILE>(t, from, to, x, y, own)
+          return by_rows               ? row(t, from, to, x, y, own)
+                 : t.left >= TILE      ? tile<TILE>(t, from, to, x, y, own)
                  : t.left >= HALF_TILE ? tile<HALF_TILE>(t, from, to, x, y, own)
                  : t.left >= 3         ? tile<3>(t, from, to, x, y, own)
                  : t.left >= 2         ? tile<2>(t, from, to, x, y, own)
@@ -152,6 +167,67 @@ class ReduceDepthwise {
     break;                                                                                               \
   }
       switch (r->taps) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) }
+#undef CASE
+    }
+  }
+
+  // A row to its end, for up to WIDE vectors and then the next.
+  int64_t row(const Tile& t, int64_t from, int64_t to, const T* x, const T* y, A* partial) const {
+    for (int64_t v = from, count; v < to; v += count) {
+      int64_t left = to - v;
+      count = left == WIDE + 1 ? WIDE - 1 : minimum(left, WIDE);  // 3 and 2 rather than 4 and 1
+      auto with = [&](auto count) {
+        with_stride(g.axis[2], false, (v + count) * L > channels, [&](auto stride, auto, auto part) {
+          sum_row<count, stride, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L, partial + v * L);
+        });
+      };
+      if (count == 1) with(std::integral_constant<int, 1>{});
+      if (count == 2) with(std::integral_constant<int, 2>{});
+      if constexpr (WIDE > 2) {
+        if (count == 3) with(std::integral_constant<int, 3>{});
+        if (count == 4) with(std::integral_constant<int, 4>{});
+      }
+    }
+    return t.left;
+  }
+
+  template <int V, int STRIDE, bool PART>
+  __attribute__((noinline)) void sum_row(const Tile& t, int64_t lanes, const T* x, const T* y, A* partial) const {
+    const Axis& width = g.axis[2];
+    int64_t between = apart<STRIDE>(width), row = vectors * L, step = width.step * channels;
+    for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
+      A* sums = partial + r->weights / channels * row;
+      int64_t column = r->column + t.column;  // of the first pixel's first source
+      int64_t inside = -floor_div(column, width.stride);
+      int64_t outside = floor_div(width.sources - 1 - (r->taps - 1) * between - column, width.stride) + 1;
+#define CASE(K)                                                                                                              \
+  case K: {                                                                                                                  \
+    constexpr int Q = K < LONGEST_ROW ? 4 : 2;                                                                               \
+    Vector<T> sum[K][V];                                                                                                     \
+    UNROLL for (int k = 0; k < K; ++k) UNROLL for (int v = 0; v < V; ++v) sum[k][v] = load(sums + k * row + v * L);          \
+    auto pixels = [&](auto count, auto edge, int64_t q) __attribute__((always_inline)) {                                     \
+      Vector<T> ours[count][V];                                                                                              \
+      UNROLL for (int i = 0; i < count; ++i) UNROLL for (int v = 0; v < V; ++v) {                                            \
+        const T* at = y + (q + i) * step + v * L;                                                                            \
+        ours[i][v] = PART && v == V - 1 ? load_first(at, lanes - v * L) : load(at);                                          \
+      }                                                                                                                      \
+      slide<T, count, K, STRIDE, edge, PART, V>(                                                                             \
+          x + r->source + q * width.stride * channels, between * channels,                                                   \
+          edge ? valid_sources(column + q * width.stride, between, width.sources) : 0, lanes,                                \
+          [&](Vector<T> source, int v, int k, int i) __attribute__((always_inline)) { sum[k][v] += source * ours[i][v]; });  \
+    };                                                                                                                       \
+    bool alone = t.left % Q != 0;                                                                                            \
+    for (int64_t q = 0; q < t.left;)                                                                                         \
+      if (q + Q > t.left || (alone && (q < inside || q + Q > outside)))                                                      \
+        pixels(std::integral_constant<int, 1>{}, std::true_type{}, q), q += 1;                                               \
+      else if (q < inside || q + Q > outside)                                                                                \
+        pixels(std::integral_constant<int, Q>{}, std::true_type{}, q), q += Q;                                               \
+      else                                                                                                                   \
+        pixels(std::integral_constant<int, Q>{}, std::false_type{}, q), q += Q;                                              \
+    UNROLL for (int k = 0; k < K; ++k) UNROLL for (int v = 0; v < V; ++v) store(sums + k * row + v * L, sum[k][v]);          \
+    break;                                                                                                                   \
+  }
+      switch (r->taps) { CASE(1) CASE(2) CASE(3) CASE(4) }
 #undef CASE
     }
   }

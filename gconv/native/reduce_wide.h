@@ -42,7 +42,7 @@ class ReduceWide {
 
   void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
     A* partial = static_cast<A*>(scratch);
-    int64_t blocks = down * across, pieces = minimum(p.groups, ceil_div(4 * parallel.threads, patches.partitions * blocks));
+    int64_t blocks = down * across, pieces = pieces_of(parallel, patches.partitions * blocks, p.groups);
     for_each(parallel, patches.partitions * blocks * pieces, 1 << 14, [&](int64_t unit) {
       int64_t partition = unit / pieces / blocks, first = unit / pieces % blocks, piece = unit % pieces;
       A* own = partial + partition * partial_size;
