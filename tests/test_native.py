@@ -194,6 +194,8 @@ def test_workers(method, tmp_path):
         pytest.param((4, 9), (3, 2), (2, 1), (1, 1), 13, 4, 1, id="four channels per filter"),
         pytest.param((5, 9), (3, 3), (2, 2), (1, 1), 1, 3, 6, id="one narrow group"),
         pytest.param((5, 9), (3, 3), (1, 1), (1, 1), 3, 37, 3, id="few filters of many channels"),
+        pytest.param((4, 13), (3, 3), (1, 2), (1, 1), 5, 3, 3, id="groups of 3"),
+        pytest.param((4, 7), (3, 3), (1, 1), (1, 1), 9, 2, 7, id="seven filters"),
         pytest.param((3, 19), (3, 3), (1, 1), (1, 1), 45, 1, 1, id="depthwise, pairs of vectors"),
         pytest.param((6, 17), (3, 3), (1, 1), (1, 1), 37, 1, 1, id="depthwise, two rows at a time"),
         pytest.param((2, 12), (5, 2), (1, 1), (1, 1), 33, 1, 1, id="depthwise, two rows, higher than the image"),

@@ -120,7 +120,7 @@ class GatherNarrow {
   }
 
   // Filters at a time: as many as a group has channels where their sums are a tree.
-  int64_t chunk_of(int64_t filters) const { return in_a_tree(8) ? 8 : filters >= 4 ? 4 : filters >= 2 ? 2 : 1; }
+  int64_t chunk_of(int64_t filters) const { return in_a_tree(8) ? 8 : minimum(filters, 4); }
   bool in_a_tree(int64_t size) const { return size < L && (size < 8 || REGISTERS == 32) && g.sources == size && g.results == size; }
 
   // One cut of one row of results: which taps of the outer axes meet it, then each phase along the row.
@@ -155,6 +155,8 @@ class GatherNarrow {
           }
         if (chunk == 4)
           tiles<(REGISTERS == 32 ? 6 : 3), 4>(wp, first, last, k, from, to, x, weights, to_row, lists);
+        else if (chunk == 3)
+          tiles<(REGISTERS == 32 ? 5 : 3), 3>(wp, first, last, k, from, to, x, weights, to_row, lists);
         else if (chunk == 2)
           tiles<6, 2>(wp, first, last, k, from, to, x, weights, to_row, lists);
         else
@@ -227,7 +229,7 @@ class GatherNarrow {
     int64_t step = g.axis[2].step * g.result_channels(), groups = lanes.groups_in(block);
     T* to = tile + block * lanes.per_block * g.results + k;
     std::make_index_sequence<L> all;
-    if constexpr (K >= 2 && K < L) {
+    if constexpr (K != 3 && K >= 2 && K < L) {
       if (in_a_tree(K)) {
         bool streams = p.large && whole_lines<T, 1>(to, g.result_channels());
         UNROLL for (int q = 0; q < Q; ++q) {
