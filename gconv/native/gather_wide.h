@@ -14,6 +14,9 @@
 //
 // Few channels of one group make the sums of a tap short. There the taps of a row are one tap, whose sources are neighbours in x;
 // those of a window over a border are copied, with zeros where it is on the padding.
+//
+// A single tap that meets every pixel is a matrix product and needs no table: neighbouring pixels are all as far apart, and twice as
+// many fit a tile, 16 loads for 28 multiply-adds with V = 2.
 
 #pragma once
 
@@ -35,6 +38,26 @@ ALWAYS_INLINE void multiply(Vector<T> (&sums)[Q][V], const T* const (&x)[Q], con
   }
 }
 
+// For Q pixels, one `step` after the other.
+template <class T, int Q, int V>
+ALWAYS_INLINE void multiply_dense(Vector<T> (&sums)[Q][V], const T* x, int64_t step, const Wide<T>* w, int64_t channels) {
+  const T* from[(Q + 2) / 3];  // every third has a register, as in gather_narrow.h
+  from[0] = x;
+  UNROLL for (int i = 1; i < (Q + 2) / 3; ++i) from[i] = from[i - 1] + 3 * step;
+  for (int64_t s = 0; s < channels; ++s, w += V * LANES<Wide<T>>) {
+    Vector<T> weight[V];
+    UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<Wide<T>>);
+    UNROLL for (int q = 0; q < Q; ++q) {
+      Vector<T> source = broadcast(from[q / 3][q % 3 * step]);
+      UNROLL for (int v = 0; v < V; ++v) sums[q][v] += source * weight[v];
+    }
+    UNROLL for (int i = 0; i < (Q + 2) / 3; ++i) {
+      ++from[i];
+      __asm__("" : "+r"(from[i]));
+    }
+  }
+}
+
 template <class T>
 class GatherWide {
   using A = Wide<T>;
@@ -50,6 +73,7 @@ class GatherWide {
   int64_t vectors;  // of a group's filters
   bool backwards;   // whether the taps of a row meet their sources from the last to the first
   bool by_rows;     // whether the taps of a row are taken as one, whose sources are neighbours
+  bool dense;       // whether there is a single tap, and every pixel meets it
   int64_t length;   // sources of what is taken as one tap
 
   struct Pixels {  // a stretch of the results of one combination of phases
@@ -66,7 +90,9 @@ class GatherWide {
       : p(p), g(role, p), vectors(ceil_div(g.results, L)), backwards(role == Role::x),
         by_rows(g.groups == 1 && g.sources <= FEW && p.window[2] > 1 && p.dilation[2] == 1 &&
                 !(backwards && p.strides[2] > 1) && TILE * g.taps * g.sources <= MOST),
-        length(by_rows ? p.window[2] * g.sources : g.sources) {}
+        dense(p.one_tap()), length(by_rows ? p.window[2] * g.sources : g.sources) {
+    for (int i = 0; i < 3; ++i) dense &= p.strides[i] == 1 && p.low[i] == 0 && p.in[i] == p.out[i];
+  }
 
   int64_t packed_size() const { return g.groups * vectors * g.taps * g.sources * L; }
   int64_t scratch_bytes() const { return packed_size() * (int64_t)sizeof(A) + g.sources * (int64_t)sizeof(T); }
@@ -82,6 +108,13 @@ class GatherWide {
     });
 
     int64_t stretch = TILE * maximum(1, minimum(g.tiles_at_once(TILE), 8192 / TILE / g.taps));
+    if (dense) {
+      int64_t pixels = g.batch * p.in[0] * p.in[1] * p.in[2], count = ceil_div(pixels, stretch);
+      return g.for_stretches(parallel, count, [&](int64_t unit, int64_t from, int64_t to) {
+        int64_t first = unit * stretch;
+        results_dense(minimum(stretch, pixels - first), from, to, x + first * g.source_channels(), packed, result + first * g.result_channels());
+      });
+    }
     List<Pixels> stretches;
     for (int64_t a = 0; a < g.axis[0].phases.size; ++a)
       for (int64_t b = 0; b < g.axis[1].phases.size; ++b)
@@ -212,6 +245,44 @@ class GatherWide {
         else
           tiles<Q3, 3>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, first_reader);
       }
+  }
+
+  void results_dense(int64_t pixels, int64_t from, int64_t to, const T* x, const A* packed, T* result) const {
+    for (int64_t group = from; group < to; ++group)
+      for (int64_t v = 0, block; v < vectors; v += block) {
+        block = block_of(vectors - v, 3);
+        const A* w = packed + (group * vectors + v) * g.sources * L;
+        int64_t filters = minimum(block * L, g.results - v * L);
+        const T* source = x + group * g.sources;
+        T* to_group = result + group * g.results + v * L;
+        if (block == 1)
+          tiles_dense<MANY ? 14 : 12, 1>(pixels, source, w, filters, to_group);
+        else if (block == 2)
+          tiles_dense<MANY ? 14 : 6, 2>(pixels, source, w, filters, to_group);
+        else
+          tiles_dense<MANY ? 7 : 4, 3>(pixels, source, w, filters, to_group);
+      }
+  }
+
+  // A rest of up to half a tile goes to smaller ones; a longer one to a tile that ends with it, and sums some pixels to the same again.
+  template <int Q, int V>
+  void tiles_dense(int64_t pixels, const T* x, const A* w, int64_t filters, T* result) const {
+    bool streams = p.large && whole_lines<T, V>(result, g.results);
+    for (int64_t q = 0; q < pixels; q += Q) {
+      if constexpr (Q > 1)
+        if (int64_t rest = pixels - q; q == 0 ? rest < Q : rest <= Q / 2)
+          return tiles_dense<Q / 2, V>(rest, x + q * g.source_channels(), w, filters, result + q * g.result_channels());
+      q = minimum(q, pixels - Q);
+      Vector<T> sums[Q][V] = {};
+      multiply_dense<T, Q, V>(sums, x + q * g.source_channels(), g.source_channels(), w, g.sources);
+      T* to = result + q * g.result_channels();
+      UNROLL for (int i = 0; i < Q; ++i, to += g.result_channels())
+        UNROLL for (int v = 0; v < V; ++v)
+          if (filters >= (v + 1) * L)
+            streams ? stream(to + v * L, sums[i][v]) : store(to + v * L, sums[i][v]);
+          else
+            store_first(to + v * L, sums[i][v], filters - v * L);
+    }
   }
 
   // Asks for the sources of a tile to come.
