@@ -17,7 +17,8 @@
 // its own order, and the rows of a window stay in the second cache. (A chunk of channels at a time, so that they would stay in the
 // nearest, was up to twice as slow: the processor no longer knows what to fetch next.) What it does not foresee is the row furthest
 // ahead, which no tile has touched yet (with a stride of 2 down the image, two of them): in large problems each vector asks for the
-// next tile's pixels there. That is worth a factor of up to 2, and costs some hundredths where the last cache holds all.
+// next tile's pixels there, into the nearest cache where a tile's sources stay in it, else into the second and a little further. That is
+// worth a factor of up to 2, and costs some hundredths where the last cache holds all.
 
 #pragma once
 
@@ -63,8 +64,13 @@ class Rows {
   List<int64_t> each;   // how many runs a tap of the height has, for each phase of the width
 
  public:
-  Rows(const Problem& p, const Gather& g, int64_t cut, int64_t tile_size)
-      : p(p), g(g), channels(p.groups), cut(cut), tile_size(tile_size) {}
+  bool near;  // whether a tile asks for the next one's sources, into the nearest cache
+
+  Rows(const Problem& p, const Gather& g, int64_t cut, int64_t tile_size, int64_t element)
+      : p(p), g(g), channels(p.groups), cut(cut), tile_size(tile_size) {
+    constexpr int64_t NEAR = 20 << 10;  // bytes of sources of all channels that a tile meets in several rows (measured)
+    near = p.window[1] > 1 && tile_size * g.axis[2].stride * p.window[1] * channels * element <= NEAR;
+  }
 
   // How many units an image has: rows, or with by_two those two by two, of which the last in a plane may be alone.
   static int64_t units(const Gather& g, bool by_two) { return g.axis[0].results * ceil_div(g.axis[1].results, 1 + by_two); }
@@ -137,7 +143,7 @@ class Rows {
       t.result = (result + wp.first + q * width.step) * channels, t.left = end - q;
       t.edge = q < wp.inside || q + tile_size > wp.outside;
       int64_t furthest = t.count ? maximum(t.runs[0].source, t.runs[t.count - 1].source) : 0;
-      t.ahead = t.source + furthest + TILE * width.stride * channels;
+      t.ahead = t.source + furthest + (near ? tile_size : TILE) * width.stride * channels;
       t.before = t.ahead - (two_new ? width.sources * channels : 0);
       q += tile(t);
     }
@@ -210,18 +216,18 @@ ALWAYS_INLINE uint64_t valid_sources(int64_t first, int64_t apart, int64_t sourc
   return ((uint64_t{1} << to) - 1) & ~((uint64_t{1} << from) - 1);
 }
 
-// Asks for a cache line of each of `pixels` pixels, with the first of the vectors that share it.
-template <class T>
+// Asks for a cache line of each of `pixels` pixels, with the first of the vectors that share it; NEAR: into the nearest cache.
+template <bool NEAR, class T>
 ALWAYS_INLINE void fetch(const T* at, int64_t step, int64_t pixels, int64_t vector) {
   if (vector * VECTOR_BYTES % 64 == 0)
-    for (int64_t i = 0; i < pixels; ++i) __builtin_prefetch(at + i * step, 0, 2);
+    for (int64_t i = 0; i < pixels; ++i) __builtin_prefetch(at + i * step, 0, NEAR ? 3 : 2);
 }
 
-template <class T>
+template <bool NEAR, class T>
 ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, const Axis& width, int64_t channels, int64_t results, int64_t vector) {
   int64_t step = width.unit * channels, pixels = results * minimum(width.stride / width.unit, 2);
-  fetch(x + t.ahead, step, pixels, vector);
-  if (t.before != t.ahead) fetch(x + t.before, step, pixels, vector);
+  fetch<NEAR>(x + t.ahead, step, pixels, vector);
+  if (t.before != t.ahead) fetch<NEAR>(x + t.before, step, pixels, vector);
 }
 
 // Calls meet(source, v, k, q) for each of V vectors of channels, tap k of a run and pixel q of a tile; `valid` has a bit for each

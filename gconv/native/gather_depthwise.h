@@ -43,16 +43,20 @@ class GatherDepthwise {
     int64_t chunks = maximum(1, minimum(vectors / 4, 4 * parallel.threads / maximum(all, 1)));
     int64_t work = minimum((1 + by_two) * cuts.size * g.axis[2].phases.size * g.taps * ceil_div(vectors, chunks), 1 << 20);
     for_ranges(parallel, all * chunks, work, [&](int64_t first, int64_t last) {
-      Rows of(p, g, cuts.size, paired || by_two ? PAIRED : TILE);
+      Rows of(p, g, cuts.size, paired || by_two ? PAIRED : TILE, sizeof(T));
       for (int64_t unit = first; unit < last; ++unit) {
         int64_t row = unit % rows, chunk = unit / rows % chunks, rest = unit / rows / chunks;
         int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks;
         auto one = [&](const Tile& t) {
-          return paired                         ? tile<PAIRED, 2>(t, from, to, x, weights, result)
+          return paired && of.near              ? tile<PAIRED, 2, false, true>(t, from, to, x, weights, result)
+                 : paired                       ? tile<PAIRED, 2>(t, from, to, x, weights, result)
                  : by_two || t.left <= HALF_TILE ? tile<HALF_TILE, 1>(t, from, to, x, weights, result)
                                                 : tile<TILE, 1>(t, from, to, x, weights, result);
         };
-        auto two = [&](const Tile& t) { return tile<PAIRED, 1, true>(t, from, to, x, weights, result); };
+        auto two = [&](const Tile& t) {
+          return of.near ? tile<PAIRED, 1, true, true>(t, from, to, x, weights, result)
+                         : tile<PAIRED, 1, true>(t, from, to, x, weights, result);
+        };
         of.unit(rest / cuts.count, row, rest % cuts.count, by_two, one, two);
       }
       fence();
@@ -60,12 +64,12 @@ class GatherDepthwise {
   }
 
  private:
-  template <int Q, int V, bool TWO = false>
+  template <int Q, int V, bool TWO = false, bool NEAR = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
     bool streams = p.large && whole_lines<T, V>(result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
       if (p.large)
-        for (int u = 0; u < count; ++u) fetch_sources(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
+        for (int u = 0; u < count; ++u) fetch_sources<NEAR>(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
       with_stride(g.axis[2], t.edge || t.left < Q, (v + count) * L > channels, [&](auto stride, auto edge, auto part) {
         const T* sources = x + t.source + v * L;
         if constexpr (!TWO)

@@ -54,7 +54,7 @@ class ReduceDepthwise {
       int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks;
       A* own = partial + partition * partial_size;
       for (int64_t tap = 0; tap < g.taps; ++tap) memset(own + (tap * vectors + from) * L, 0, (to - from) * L * sizeof(A));
-      Rows of(p, g, cuts.size, TILE);
+      Rows of(p, g, cuts.size, TILE, sizeof(T));
       for (int64_t unit = units * partition / partitions; unit < units * (partition + 1) / partitions; ++unit) {
         auto one = [&](const Tile& t) {
           return by_rows               ? row(t, from, to, x, y, own)
@@ -91,8 +91,8 @@ class ReduceDepthwise {
     for (int64_t v = from; v < to; ++v) {
       int64_t step = g.axis[2].step * channels;
       if (p.large) {
-        fetch_sources(t, x + v * L, g.axis[2], channels, Q, v);
-        for (int row = 0; row <= TWO; ++row) fetch(y + t.result + row * t.next + Q * step + v * L, step, Q, v);
+        fetch_sources<false>(t, x + v * L, g.axis[2], channels, Q, v);
+        for (int row = 0; row <= TWO; ++row) fetch<false>(y + t.result + row * t.next + Q * step + v * L, step, Q, v);
       }
       with_stride(g.axis[2], t.edge, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
         if constexpr (!TWO)
