@@ -47,7 +47,8 @@ def thin(role: str, g: Geometry) -> bool:
     taps, sources = math.prod(g.window), g.channels if role == "y" else g.filters
     if taps == 1:
         return max(g.in_channels, g.out_channels) <= CHANNELS and sources <= SOURCES
-    return g.groups == 1 and taps * sources <= THIN
+    strided_gradient = role == "x" and max(g.strides) > 1  # its sums are few, but lie apart
+    return g.groups == 1 and taps * sources <= THIN and not strided_gradient
 
 
 def _terms(role: str, g: Geometry) -> int:

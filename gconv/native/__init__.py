@@ -10,7 +10,7 @@
     gather_wide.h       roles y and x of wider ones
     gather_winograd.h   the same for windows of 3 x 3, with fewer products
     reduce_narrow.h     role w of groups narrower than a vector
-    reduce_wide.h       role w of wider ones
+    reduce_wide.h       role w of wider ones; its register tile: reduce_tile.h
     kernels.cc          the choice among them; compiled once per instruction set and length of vector
     ffi.cc              the door to XLA: checks, threads, the choice of the instruction set
 
