@@ -13,12 +13,12 @@
 // time (by_two_rows) one vector of each. A source on the padding is left out with all that it would meet: one test for up to K
 // multiply-adds, and only in tiles at a border.
 //
-// All vectors of channels take their turn at a tile before the next tile, and rows follow each other: memory is read and written in
-// its own order, and the rows of a window stay in the second cache. (A chunk of channels at a time, so that they would stay in the
-// nearest, was up to twice as slow: the processor no longer knows what to fetch next.) What it does not foresee is the row furthest
-// ahead, which no tile has touched yet (with a stride of 2 down the image, two of them): in large problems each vector asks for the
-// next tile's pixels there, into the nearest cache where a tile's sources stay in it, else into the second and a little further. That is
-// worth a factor of up to 2, and costs some hundredths where the last cache holds all.
+// All vectors of channels take their turn at a tile before the next tile (but for role w by rows), and rows follow each other:
+// memory is read and written in its own order, and the rows of a window stay in the second cache. (A chunk of channels at a time, so
+// that they would stay in the nearest, was up to twice as slow: the processor no longer knows what to fetch next.) What it does not
+// foresee is the row furthest ahead, which no tile has touched yet (with a stride of 2 down the image, two of them): in large problems
+// each vector of a tile asks for the next tile's pixels there, into the nearest cache where a tile's sources stay in it, else into the
+// second and a little further. That is worth a factor of up to 2, and costs some hundredths where the last cache holds all.
 
 #pragma once
 
@@ -69,7 +69,7 @@ class Rows {
   Rows(const Problem& p, const Gather& g, int64_t cut, int64_t tile_size, int64_t element)
       : p(p), g(g), channels(p.groups), cut(cut), tile_size(tile_size) {
     constexpr int64_t NEAR = 20 << 10;  // bytes of sources of all channels that a tile meets in several rows (measured)
-    near = p.window[1] > 1 && tile_size * g.axis[2].stride * p.window[1] * channels * element <= NEAR;
+    near = p.window[1] > 1 && double(tile_size * g.axis[2].stride) * double(p.window[1] * channels * element) <= NEAR;
   }
 
   // How many units an image has: rows, or with by_two those two by two, of which the last in a plane may be alone.

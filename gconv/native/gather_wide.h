@@ -5,7 +5,7 @@
 //   for each tap, for each source channel:  V loads of weights;  for each of Q results: 1 broadcast load of x, V multiply-adds
 //
 // V + Q loads for V * Q multiply-adds: 8 for 12 with (V, Q) = (2, 6), 7 for 12 with (3, 4), 9 for 8 with (1, 8). With 32
-// registers Q is always 7, which divides the rows that images have in practice: 9 for 14 with V = 2.
+// registers Q is 7, which divides the rows that images have in practice: 9 for 14 with V = 2.
 //
 // A tile's results are any Q pixels of the same phases, also of two rows or two images: a table of offsets, made once for a
 // stretch of pixels and used for every group and filter, says where each tap finds their sources. A tap that falls on the
@@ -15,8 +15,8 @@
 // Few channels of one group make the sums of a tap short. There the taps of a row are one tap, whose sources are neighbours in x;
 // those of a window over a border are copied, with zeros where it is on the padding.
 //
-// A single tap that meets every pixel is a matrix product and needs no table: neighbouring pixels are all as far apart, and twice as
-// many fit a tile, 16 loads for 28 multiply-adds with V = 2.
+// A single tap that meets every pixel is a matrix product and needs no table: neighbouring pixels are all as far apart. A few
+// addresses reach them, so with up to two vectors a tile has more of them: with 32 registers 14, 16 loads for 28 multiply-adds.
 
 #pragma once
 
@@ -112,7 +112,8 @@ class GatherWide {
       int64_t pixels = g.batch * p.in[0] * p.in[1] * p.in[2], count = ceil_div(pixels, stretch);
       return g.for_stretches(parallel, count, [&](int64_t unit, int64_t from, int64_t to) {
         int64_t first = unit * stretch;
-        results_dense(minimum(stretch, pixels - first), from, to, x + first * g.source_channels(), packed, result + first * g.result_channels());
+        results_dense(minimum(stretch, pixels - first), from, to, x + first * g.source_channels(), packed,
+                      result + first * g.result_channels());
       });
     }
     List<Pixels> stretches;
@@ -264,7 +265,7 @@ class GatherWide {
       }
   }
 
-  // A rest of up to half a tile goes to smaller ones; a longer one to a tile that ends with it, and sums some pixels to the same again.
+  // A rest of up to half a tile goes to smaller ones, a longer one to a tile that ends with it and sums some pixels to the same again.
   template <int Q, int V>
   void tiles_dense(int64_t pixels, const T* x, const A* w, int64_t filters, T* result) const {
     bool streams = p.large && whole_lines<T, V>(result, g.results);

@@ -4,9 +4,10 @@
 // never for a task to start: a busy pool, a pool of one thread and a loop inside a task of the same pool cannot deadlock. A late
 // task finds nothing left and leaves.
 //
-// The shares are the same in every call, so that what a thread left in its caches is what it needs next, and memory is read in one
-// order: operands that just fill the last cache would else be read from memory again and again. The ranges start long, so that
-// neighbouring units stay in one cache, and shrink, so that all threads finish together, also when one began late.
+// The shares are the same in every call, so that memory is read in one order (operands that just fill the last cache would else
+// be read from memory again and again) and, with two threads, what one left in its caches is what it needs next. The ranges start
+// long, so that neighbouring units stay in one cache, and shrink with what is left of all shares, so that all threads finish
+// together, also when one begins late or never.
 //
 // Linux lets a thread that is woken up wait on its waker's processor if it takes the others for busy, and in a virtual machine it
 // takes halted ones for busy (available_idle_cpu in kernel/sched). A task that finds itself on the caller's processor moves to
@@ -67,10 +68,17 @@ struct Job {
   }
 
   void help(int64_t own) {
-    bool left = false;
-    for (int64_t i = 0; i < threads; ++i) left |= shares[i].next.load(std::memory_order_relaxed) < shares[i].end;
-    if (left) leave(caller);
+    if (left()) leave(caller);
     work(own);
+  }
+
+  int64_t left() const {
+    int64_t units = 0;
+    for (int64_t i = 0; i < threads; ++i) {
+      int64_t next = shares[i].next.load(std::memory_order_relaxed);
+      units += next < shares[i].end ? shares[i].end - next : 0;
+    }
+    return units;
   }
 
   void work(int64_t own) {
@@ -80,7 +88,8 @@ struct Job {
   void work_on(Share& share) {
     int64_t first = share.next.load(std::memory_order_relaxed);
     while (first < share.end) {
-      int64_t left = share.end - first, half = left / 2, size = half > grain ? half : grain < left ? grain : left;
+      int64_t rest = share.end - first, all = left() / threads, part = (rest < all ? rest : all) / 2;
+      int64_t size = part > grain ? part : grain < rest ? grain : rest;
       if (!share.next.compare_exchange_weak(first, first + size, std::memory_order_relaxed)) continue;
       body(argument, first, first + size);
       if (done.fetch_add(size, std::memory_order_acq_rel) + size == units) {

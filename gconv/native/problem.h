@@ -58,8 +58,8 @@ inline bool by_squares(Role role, const Problem& p) {
   return 3 * remainders * std::ceil(squares / 7) * 7 < all && 2 * met > all;
 }
 
-// Covers [0, units) with ranges of at least `grain` units, runs body(argument, first, last) for each of them, in any order and on
-// any thread, and returns when all are done.
+// Covers [0, units) with ranges of at least `grain` units, but for each thread's last; runs body(argument, first, last) for each of
+// them, in any order and on any thread, and returns when all are done.
 struct Parallel {
   using Body = void (*)(void* argument, int64_t first, int64_t last);
   void (*run)(const Parallel& self, int64_t units, int64_t grain, Body body, void* argument);

@@ -28,8 +28,7 @@ int64_t partitions_of(const Problem& p, int64_t units, int64_t partial_size, int
   double work = double(p.batch) * double(out) * double(p.channels);
   for (int64_t taps : p.window) work *= double(taps);
   int64_t most = work < 16 * WORTH ? ceil_div(int64_t(work), WORTH) : 16;
-  int64_t count = maximum(1, minimum(minimum(units, most), maximum(room, minimum(4, ceil_div(64, blocks)))));
-  return maximum(1, ceil_div(units, maximum(1, ceil_div(units, count))));  // as even as can be
+  return maximum(1, minimum(minimum(units, most), maximum(room, minimum(4, ceil_div(64, blocks)))));
 }
 
 struct Patches {

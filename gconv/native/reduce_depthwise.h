@@ -30,7 +30,7 @@ class ReduceDepthwise {
   Gather g;
   int64_t channels, vectors, partial_size;  // [tap][channel, in whole vectors]
   Cuts cuts;
-  bool by_two;   // two rows at a time: a tile of one row is as good where it has no rest (measured)
+  bool by_two;   // two rows at a time: a tile of one row is as good where it has no rest, and whole rows with 2 taps (measured)
   bool by_rows;
   int64_t rows, units, partitions;
 
@@ -175,7 +175,7 @@ class ReduceDepthwise {
   int64_t row(const Tile& t, int64_t from, int64_t to, const T* x, const T* y, A* partial) const {
     for (int64_t v = from, count; v < to; v += count) {
       int64_t left = to - v;
-      count = left == WIDE + 1 ? WIDE - 1 : minimum(left, WIDE);  // 3 and 2 rather than 4 and 1
+      count = WIDE > 2 && left == WIDE + 1 ? WIDE - 1 : minimum(left, WIDE);  // 3 and 2 rather than 4 and 1
       auto with = [&](auto count) {
         with_stride(g.axis[2], false, (v + count) * L > channels, [&](auto stride, auto, auto part) {
           sum_row<count, stride, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L, partial + v * L);

@@ -345,17 +345,17 @@ void for_ranges(const Parallel& parallel, int64_t units, int64_t work, const F& 
   parallel.run(parallel, units, grain, run, const_cast<F*>(&body));
 }
 
-// In how many pieces, up to `most`, to cut each of some units of work: so that a thread that begins late can do less than others.
-inline int64_t pieces_of(const Parallel& parallel, int64_t units, int64_t most) {
-  return minimum(most, ceil_div(16 * parallel.threads, maximum(units, 1)));
-}
-
 // The same with a lambda of one unit.
 template <class F>
 void for_each(const Parallel& parallel, int64_t units, int64_t work, const F& body) {
   for_ranges(parallel, units, work, [&](int64_t first, int64_t last) {
     for (int64_t unit = first; unit < last; ++unit) body(unit);
   });
+}
+
+// In how many pieces, up to `most`, to cut each of some units of work: so that a thread that begins late can do less than others.
+inline int64_t pieces_of(const Parallel& parallel, int64_t units, int64_t most) {
+  return minimum(most, ceil_div(16 * parallel.threads, maximum(units, 1)));
 }
 
 }  // namespace
