@@ -3,6 +3,7 @@
     problem.h           one grouped convolution, as the kernels see it
     parallel.h          loops on XLA's threads
     vector.h, lanes.h   vectors of one instruction set, and how narrow groups fill them
+    work.h              lists, and loops over a kernel's units of work
     gather.h            roles y and x: which sources each result meets
     reduce.h            role w: partial sums
     depthwise.h         one loop nest for all three roles of depthwise: gather_depthwise.h, reduce_depthwise.h

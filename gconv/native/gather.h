@@ -11,8 +11,7 @@
 
 #pragma once
 
-#include "problem.h"
-#include "vector.h"
+#include "work.h"
 
 namespace gconv {
 namespace {

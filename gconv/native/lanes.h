@@ -11,7 +11,7 @@
 
 #pragma once
 
-#include "vector.h"
+#include "work.h"
 
 namespace gconv {
 namespace {

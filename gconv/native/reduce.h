@@ -8,8 +8,7 @@
 
 #pragma once
 
-#include "problem.h"
-#include "vector.h"
+#include "work.h"
 
 namespace gconv {
 namespace {

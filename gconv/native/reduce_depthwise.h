@@ -181,9 +181,10 @@ class ReduceDepthwise {
           sum_row<count, stride, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L, partial + v * L);
         });
       };
-      if (count == 1) with(std::integral_constant<int, 1>{});
       if (count == 2) with(std::integral_constant<int, 2>{});
-      if constexpr (WIDE > 2) {
+      if constexpr (WIDE == 2) {
+        if (count == 1) with(std::integral_constant<int, 1>{});
+      } else {  // of 2 vectors or more
         if (count == 3) with(std::integral_constant<int, 3>{});
         if (count == 4) with(std::integral_constant<int, 4>{});
       }

@@ -1,0 +1,78 @@
+// What a call needs besides vectors: lists, whole numbers, and loops that are shared out to threads.
+
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "problem.h"
+#include "vector.h"
+
+namespace gconv {
+namespace {
+
+// A growing list whose code, unlike std::vector's, is this instruction set's own. The first items lie in it: to allocate and free the
+// lists of a small problem would take as long as its sums.
+template <class T>
+struct List {
+  T first[16];
+  T* data = first;
+  int64_t size = 0, room = 16;
+  List() {}
+  List(const List&) = delete;
+  List& operator=(const List&) = delete;
+  ~List() {
+    if (data != first) free(data);
+  }
+  void reserve(int64_t more) {
+    if (more <= room) return;
+    room = more > 2 * room ? more : 2 * room;
+    T* longer = static_cast<T*>(realloc(data == first ? nullptr : data, room * sizeof(T)));
+    if (!longer) abort();
+    if (data == first) memcpy(longer, first, sizeof first);
+    data = longer;
+  }
+  void push(const T& item) {
+    if (size == room) reserve(size + 1);
+    data[size++] = item;
+  }
+  const T& operator[](int64_t i) const { return data[i]; }
+  T& operator[](int64_t i) { return data[i]; }
+};
+
+// Room for so many numbers, from the beginning of a line of the cache on.
+template <class A>
+A* lines(List<A>& list, int64_t size) {
+  list.reserve(size + LINE / sizeof(A));
+  return reinterpret_cast<A*>((reinterpret_cast<intptr_t>(list.data) + LINE - 1) / LINE * LINE);
+}
+
+ALWAYS_INLINE int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+ALWAYS_INLINE int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
+ALWAYS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0, b > 0
+ALWAYS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }  // b > 0
+
+// parallel.run with a lambda of a range, of which each unit is about `work` operations on vectors: a range takes microseconds.
+template <class F>
+void for_ranges(const Parallel& parallel, int64_t units, int64_t work, const F& body) {
+  int64_t grain = maximum(1, (int64_t{1} << 14) / maximum(work, 1));
+  auto run = [](void* f, int64_t first, int64_t last) { (*static_cast<const F*>(f))(first, last); };
+  parallel.run(parallel, units, grain, run, const_cast<F*>(&body));
+}
+
+// The same with a lambda of one unit.
+template <class F>
+void for_each(const Parallel& parallel, int64_t units, int64_t work, const F& body) {
+  for_ranges(parallel, units, work, [&](int64_t first, int64_t last) {
+    for (int64_t unit = first; unit < last; ++unit) body(unit);
+  });
+}
+
+// In how many pieces, up to `most`, to cut each of some units of work: so that a thread that begins late can do less than others.
+inline int64_t pieces_of(const Parallel& parallel, int64_t units, int64_t most) {
+  return minimum(most, ceil_div(16 * parallel.threads, maximum(units, 1)));
+}
+
+}  // namespace
+}  // namespace gconv
