@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -73,6 +74,16 @@ def test_the_library_was_built_with_the_oldest_supported_headers():
     required = re.search(r'"jaxlib==(\d+\.\d+\.\d+)"', (ROOT / "pyproject.toml").read_text())[1]
     assert tuple(map(int, required.split("."))) <= tuple(map(int, jax.__version__.split(".")[:3]))
     assert divmod(native.load()[0].gconv_ffi_version(), 1000) <= native.running_ffi_version()
+
+
+@built
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm, which lists the symbols of a library")
+def test_the_library_shows_nothing_but_its_own_entries():
+    """Symbols of a C++ runtime linked into it would be merged with those of other copies in the process: it then crashed."""
+    command = ["nm", "-g", "--defined-only", *(["-D"] if sys.platform == "linux" else []), native.load()[0]._name]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    entries = {"gconv_call", "gconv_ffi_version", "gconv_instruction_set", "gconv_scratch_bytes"}
+    assert {line.split()[-1].removeprefix("_") for line in listed.splitlines() if line} == entries
 
 
 def test_other_platforms_and_types_are_refused_with_a_reason():

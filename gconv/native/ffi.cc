@@ -3,9 +3,9 @@
 // Nothing here trusts its caller: a shape, a type or an attribute that does not fit gives an error, never an access.
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <string>
 #ifdef __x86_64__
 #include <cpuid.h>
@@ -142,9 +142,12 @@ bool known(ffi::DataType from, Type& to) {
 
 // Of the cache that a processor shares with its neighbours, where Linux tells (sysconf counts those of all neighbourhoods together).
 double last_cache_bytes() {
-  double kilobytes = 0;
-  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kilobytes;  // as in 32768K
-  return 1024 * (kilobytes > 0 ? kilobytes : 32 << 10);
+  int kilobytes = 0;
+  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    if (std::fscanf(file, "%d", &kilobytes) != 1) kilobytes = 0;  // as in 32768K
+    std::fclose(file);
+  }
+  return 1024.0 * (kilobytes > 0 ? kilobytes : 32 << 10);
 }
 
 // Whether x and y are large beside the last cache: their beginning has left it when their end is reached. A result's lines then only
