@@ -131,13 +131,14 @@ def _lowering(role, platform):
         operand = jnp.promote_types(*(aval.dtype for aval in ctx.avals_in))
         portable = _must_be_portable(ctx)
         name = backends.choose(role, params["geometry"], operand, platform, ctx.avals_in[0].shape[0], implementation, portable)
-        return mlir.lower_fun(partial(_run, role, name, platform), multiple_results=False)(ctx, first, second, **params)
+        run = partial(_run, role, name, platform, split=_split_by_xla(ctx))
+        return mlir.lower_fun(run, multiple_results=False)(ctx, first, second, **params)
 
     return lower
 
 
-def _run(role, name, platform, first, second, *, geometry, dtype, precision):
-    run_role = getattr(backends.TABLE[name], role)
+def _run(role, name, platform, first, second, *, geometry, dtype, precision, split=False):
+    run_role = partial(getattr(backends.TABLE[name], role), **backends.options(name, platform, split))
     first, second = (a.astype(backends.operand_type(a.dtype, geometry, platform)) for a in (first, second))
     with jax.named_scope(f"gconv_{role}_{name}"):  # so that a lowered text tells which implementation ran
         return run_role(first, second, geometry, dtype=dtype, precision=precision)
@@ -154,11 +155,14 @@ def _must_be_portable(ctx) -> str | None:
         return "an exported program may run where gconv is not installed"
     if not all(isinstance(n, int) for aval in ctx.avals_in for n in aval.shape):
         return "a symbolic batch leaves open how much memory it needs"
-    axes = module.axis_context  # of a shard_map, or how many devices jit's partitioner splits the program over
-    split = getattr(axes, "num_devices", 1) > 1
+    return "XLA's partitioner splits its own operations only" if _split_by_xla(ctx) else None
+
+
+def _split_by_xla(ctx) -> bool:
+    axes = ctx.module_context.axis_context  # of a shard_map, or how many devices jit's partitioner splits the program over
     if hasattr(axes, "manual_axes"):
-        split = any(size > 1 and name not in axes.manual_axes for name, size in axes.mesh.shape.items())
-    return "XLA's partitioner splits its own operations only" if split else None
+        return any(size > 1 and name not in axes.manual_axes for name, size in axes.mesh.shape.items())
+    return getattr(axes, "num_devices", 1) > 1
 
 
 for _role, _primitive in PRIMITIVES.items():

@@ -62,3 +62,9 @@ def operand_type(dtype, geometry: Geometry, platform: str):
     """
     fails = platform == "cuda" and geometry.rank == 1 and dtype == jnp.bfloat16
     return jnp.dtype(jnp.float32) if fails else dtype
+
+
+def options(name: str, platform: str, split: bool) -> dict:
+    """What the functions of an implementation are told beside type and precision; `split`: whether XLA's partitioner splits the
+    program over devices."""
+    return {"accelerator": platform != "cpu" and not split} if name == "lax" else {}

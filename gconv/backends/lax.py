@@ -3,6 +3,10 @@
 Each role is written out as one convolution with `feature_group_count` rather than derived with `jax.linear_transpose`:
 lax's own kernel gradient goes through `batch_group_count`, which XLA's partitioner gets wrong on a mesh with an unused axis
 (the result comes out multiplied by that axis' size), and transposing inside `shard_map` lost a factor too.
+
+An accelerator's libraries know the convolutions that lax itself writes, and only them: on an H100 the kernel gradient takes ten
+times as long with `feature_group_count` (geometric mean of 24 layers, 2026-11-27), and half precision is not multiplied as such
+where float32 is asked to come out. So with `accelerator` the roles are lax's own to the letter.
 """
 
 from functools import partial
@@ -34,7 +38,11 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
 
 
 def y(x: Array, kernel: Array, geometry: Geometry, **options) -> Array:
-    """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`."""
+    """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`.
+
+    The options, as of all three: `dtype` of the result, `precision`, and `accelerator`: whether the program is for one, and
+    XLA's partitioner will not split it.
+    """
     g, s = geometry, SPATIAL[geometry.rank]
     return _conv(
         x,
@@ -73,16 +81,20 @@ def x(y: Array, kernel: Array, geometry: Geometry, **options) -> Array:
     )
 
 
-def w(x: Array, y: Array, geometry: Geometry, **options) -> Array:
+def w(x: Array, y: Array, geometry: Geometry, *, accelerator: bool = False, **options) -> Array:
     """The kernel gradient: `x (N, *spatial, G*J)`, `y (N, *output, G*K)` -> `(*window, J, G*K)`.
 
     A convolution whose batch is J, whose window is `y` dilated by the strides, and which sums over the batch as if it were the
     channels of each group.
     """
     g, s = geometry, SPATIAL[geometry.rank]
-    batch = x.shape[0]
-    grouped = x.reshape(batch, *g.spatial, g.groups, g.channels)
-    by_channel = jnp.moveaxis(grouped, (-1, 0), (0, -1)).reshape(g.channels, *g.spatial, g.groups * batch)
+    if accelerator:
+        by_channel, grouping = x, {"batch_group_count": g.groups}
+        numbers = (f"C{s}N", f"I{s}O", f"{s}NC")
+    else:
+        grouped = x.reshape(x.shape[0], *g.spatial, g.groups, g.channels)
+        by_channel = jnp.moveaxis(grouped, (-1, 0), (0, -1)).reshape(g.channels, *g.spatial, g.groups * x.shape[0])
+        numbers, grouping = (f"N{s}C", f"I{s}O", f"{s}NC"), {"feature_group_count": g.groups}
     padding = tuple(
         (lo, e - 1 + _extent(out, stride) - n - lo)
         for n, out, (lo, _), e, stride in zip(g.spatial, g.output, g.padding, g.effective_window, g.strides, strict=True)
@@ -93,8 +105,9 @@ def w(x: Array, y: Array, geometry: Geometry, **options) -> Array:
         window_strides=g.dilation,
         padding=padding,
         rhs_dilation=g.strides,
-        dimension_numbers=(f"N{s}C", f"I{s}O", f"{s}NC"),
-        feature_group_count=g.groups,
+        dimension_numbers=numbers,
+        accelerator=accelerator,
+        **grouping,
         **options,
     )
 
@@ -103,8 +116,8 @@ def _extent(outputs: int, stride: int) -> int:
     return (outputs - 1) * stride + 1
 
 
-def _conv(lhs, rhs, *, dtype, precision, **options):
-    half = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+def _conv(lhs, rhs, *, dtype, precision, accelerator=False, **options):
+    half = not accelerator and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     operand = jnp.promote_types(lhs.dtype, rhs.dtype)
     # Not narrower than an operand: a cotangent is, with `preferred_element_type`, wider than the gradient it gives.
     wide = jnp.promote_types(operand, jnp.float32 if half else dtype)

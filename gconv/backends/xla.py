@@ -40,10 +40,12 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
 
 
 def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str | None:
-    """Why lax is as fast or faster, or None. Measured on a 2-core AVX2 machine."""
+    """Why lax is as fast or faster, or None. Measured on a 2-core AVX2 machine, and on an H100."""
     g = geometry
+    if platform == "cuda":
+        return _pass_over_on_cuda(role, g, dtype)
     if platform != "cpu":
-        return f"measured on CPU only; {platform!r} has convolution kernels of its own"
+        return f"measured on CPU and CUDA only; {platform!r} has convolution kernels of its own"
     if not jnp.issubdtype(dtype, jnp.floating):
         return f"measured for floating point only, not for {jnp.dtype(dtype).name}"
     if g.groups == 1 and g.channels * g.filters > 1 and not (thin(role, g) or few_products(role, g, batch)):
@@ -67,6 +69,19 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
     if not _dense_gradient(g) and min(g.channels, g.filters) < 16:
         return f"matrix products of {g.channels} x {g.filters} per tap and group are too small"
     return "too few pixels for one convolution per group" if math.prod(g.output) < 49 else None
+
+
+def _pass_over_on_cuda(role: str, g: Geometry, dtype) -> str | None:
+    """cuDNN's kernels for depthwise are good at plain 2-D. Beyond it sums of products are 1.2 to 14 times as fast, and in role
+    "w", with dilation or several filters, 6 to 120 times (H100, float32, batch 64; benchmarks/results/h100)."""
+    if not (dtype == jnp.float32 or (dtype == jnp.bfloat16 and g.rank == 1)):  # the latter is computed in float32 there
+        return f"measured on CUDA in float32 only, not in {jnp.dtype(dtype).name}"
+    if g.channels != 1 or g.filters > 8 or g.rank > 2 or math.prod(g.window) > TERMS or math.prod(g.strides) > 4:
+        return "not measured on CUDA, or no faster there"
+    beyond = max(g.dilation) > 1 or g.filters > 1
+    if role != "w":
+        beyond = beyond or g.rank == 1 or max(g.strides) > 1
+    return None if beyond else "cuDNN does it well"
 
 
 def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:
