@@ -53,8 +53,9 @@ def main() -> None:
         if reason := gpu.why_not():
             parser.error(f"--gpu: {reason}.")
         found, target = gpu.facts(), gpu.target()
-        if args.quick:  # a few copies of small operands, not as many as fill the cache
+        if args.quick:  # a few copies of small operands, not as many as fill the cache; and results compared in all of float32
             target = replace(target, cache=2**16)
+            jax.config.update("jax_default_matmul_precision", "highest")
         facts |= found | {"versions": facts["versions"] | found["versions"]}
         where = f"{facts['gpu']}, driver {facts['driver']}"
     today = datetime.date.today().isoformat()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 import torch
 
@@ -97,7 +98,7 @@ def prepared(
     """`function` of tensors on the target; `to_numpy` turns what it computed, in the processor's memory, into the result."""
     if target.platform == "cuda":
         torch.backends.cudnn.benchmark = True  # the best algorithm is searched for, as XLA does when it compiles
-        torch.backends.cudnn.allow_tf32 = True  # the default of both libraries
+        torch.backends.cudnn.allow_tf32 = jax.config.jax_default_matmul_precision is None  # the default of both libraries
     own = [tensor.to(target.platform) for tensor in operands]
     count = target.copies(sum(tensor.nbytes for tensor in own))
     copies = [own, *([tensor.clone() for tensor in own] for _ in range(count - 1))]  # clones keep the memory format

@@ -44,8 +44,8 @@ def self_check(name: str, seconds: float) -> tuple[int, float]:
         x = rng.standard_normal((2, *rng.integers(4, 8, rank), groups * channels), np.float32)
         kernel = rng.standard_normal((*window, channels, groups * filters), np.float32)
 
-        def conv(x, kernel, strides=strides):
-            return gconv.grouped_conv(x, kernel, strides=strides, padding="same", implementation=name)
+        def conv(x, kernel, strides=strides):  # with all of float32, of which a GPU takes a part by default
+            return gconv.grouped_conv(x, kernel, strides=strides, padding="same", precision="highest", implementation=name)
 
         y, pull = jax.vjp(conv, x, kernel)
         ct = rng.standard_normal(y.shape, np.float32)
