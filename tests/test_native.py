@@ -191,6 +191,13 @@ def test_workers(method, tmp_path):
         pytest.param((1, 140), (1, 3), (1, 1), (1, 1), 16, 32, 32, id="pixels far apart, long rows"),
         pytest.param((4, 6), (1, 1), (1, 2), (1, 1), 16, 32, 32, id="pixels far apart, single tap, stride 2"),
         pytest.param((5, 3), (3, 7), (1, 1), (1, 1), 1, 3, 20, id="rows of taps, wider than the image"),
+        pytest.param((3, 16), (3, 3), (1, 1), (1, 1), 1, 3, 20, id="rows of taps, rows of 16"),
+        pytest.param((3, 16), (3, 3), (1, 1), (1, 1), 1, 2, 40, id="rows of taps, rows of 16, three vectors"),
+        pytest.param((3, 28), (3, 3), (1, 1), (1, 1), 1, 3, 16, id="rows of taps, rows of 28"),
+        pytest.param((3, 26), (2, 3), (1, 1), (1, 1), 1, 3, 32, id="rows of taps, tile that ends with the row"),
+        pytest.param((2, 300), (1, 5), (1, 1), (1, 1), 1, 2, 33, id="rows of taps, long rows"),
+        pytest.param((9, 61), (4, 4), (4, 4), (1, 1), 1, 3, 24, id="rows of taps, stride 4"),
+        pytest.param((4, 5, 18), (3, 2, 3), (2, 1, 1), (1, 1, 1), 1, 20, 3, id="rows of taps, backwards, stride in depth"),
         pytest.param((6, 9), (3, 5), (1, 1), (1, 1), 1, 40, 3, id="rows of taps, backwards"),
         pytest.param((6, 9), (3, 5), (1, 1), (1, 1), 1, 40, 1, id="rows of taps, backwards, one filter"),
         pytest.param((8, 9), (3, 5), (2, 1), (1, 1), 3, 5, 17, id="few channels of several groups"),
@@ -202,6 +209,8 @@ def test_workers(method, tmp_path):
         pytest.param((9, 9), (1, 1), (1, 1), (1, 1), 1, 16, 16, id="single tap, rest of more than half a tile"),
         pytest.param((1, 3), (1, 1), (1, 1), (1, 1), 1, 20, 40, id="single tap, fewer pixels than a tile"),
         pytest.param((4, 9), (1, 1), (2, 1), (1, 1), 1, 20, 40, id="single tap, stride 2"),
+        pytest.param((4, 9), (1, 1), (1, 1), (1, 1), 1, 70, 3, id="single tap, few filters of many channels"),
+        pytest.param((4, 9), (1, 1), (1, 1), (1, 1), 3, 4, 40, id="single tap, few channels of many filters"),
         pytest.param((9, 10), (3, 2), (1, 1), (1, 1), 6, 6, 13, id="part of a vector"),
         pytest.param((4, 9), (3, 3), (2, 1), (1, 1), 7, 4, 4, id="groups of 4"),
         pytest.param((4, 9), (3, 3), (1, 2), (1, 1), 7, 2, 2, id="groups of 2"),
@@ -495,11 +504,14 @@ def test_an_empty_batch(role):
 
 
 @built
-@pytest.mark.parametrize("groups, channels, filters", [(37, 1, 1), (9, 4, 4), (5, 3, 2), (3, 12, 5), (3, 5, 16), (2, 17, 24)])
+@pytest.mark.parametrize("dilation", [(1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    "groups, channels, filters", [(37, 1, 1), (9, 4, 4), (5, 3, 2), (3, 12, 5), (3, 5, 16), (2, 17, 24), (1, 3, 20), (1, 20, 3)]
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_nan_reaches_exactly_the_windows_that_hold_it(groups, channels, filters, bad):
-    options = {"strides": (2, 1), "dilation": (1, 2), "padding": ((2, 1), (3, 0))}
-    facts = {"groups": groups, "strides": (2, 1), "dilation": (1, 2), "pads": ((2, 1), (3, 0))}
+def test_a_nan_reaches_exactly_the_windows_that_hold_it(groups, channels, filters, bad, dilation):
+    options = {"strides": (2, 1), "dilation": dilation, "padding": ((2, 1), (3, 0))}
+    facts = {"groups": groups, "strides": (2, 1), "dilation": dilation, "pads": ((2, 1), (3, 0))}
     x, kernel = np.zeros((2, 9, 11, groups * channels)), np.ones((3, 3, channels, groups * filters))
     x[1, 4, 6, 2 % x.shape[-1]] = x[0, 0, 10, -1] = 1
     held = oracle.conv(x, kernel, **facts) > 0  # the windows that hold one of the two
@@ -553,6 +565,12 @@ def test_few_products_of_one_group_are_left_to_xla_and_many_taken():
 
     assert chosen((4, 16, 3), (3, 3, 3)) == "xla"
     assert chosen((64, 16, 16, 3), (3, 3, 3, 3)) == "xla"  # many, but of few channels
+    assert chosen((8, 16, 16, 3), (3, 3, 3, 3)) == "native"  # fewer: then a call of XLA's threads costs more
+    assert chosen((8, 16, 16, 1), (3, 3, 1, 4)) == "xla"  # still fewer channels
+    assert chosen((64, 16, 16, 3), (3, 3, 3, 16)) == "native"  # an image network's first layer
+    assert chosen((64, 16, 16, 3), (3, 3, 3, 16), padding=1, strides=2) == "native"
+    assert chosen((64, 16, 16, 16), (3, 3, 16, 3), "x") == "native"
+    assert chosen((64, 16, 16, 3), (3, 3, 3, 3), "x") == "xla"
     assert chosen((64, 16, 16, 8), (3, 3, 8, 8)) == "native"
     assert chosen((2, 64, 16), (1, 16, 32)) == "native"  # a matrix product
     assert chosen((64, 16, 16, 6), (1, 1, 2, 9)) == "xla"  # a single tap of few channels, of any number of groups

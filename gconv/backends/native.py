@@ -41,7 +41,7 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
         return None
     if sums.few_products(role, g, batch):
         return "so few products take less time than the call of a kernel, about a microsecond"
-    if sums.thin(role, g):
+    if sums.leaves_vectors_empty(role, g, batch):
         return "its kernels work along channels, and few of them leave their vectors empty"
     if role == "w":
         return None

@@ -11,9 +11,12 @@ TERMS = 49
 NARROW = 64
 # Up to so many products, in one fused sum, loops inside the program take less time than the call of a kernel outside it.
 FEW = 1 << 15
-# What leaves the vectors of a kernel empty: one group with a sum of up to so many terms; a single tap, of groups with so many
-# channels in all and with so many sources each.
+# What XLA sums well though it is an ordinary convolution: one group with a sum of up to so many terms; a single tap, of groups
+# with so many channels in all and with so many sources each.
 THIN, CHANNELS, SOURCES = 27, 12, 4
+# What of this leaves the vectors of a kernel empty: a group of so many sources, and so many pairs of a source and a result, the
+# more where there are MUCH more products.
+LITTLE_PAIRS, PAIRS, MUCH = 4, 9, 500_000
 
 
 def by_products(g: Geometry) -> bool:
@@ -49,6 +52,15 @@ def thin(role: str, g: Geometry) -> bool:
         return max(g.in_channels, g.out_channels) <= CHANNELS and sources <= SOURCES
     strided_gradient = role == "x" and max(g.strides) > 1  # its sums are few, but lie apart
     return g.groups == 1 and taps * sources <= THIN and not strided_gradient
+
+
+def leaves_vectors_empty(role: str, g: Geometry, batch) -> bool:
+    """Whether a thin role has too few channels for the vectors of a kernel; without work enough, more than these are needed."""
+    if not thin(role, g) or math.prod(g.window) == 1:
+        return thin(role, g)
+    sources = g.channels if role == "y" else g.filters
+    pairs = PAIRS if not isinstance(batch, int) or products(g, batch) > MUCH else LITTLE_PAIRS
+    return sources <= SOURCES and g.channels * g.filters <= pairs
 
 
 def _terms(role: str, g: Geometry) -> int:

@@ -9,6 +9,7 @@
     depthwise.h         one loop nest for all three roles of depthwise: gather_depthwise.h, reduce_depthwise.h
     gather_narrow.h     roles y and x of groups narrower than a vector
     gather_wide.h       roles y and x of wider ones
+    gather_rows.h       the same where neighbours meet neighbours: image networks' first layers, windows of one pixel
     gather_winograd.h   the same for windows of 3 x 3, with fewer products
     reduce_narrow.h     role w of groups narrower than a vector
     reduce_wide.h       role w of wider ones; its register tile: reduce_tile.h

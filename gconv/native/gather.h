@@ -112,6 +112,36 @@ struct Gather {
     for (int64_t s = 0; s < sources; ++s, to += step) store(to, rows[s]);
   }
 
+  // What `pack` writes: of a group's results whole vectors.
+  template <class A>
+  int64_t packed_size() const {
+    return groups * ceil_div(results, LANES<A>) * taps * sources * LANES<A>;
+  }
+
+  // The kernel as tiles of results' vectors read it: [group][block of V vectors][tap][source channel][lane], zeros beyond the last
+  // filter; of each `reversed` taps, which is a row's or 1, the last comes first.
+  template <class T>
+  void pack(const Parallel& parallel, const T* w, Wide<T>* packed, int64_t reversed) const {
+    constexpr int L = LANES<Wide<T>>;
+    constexpr int64_t ROWS = 32;  // of the kernel, packed at a time: of the other role's, whole lines of the cache
+    int64_t rows = taps * sources, chunks = ceil_div(rows, ROWS), vectors = ceil_div(results, L);
+    for_each(parallel, groups * chunks, ROWS * vectors * L, [&](int64_t unit) {
+      int64_t group = unit % groups, first = unit / groups * ROWS, last = minimum(rows, first + ROWS);  // neighbouring groups
+      for (int64_t v = 0, block; v < vectors; v += block) {                                             // lie side by side in w
+        block = block_of(vectors - v, 3);
+        Wide<T>* to = packed + (group * vectors + v) * rows * L;
+        for (int64_t row = first, count; row < last; row += count) {
+          int64_t s = row % sources, tap = row / sources;
+          count = minimum(minimum(L, last - row), sources - s);
+          tap += reversed - 1 - 2 * (tap % reversed);
+          const T* from = w + tap * tap_stride + s * source_stride + group * group_stride;
+          for (int64_t u = 0; u < block; ++u)
+            square(from + (v + u) * L * result_stride, count, results - (v + u) * L, to + row * block * L + u * L, block * L);
+        }
+      }
+    });
+  }
+
   // How many tiles of so many results are worked on at once for the kernel's sake: up to 4, where 32 such stretches are left.
   int64_t tiles_at_once(int64_t tile) const {
     return maximum(1, minimum(4, batch * axis[0].results * axis[1].results * axis[2].results / (32 * tile)));

@@ -2,6 +2,7 @@
 
 #include "gather_depthwise.h"
 #include "gather_narrow.h"
+#include "gather_rows.h"
 #include "gather_wide.h"
 #include "gather_winograd.h"
 #include "problem.h"
@@ -14,13 +15,14 @@ namespace {
 
 // Calls f with the kernels of a role. Wide groups have lanes of results of one group, of which the last vector may be part; narrow
 // groups have lanes of channels of several groups. Measured: more than half a vector of results is wide already, from 5 sources on
-// and in a single group, and so are sums of a single tap.
+// and in a single group, and so are sums of a single tap, but of up to 4 results from many sources.
 template <class T, class F>
 auto choose(Role role, const Problem& p, const F& f) {
   constexpr int L = LANES<Wide<T>>;
   int64_t results = p.results(role), sources = p.sources(role);
   bool wide = results >= L || (2 * results > L && (sources > 4 || p.groups == 1));
-  bool single = p.one_tap() && results > 2 && sources > 2;
+  bool many = results <= 4 && sources * (p.groups > 1 ? 2 : 1) >= (REGISTERS == 32 ? 32 : 64);
+  bool single = p.one_tap() && results > 2 && sources > 2 && !(many && role != Role::w);
   if (role == Role::w) {
     if (p.depthwise()) return f(ReduceDepthwise<T>(p));
     if (wide || single) return f(ReduceWide<T>(p));
@@ -30,6 +32,7 @@ auto choose(Role role, const Problem& p, const F& f) {
   bool tree = results == 4 && sources == 4;
   if (!wide && (!single || tree)) return f(GatherNarrow<T>(role, p));
   if (by_squares(role, p)) return f(GatherWinograd<T>(role, p));
+  if (GatherRows<T>::fits(role, p)) return f(GatherRows<T>(role, p));
   return f(GatherWide<T>(role, p));
 }
 

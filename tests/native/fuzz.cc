@@ -215,6 +215,10 @@ int main(int argc, char** argv) {
       for (int i = 0; i < 3; ++i) p.window[i] = p.strides[i] = 1, p.low[i] = 0, p.out[i] = p.in[i];
       p.channels = 1 + below(60), p.filters = 1 + below(below(2) ? 8 : 150), p.groups = 1 + below(4);
     }
+    if (below(10) == 0) {  // a row of taps of one group, whose sources are neighbours
+      p.dilation[2] = p.groups = 1, p.channels = 1 + below(20), p.filters = 1 + below(below(2) ? 16 : 100);
+      if (below(2)) p.strides[2] = 1;
+    }
     double work = double(p.batch) * p.out[0] * p.out[1] * p.out[2] * p.window[0] * p.window[1] * p.window[2] * p.groups *
                   p.channels * p.filters;
     if (work > 2e6) continue;
