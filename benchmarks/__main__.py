@@ -53,9 +53,8 @@ def main() -> None:
         if reason := gpu.why_not():
             parser.error(f"--gpu: {reason}.")
         found, target = gpu.facts(), gpu.target()
-        if args.quick:  # a few copies of small operands, not as many as fill the cache; and results compared in all of float32
+        if args.quick:  # a few copies of small operands, not as many as fill the cache
             target = replace(target, cache=2**16)
-            jax.config.update("jax_default_matmul_precision", "highest")
         facts |= found | {"versions": facts["versions"] | found["versions"]}
         where = f"{facts['gpu']}, driver {facts['driver']}"
     today = datetime.date.today().isoformat()
@@ -64,7 +63,9 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     print(f"{facts['processor']}, {where}; to {output}", file=sys.stderr)
     bounds = gpu.limits(target, facts["gpu"], quick=args.quick) if args.gpu else limits.measured(quick=args.quick)
-    with output.open("a") as lines:
+    # Results are compared in all of float32, of which a GPU takes a part by default.
+    precision = "highest" if args.gpu and args.quick else None
+    with output.open("a") as lines, jax.default_matmul_precision(precision):
 
         def write(row: dict) -> None:
             lines.write(json.dumps(facts | {"quick": args.quick} | row) + "\n")

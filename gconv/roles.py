@@ -131,7 +131,9 @@ def _lowering(role, platform):
         operand = jnp.promote_types(*(aval.dtype for aval in ctx.avals_in))
         portable = _must_be_portable(ctx)
         name = backends.choose(role, params["geometry"], operand, platform, ctx.avals_in[0].shape[0], implementation, portable)
-        run = partial(_run, role, name, platform, split=_split_by_xla(ctx))
+        # An exported program may be called by one that XLA splits.
+        split = _split_by_xla(ctx) or ctx.module_context.lowering_parameters.for_export
+        run = partial(_run, role, name, platform, split=split)
         return mlir.lower_fun(run, multiple_results=False)(ctx, first, second, **params)
 
     return lower

@@ -189,16 +189,16 @@ def test_by_lax_the_kernel_gradient_is_the_one_that_accelerators_know(platform, 
     assert len(ours) == 3 and len(expected) == 2 and {*expected} <= {*ours}
 
 
-def test_a_program_that_xla_will_split_has_no_groups_of_the_batch():
-    """Which XLA splits wrongly (tests/test_sharding.py): here an exported program for two devices."""
+def test_a_program_that_xla_may_split_has_no_groups_of_the_batch():
+    """Which XLA splits wrongly (tests/test_sharding.py). Exported ones may be called by programs for several devices."""
     (case,) = named("wide-groups")
-    found = []
+    counts = lambda text: {*re.findall(r"batch_group_count = (\d+)", text)}
+    run, shapes = all_roles(case, implementation="lax"), shaped(case, "float32")
+    assert counts(lowered("cuda", run, *shapes)) == {"1", "2"}
     for devices in (1, 2):
         mesh = jax.make_mesh((devices,), ("a",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-        run = jax.jit(all_roles(case, implementation="lax"), in_shardings=NamedSharding(mesh, PartitionSpec()))
-        text = jax.export.export(run, platforms=["cuda"])(*shaped(case, "float32")).mlir_module()
-        found.append({*re.findall(r"batch_group_count = (\d+)", text)})
-    assert found == [{"1", "2"}, {"1"}]
+        for_devices = jax.jit(run, in_shardings=NamedSharding(mesh, PartitionSpec()))
+        assert counts(jax.export.export(for_devices, platforms=["cuda"])(*shapes).mlir_module()) == {"1"}
 
 
 @pytest.mark.parametrize(
@@ -222,15 +222,19 @@ def test_a_program_that_xla_will_split_has_no_groups_of_the_batch():
         ("x", dict(window=(4,)), "xla"),
         ("w", dict(window=(4,)), "lax"),
         ("y", dict(window=(2, 2, 2)), "lax"),
+        ("y", dict(window=(7, 7), dilation=2), "xla"),
+        ("y", dict(window=(7, 7), strides=2), "lax"),
+        ("y", dict(groups=1, filters=8, strides=2), "lax"),
     ],
 )
 def test_what_is_faster_on_cuda_is_chosen(role, geometry_, chosen):
     """As measured on an H100 in float32 (benchmarks/results/h100); float16 was not, so lax has it."""
-    sizes = dict(window=(3, 3), channels=1, filters=1) | geometry_
+    sizes = dict(window=(3, 3), groups=8, channels=1, filters=1) | geometry_
     rank = len(sizes["window"])
     options = {name: sizes[name] for name in ("strides", "dilation") if name in sizes}
-    kernel = (*sizes["window"], sizes["channels"], 8 * sizes["filters"])
-    facts = geometry((64, *(24,) * rank, 8 * sizes["channels"]), kernel, padding=1, **options)[1]
+    groups = sizes["groups"]
+    kernel = (*sizes["window"], sizes["channels"], groups * sizes["filters"])
+    facts = geometry((64, *(24,) * rank, groups * sizes["channels"]), kernel, padding=1, **options)[1]
     choose = lambda dtype: backends.choose(role, facts, jnp.dtype(dtype), "cuda", 64)
     assert choose("float32") == chosen
     assert choose("float16") == "lax"

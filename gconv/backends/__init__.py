@@ -65,6 +65,6 @@ def operand_type(dtype, geometry: Geometry, platform: str):
 
 
 def options(name: str, platform: str, split: bool) -> dict:
-    """What the functions of an implementation are told beside type and precision; `split`: whether XLA's partitioner splits the
-    program over devices."""
+    """What the functions of an implementation are told beside type and precision; `split`: whether XLA's partitioner may
+    split the program over devices."""
     return {"accelerator": platform != "cpu" and not split} if name == "lax" else {}

@@ -6,7 +6,7 @@ lax's own kernel gradient goes through `batch_group_count`, which XLA's partitio
 
 An accelerator's libraries know the convolutions that lax itself writes, and only them: on an H100 the kernel gradient takes ten
 times as long with `feature_group_count` (geometric mean of 24 layers, 2026-11-27), and half precision is not multiplied as such
-where float32 is asked to come out. So with `accelerator` the roles are lax's own to the letter.
+where float32 is asked to come out. So with `accelerator` the roles are lax's own convolutions.
 """
 
 from functools import partial
@@ -41,7 +41,7 @@ def y(x: Array, kernel: Array, geometry: Geometry, **options) -> Array:
     """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`.
 
     The options, as of all three: `dtype` of the result, `precision`, and `accelerator`: whether the program is for one, and
-    XLA's partitioner will not split it.
+    XLA's partitioner will never split it.
     """
     g, s = geometry, SPATIAL[geometry.rank]
     return _conv(

@@ -14,8 +14,8 @@ FEW = 1 << 15
 # What XLA sums well though it is an ordinary convolution: one group with a sum of up to so many terms; a single tap, of groups
 # with so many channels in all and with so many sources each.
 THIN, CHANNELS, SOURCES = 27, 12, 4
-# What of this leaves the vectors of a kernel empty: a group of so many sources, and so many pairs of a source and a result, the
-# more where there are MUCH more products.
+# What of this leaves the vectors of a kernel empty: a group of so many sources, with up to PAIRS pairs of a source and a
+# result, or LITTLE_PAIRS where there are at most MUCH products.
 LITTLE_PAIRS, PAIRS, MUCH = 4, 9, 500_000
 
 
@@ -55,7 +55,7 @@ def thin(role: str, g: Geometry) -> bool:
 
 
 def leaves_vectors_empty(role: str, g: Geometry, batch) -> bool:
-    """Whether a thin role has too few channels for the vectors of a kernel; without work enough, more than these are needed."""
+    """Whether a thin role has too few channels for the vectors of a kernel."""
     if not thin(role, g) or math.prod(g.window) == 1:
         return thin(role, g)
     sources = g.channels if role == "y" else g.filters

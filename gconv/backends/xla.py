@@ -73,10 +73,11 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
 
 def _pass_over_on_cuda(role: str, g: Geometry, dtype) -> str | None:
     """cuDNN's kernels for depthwise are good at plain 2-D. Beyond it sums of products are 1.2 to 14 times as fast, and in role
-    "w", with dilation or several filters, 6 to 120 times (H100, float32, batch 64; benchmarks/results/h100)."""
+    "w", with dilation or several filters, 6 to 124 times (H100, float32, batch 64; benchmarks/results/h100)."""
     if not (dtype == jnp.float32 or (dtype == jnp.bfloat16 and g.rank == 1)):  # the latter is computed in float32 there
         return f"measured on CUDA in float32 only, not in {jnp.dtype(dtype).name}"
-    if g.channels != 1 or g.filters > 8 or g.rank > 2 or math.prod(g.window) > TERMS or math.prod(g.strides) > 4:
+    taps, strides = math.prod(g.window), math.prod(g.strides)
+    if g.groups == 1 or g.channels != 1 or g.filters > 8 or g.rank > 2 or strides > 4 or taps > (TERMS if strides == 1 else 25):
         return "not measured on CUDA, or no faster there"
     beyond = max(g.dilation) > 1 or g.filters > 1
     if role != "w":

@@ -74,7 +74,8 @@ const Kernels& kernels_for(Role role, Type type, const Problem& p) {
     bool eight = p.channels == 8 && !p.one_tap() && !by_squares(role, p);
     bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
     if (role != Role::w && tree) filled *= p.groups;
-    if (role != Role::w && filled <= 4 && sources >= 2 * lanes) return longest;  // lanes are sources, whole vectors of them
+    bool whole = sources >= (p.one_tap() && p.groups == 1 ? 32 : 2 * lanes);
+    if (role != Role::w && filled <= 4 && whole) return longest;  // lanes are sources: see `many` in kernels.cc
     bool most = filled < lanes && 2 * filled > lanes;  // of one vector
     if (most && (p.depthwise() ? !halves : sources > 4)) return longest;
     if (!p.depthwise() && sources <= 4 && filled <= 3 && role != Role::w)  // lanes are the sources of all groups

@@ -46,7 +46,7 @@ class GatherRows {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
   static constexpr bool MANY = REGISTERS == 32;
-  static constexpr int64_t CUT = MANY ? 224 : 192;  // results of a row that are worked on at once: a multiple of what tiles have
+  static constexpr int64_t CUT = MANY ? 224 : 192;  // results of a row that are worked on at once: eight tiles and more
   static constexpr int64_t WORK = 1 << 15;          // multiply-adds of vectors in a unit
   static constexpr int64_t FEW = 16, MOST = 1 << 15;  // sources of one group, and what a tile then copies, at most
   const Problem& p;
@@ -100,18 +100,20 @@ class GatherRows {
       });
     }
     const Axis& width = g.axis[2];
-    int64_t cuts = ceil_div(width.results, CUT), items = g.batch * g.axis[0].results * g.axis[1].results * cuts;
-    int64_t work = minimum(width.results, CUT) * g.taps * g.sources * ceil_div(g.results, L);
+    int64_t rows = g.batch * g.axis[0].results * g.axis[1].results, cut = CUT;
+    while (cut > CUT / 8 && rows * ceil_div(width.results, cut) < 4 * parallel.threads) cut /= 2;
+    int64_t cuts = ceil_div(width.results, cut), items = rows * cuts;
+    int64_t work = minimum(width.results, cut) * g.taps * g.sources * ceil_div(g.results, L);
     int64_t per_unit = maximum(1, minimum(WORK / maximum(work, 1), ceil_div(items, 16 * parallel.threads)));
     for_each(parallel, ceil_div(items, per_unit), per_unit * work, [&](int64_t unit) {
       Lists lists;
       for (int64_t item = unit * per_unit; item < minimum(items, (unit + 1) * per_unit); ++item) {
-        int64_t row = item / cuts, first = item % cuts * CUT;
+        int64_t row = item / cuts, first = item % cuts * cut;
         find(row, lists.rows);
         const Phase& taps = width.phases[0];
         int64_t column = minimum(taps.taps[0].source, taps.taps[taps.size - 1].source) + first * width.stride;
         T* to = result + (row * width.results + first) * g.result_channels();
-        blocks<false>(0, minimum(CUT, width.results - first), column, x, packed, to, lists);
+        blocks<false>(0, minimum(cut, width.results - first), column, x, packed, to, lists);
       }
       fence();
     });
