@@ -140,7 +140,7 @@ def _lowering(role, platform):
 
 
 def _run(role, name, platform, first, second, *, geometry, dtype, precision, split=False):
-    run_role = partial(getattr(backends.TABLE[name], role), **backends.options(name, platform, split))
+    run_role = partial(getattr(backends.TABLE[name], role), **backends.options(name, role, platform, split))
     first, second = (a.astype(backends.operand_type(a.dtype, geometry, platform)) for a in (first, second))
     with jax.named_scope(f"gconv_{role}_{name}"):  # so that a lowered text tells which implementation ran
         return run_role(first, second, geometry, dtype=dtype, precision=precision)

@@ -64,7 +64,7 @@ def operand_type(dtype, geometry: Geometry, platform: str):
     return jnp.dtype(jnp.float32) if fails else dtype
 
 
-def options(name: str, platform: str, split: bool) -> dict:
-    """What the functions of an implementation are told beside type and precision; `split`: whether XLA's partitioner may
-    split the program over devices."""
-    return {"accelerator": platform != "cpu" and not split} if name == "lax" else {}
+def options(name: str, role: str, platform: str, split: bool) -> dict:
+    """What the function of a role is told beside type and precision; `split`: whether XLA's partitioner may split the program
+    over devices."""
+    return {"batch_groups": platform != "cpu" and not split} if (name, role) == ("lax", "w") else {}

@@ -4,9 +4,8 @@ Each role is written out as one convolution with `feature_group_count` rather th
 lax's own kernel gradient goes through `batch_group_count`, which XLA's partitioner gets wrong on a mesh with an unused axis
 (the result comes out multiplied by that axis' size), and transposing inside `shard_map` lost a factor too.
 
-An accelerator's libraries know the convolutions that lax itself writes, and only them: on an H100 the kernel gradient takes ten
-times as long with `feature_group_count` (geometric mean of 24 layers, 2026-11-27), and half precision is not multiplied as such
-where float32 is asked to come out. So with `accelerator` the roles are lax's own convolutions.
+An accelerator's libraries know only the kernel gradient that lax itself writes: on an H100 it takes ten times as long with
+`feature_group_count` (geometric mean of 24 layers, 2026-11-27). So it is lax's own where XLA's partitioner will never split it.
 """
 
 from functools import partial
@@ -38,11 +37,7 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
 
 
 def y(x: Array, kernel: Array, geometry: Geometry, **options) -> Array:
-    """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`.
-
-    The options, as of all three: `dtype` of the result, `precision`, and `accelerator`: whether the program is for one, and
-    XLA's partitioner will never split it.
-    """
+    """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`."""
     g, s = geometry, SPATIAL[geometry.rank]
     return _conv(
         x,
@@ -81,14 +76,14 @@ def x(y: Array, kernel: Array, geometry: Geometry, **options) -> Array:
     )
 
 
-def w(x: Array, y: Array, geometry: Geometry, *, accelerator: bool = False, **options) -> Array:
+def w(x: Array, y: Array, geometry: Geometry, *, batch_groups: bool = False, **options) -> Array:
     """The kernel gradient: `x (N, *spatial, G*J)`, `y (N, *output, G*K)` -> `(*window, J, G*K)`.
 
     A convolution whose batch is J, whose window is `y` dilated by the strides, and which sums over the batch as if it were the
-    channels of each group.
+    channels of each group; with `batch_groups` lax's own, to which `x` is an image whose batch is its channels.
     """
     g, s = geometry, SPATIAL[geometry.rank]
-    if accelerator:
+    if batch_groups:
         by_channel, grouping = x, {"batch_group_count": g.groups}
         numbers = (f"C{s}N", f"I{s}O", f"{s}NC")
     else:
@@ -106,7 +101,6 @@ def w(x: Array, y: Array, geometry: Geometry, *, accelerator: bool = False, **op
         padding=padding,
         rhs_dilation=g.strides,
         dimension_numbers=numbers,
-        accelerator=accelerator,
         **grouping,
         **options,
     )
@@ -116,8 +110,8 @@ def _extent(outputs: int, stride: int) -> int:
     return (outputs - 1) * stride + 1
 
 
-def _conv(lhs, rhs, *, dtype, precision, accelerator=False, **options):
-    half = not accelerator and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+def _conv(lhs, rhs, *, dtype, precision, **options):
+    half = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     operand = jnp.promote_types(lhs.dtype, rhs.dtype)
     # Not narrower than an operand: a cotangent is, with `preferred_element_type`, wider than the gradient it gives.
     wide = jnp.promote_types(operand, jnp.float32 if half else dtype)
