@@ -357,6 +357,7 @@ def test_the_command_from_end_to_end_on_a_pretended_gpu(monkeypatch, tmp_path, c
     monkeypatch.setattr("sys.argv", ["benchmarks", *arguments, "--peers", "gconv", "lax"])
     main.main()
     assert "NVIDIA L4, driver 1.2; to " in capsys.readouterr().err
+    assert jax.config.jax_default_matmul_precision is None, "what quick results are compared in outlives them"
     first, *rows = report.load([lines], quick=True)
     assert first["limits"]["flops"] == gpu.data_sheet("NVIDIA L4") and min(first["limits"]["bandwidth"].values()) > 1e8
     assert {row["part"] for row in rows} == {"layers", "issues"} and all(row["gpu"] == "NVIDIA L4" for row in rows)
