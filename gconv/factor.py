@@ -34,3 +34,7 @@ def checked(name: str, value) -> float:
             f"`{name}` must be a finite number of at least 0, got {value!r}. Values that work: 1, or 0 to freeze or to exempt."
         )
     return number
+
+
+# What a parameter counts that declares nothing: MATLAB's layers regularize weights and not biases.
+DEFAULTS = {"kernel": Factor(1, 1), "bias": Factor(1, 0)}

@@ -2,7 +2,9 @@
 
 Linen's parameters are plain arrays, equal in name, shape and layout to `flax.linen.Conv`'s. What they cannot carry stands
 beside them: the collection "factors", made by `init`, holds the learn-rate and L2 factors for `gconv.optim.factors(variables)`.
-It is needed nowhere else; `apply` takes `{"params": ...}` alone.
+It is needed nowhere else; `apply` takes `{"params": ...}` alone. Lifted transformations carry the collections that they are
+told to: around a layer whose factors are not the defaults, `nn.scan` and `nn.vmap` need
+`variable_axes={"params": 0, "factors": 0}`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from flax.core import freeze
 from jax.typing import DTypeLike
 
 from gconv import layer
-from gconv.factor import Factor
+from gconv.factor import DEFAULTS, Factor
 from gconv.layer import Config, describe
 from gconv.options import integer
 
@@ -76,6 +78,8 @@ class _Shell(nn.Module):
         if self.is_mutable_collection("factors"):
             # Under a name of its own: NNX's bridge holds all collections of a module in one namespace.
             self.variable("factors", f"{name}_factor", lambda: _factor(self, name))
+        elif self.is_mutable_collection("params") and not self.has_variable("params", name):
+            _refuse_to_lose(self, name)
         return self.param(name, init, shape, self.config.param_dtype)
 
     @nn.compact
@@ -141,6 +145,21 @@ def _config(module: _Shell) -> Config:
 def _factor(module: _Shell, name: str) -> Factor:
     given = (getattr(module, f"{name}_{kind}_factor") for kind in ("learn_rate", "l2"))
     return Factor(*layer.learn_rate_and_l2(name, *given).values())
+
+
+def _refuse_to_lose(module: _Shell, name: str) -> None:
+    """A parameter is being made where its factors cannot be kept: it must not train as if it had declared none."""
+    declared, default = _factor(module, name), DEFAULTS[name]
+    kinds = [kind for kind in ("learn_rate", "l2") if getattr(declared, kind) != getattr(default, kind)]
+    if kinds:
+        said = ", ".join(f"{name}_{kind}_factor={getattr(declared, kind)}" for kind in kinds)
+        layer_name = "/".join((type(module).__name__, *module.path))
+        raise ValueError(
+            f'the layer {layer_name} declares {said}, which would be lost: the collection "factors" is not kept here. '
+            'Of nn.scan, nn.vmap and other lifted transformations around it: variable_axes={"params": 0, "factors": 0}. '
+            'Of `init`: mutable=["params", "factors"]. Otherwise leave the factor to the rules of gconv.optim.factors: '
+            f'rules={{"**/{name}": Factor(...)}}.'
+        )
 
 
 serialization.register_serialization_state(

@@ -12,6 +12,13 @@ import gconv
 from gconv.optim import Factor, add_l2, decayed, factors, frozen, scale_by_learn_rate_factors
 
 
+@pytest.fixture
+def standard_promotion():
+    """For what is optax's own: its Adam, MultiSteps and inject_hyperparams mix integers with floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 class Model(nnx.Module):
     def __init__(self, rngs):
         self.conv = gconv.nnx.GroupedConv(
@@ -79,6 +86,7 @@ def test_the_trees_are_ones_that_jax_and_optax_can_use():
     np.testing.assert_array_equal(scaled["heads"][0]["kernel"], 10 * grads["heads"][0]["kernel"])
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("solver", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1)], ids=["sgd", "adam"])
 def test_updates_of_nnx_optimizer_against_the_definition(solver):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 4)), jnp.float32)
@@ -123,6 +131,7 @@ def test_masks_for_optax_masked():
     np.testing.assert_array_equal(updates["norm"]["bias"], 0)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_transforms_work_inside_optax_masked_and_inject_hyperparams():
     params = {"w": jnp.ones(2), "v": jnp.ones(2)}
     f = factors(params, default=Factor(2, 1))
@@ -207,6 +216,7 @@ def test_clip_by_parameter_norm_acts_on_each_tensor():
     assert clipped["c"].dtype == jnp.float16
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_decoupled_decay_is_adamw_with_factors():
     params = {"w": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
     f = factors(params)
@@ -216,6 +226,7 @@ def test_decoupled_decay_is_adamw_with_factors():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), first, second)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_freeze_zero_factors_keeps_no_state_for_frozen_parameters():
     params = {"w": jnp.ones(5), "bias": jnp.ones(3)}
     f = factors(params, rules={"w": Factor(learn_rate=0)})
@@ -236,6 +247,7 @@ def test_the_loss_that_matlab_reports():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.grad(loss)(params), added)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_sharded_parameters_keep_their_sharding():
     mesh = jax.make_mesh((2,), ("groups",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.NamedSharding(mesh, jax.P(None, None, None, "groups"))
@@ -273,6 +285,187 @@ def test_a_linen_layer_crosses_the_bridge_to_nnx():
     bridged = nnx.bridge.ToNNX(gconv.linen.GroupedConv(3, 1, 4), rngs=nnx.Rngs(0)).lazy_init(x)
     kernel = nnx.state(bridged, nnx.Param)["kernel"][...]
     np.testing.assert_allclose(bridged(x), gconv.grouped_conv(x, kernel), rtol=1e-6)
+
+
+# --- through Flax's lifted transformations and its bridge: a frozen kernel stays frozen, or somebody says why not ------------
+
+X = np.random.default_rng(5).normal(size=(2, 5, 6, 4)).astype(np.float32)
+FROZEN = dict(padding="same", kernel_learn_rate_factor=0, bias_l2_factor=3)
+EXPECTED = {"bias": (1, 3), "kernel": (0, 1)}
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _=None):
+        return gconv.linen.GroupedConv(3, 1, 4, **FROZEN, name="conv")(x), None
+
+
+class Calls(nn.Module):
+    """`lift(module, x)` inside a module."""
+
+    lift: object
+
+    @nn.compact
+    def __call__(self, x):
+        return self.lift(Block(name="block"), x)
+
+
+BOTH = {"params": 0, "factors": 0}
+PER_STEP = dict(split_rngs={"params": True}, length=3)
+LIFTS = {
+    "scan": lambda: nn.scan(Block, variable_axes=BOTH, **PER_STEP)(),
+    "scan of all": lambda: nn.scan(Block, variable_axes={True: 0}, **PER_STEP)(),
+    "scan of one": lambda: nn.scan(Block, variable_broadcast=["params", "factors"], split_rngs={"params": False}, length=3)(),
+    "vmap": lambda: nn.vmap(Block, variable_axes=BOTH, split_rngs={"params": True})(),
+    "vmap of one": lambda: nn.vmap(Block, variable_axes={"params": None, "factors": None}, split_rngs={"params": False})(),
+    "remat": lambda: nn.remat(Block)(),
+    "jit": lambda: nn.jit(Block)(),
+    "map_variables": lambda: nn.map_variables(Block, "params", init=True)(),
+    "metadata axis": lambda: nn.add_metadata_axis(Block, {"params": 0}, {nn.PARTITION_NAME: "layers"})(),
+    "cond": lambda: Calls(lambda block, x: nn.cond(True, lambda b, x: b(x), lambda b, x: b(x), block, x)),
+    "vjp": lambda: Calls(lambda block, x: nn.vjp(lambda b, x: b(x)[0], block, x)[0]),
+}
+
+
+def below_any_name(f):
+    """The factors of the one layer in a tree, whatever a lift calls its parents."""
+    return {path.rsplit("/", 1)[-1]: value for path, value in as_dict(f).items()}
+
+
+@pytest.mark.parametrize("make", LIFTS.values(), ids=LIFTS)
+def test_factors_survive_lifted_transformations(make):
+    module = make()
+    variables = module.init(jax.random.key(0), X)
+    found = factors(variables)
+    assert below_any_name(found) == EXPECTED
+    assert jax.tree.structure(found.l2) == jax.tree.structure(variables["params"])
+    # And the kernel does not move, nor the result change but by the bias.
+    tx = gconv.optim.sgdm(0.1, factors=found)
+    loss = lambda params: (module.apply({**variables, "params": params}, X)[0] ** 2).sum()
+    updates, _ = tx.update(jax.grad(loss)(variables["params"]), tx.init(variables["params"]), variables["params"])
+    moved = {jax.tree_util.keystr(path): bool(leaf.any()) for path, leaf in jax.tree_util.tree_leaves_with_path(updates)}
+    assert {path.rsplit("['")[-1]: value for path, value in moved.items()} == {"bias']": True, "kernel']": False}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.scan(Block, variable_axes={"params": 0}, **PER_STEP)(),
+        lambda: nn.scan(Block, variable_broadcast="params", split_rngs={"params": False}, length=3)(),
+        lambda: nn.vmap(Block, variable_axes={"params": 0}, split_rngs={"params": True})(),
+        lambda: nnx.bridge.ToNNX(nn.scan(Block, variable_axes={"params": 0}, **PER_STEP)(), rngs=nnx.Rngs(0)),
+    ],
+    ids=["scan", "scan of one", "vmap", "bridged"],
+)
+def test_a_lift_that_would_lose_factors_is_refused(make):
+    with pytest.raises(ValueError, match="GroupedConv/conv declares") as raised:
+        module = make()
+        module.lazy_init(X) if isinstance(module, nnx.Module) else module.init(jax.random.key(0), X)
+    for text in ("kernel_learn_rate_factor=0", 'variable_axes={"params": 0, "factors": 0}', 'rules={"**/kernel"'):
+        assert text in str(raised.value)
+
+
+def test_init_and_apply_that_would_lose_factors_are_refused():
+    with pytest.raises(ValueError, match=r'GroupedConv declares kernel_learn_rate_factor=0.*mutable=\["params", "factors"\]'):
+        gconv.linen.GroupedConv(3, 1, 4, kernel_learn_rate_factor=0).init(jax.random.key(0), X, mutable=["params"])
+    with pytest.raises(ValueError, match="GroupedConvTranspose declares kernel_l2_factor=0.5"):
+        twin = gconv.linen.GroupedConvTranspose(3, 1, 4, kernel_l2_factor=0.5)
+        twin.apply({}, X, rngs={"params": jax.random.key(0)}, mutable="params")
+    # What says nothing but the defaults loses nothing, and what has its parameters makes none.
+    plain = gconv.linen.GroupedConv(3, 1, 4)
+    assert {*plain.init(jax.random.key(0), X, mutable=["params"])} == {"params"}
+    frozen = Block()
+    variables = frozen.init(jax.random.key(0), X)
+    assert frozen.apply({"params": variables["params"]}, X, mutable=["params"])[0][0].shape == X.shape
+    scan = nn.scan(Block, variable_axes={"params": 0}, **PER_STEP)()
+    stacked = {"params": jax.tree.map(lambda p: jnp.stack([p] * 3), variables["params"])}
+    assert scan.apply(stacked, X)[0].shape == X.shape
+
+
+def bridged_to_nnx(module):
+    return nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(X)
+
+
+class Mixed(nnx.Module):
+    """A bridged layer among others."""
+
+    def __init__(self):
+        self.linen = nnx.bridge.ToNNX(Block(), rngs=nnx.Rngs(0))
+        self.own = gconv.nnx.GroupedConv(4, 3, 1, 4, padding="same", bias_learn_rate_factor=5, rngs=nnx.Rngs(0))
+        self.others = nnx.List([nnx.bridge.ToNNX(gconv.linen.GroupedConv(3, 1, 4, **FROZEN), rngs=nnx.Rngs(0))])
+
+    def __call__(self, x):
+        return self.others[0](self.own(self.linen(x)[0]))
+
+
+VIEWS = {
+    "module": lambda m: m,
+    "state": nnx.state,
+    "split": lambda m: nnx.split(m)[1],
+    "pure": lambda m: {k: v for k, v in nnx.to_pure_dict(nnx.state(m)).items() if k != "to_nnx__rngs"},
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_factors_of_linen_layers_that_crossed_to_nnx(view):
+    assert as_dict(factors(view(bridged_to_nnx(gconv.linen.GroupedConv(3, 1, 4, **FROZEN))))) == EXPECTED
+    assert as_dict(factors(view(bridged_to_nnx(Block())))) == {f"conv/{name}": value for name, value in EXPECTED.items()}
+
+
+def test_a_model_with_bridged_layers_trains_what_they_declare():
+    model = Mixed()
+    nnx.bridge.lazy_init(model, X)
+    found = factors(model)
+    bridged = {f"{parent}/{name}": value for parent in ("linen/conv", "others/0") for name, value in EXPECTED.items()}
+    assert as_dict(found) == bridged | {"own/bias": (5, 0), "own/kernel": (1, 1)}
+    optimizer = nnx.Optimizer(model, gconv.optim.adam(0.1, factors=found), wrt=nnx.Param)
+    before = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    optimizer.update(model, nnx.grad(lambda m: (m(X) ** 2).sum())(model))
+    after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), before, after)
+    frozen = {"bias": False, "kernel": True}
+    assert same == {"linen": {"conv": frozen}, "own": {"bias": False, "kernel": False}, "others": {0: frozen}}
+
+
+def test_metadata_on_a_bridged_parameter_wins():
+    model = bridged_to_nnx(gconv.linen.GroupedConv(3, 1, 4, **FROZEN))
+    model.kernel.set_metadata(learn_rate_factor=7)
+    assert as_dict(factors(model))["kernel"] == (7, 1)
+
+
+class BridgedBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x, _=None):
+        return to_linen(name="conv")(x), None
+
+
+def to_linen(**options):
+    return nnx.bridge.ToLinen(gconv.nnx.GroupedConv, args=(4, 3, 1, 4), kwargs=FROZEN, **options)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["variables", "params"])
+@pytest.mark.parametrize(
+    "make",
+    [to_linen, BridgedBlock, lambda: nn.scan(BridgedBlock, variable_axes={"params": 0}, **PER_STEP)()],
+    ids=["alone", "inside", "scan"],
+)
+def test_factors_of_nnx_layers_that_crossed_to_linen(make, whole):
+    module = make()
+    variables = module.init(jax.random.key(0), X)
+    found = factors(variables if whole else variables["params"])
+    assert below_any_name(found) == EXPECTED
+    assert jax.tree.structure(found.learn_rate) == jax.tree.structure(variables["params"])
+    tx = optax.chain(add_l2(0.1, found), optax.sgd(0.1), scale_by_learn_rate_factors(found))
+    params = variables["params"]
+    gradient = jax.grad(lambda params: sum((y**2).sum() for y in jax.tree.leaves(module.apply({"params": params}, X))))(params)
+    updates, _ = tx.update(gradient, tx.init(params), params)
+    assert [bool(leaf.any()) for leaf in jax.tree.leaves(updates)] == [True, False], "bias, kernel"
+
+
+def test_layers_cross_the_bridge_and_back():
+    there_and_back = nnx.bridge.ToLinen(lambda rngs: nnx.bridge.ToNNX(Block(), rngs=rngs).lazy_init(X))
+    assert below_any_name(factors(there_and_back.init(jax.random.key(0), X))) == EXPECTED
+    assert below_any_name(factors(bridged_to_nnx(BridgedBlock()))) == EXPECTED
 
 
 def test_wrong_factors_are_named():

@@ -27,6 +27,13 @@ def float64():
         yield
 
 
+@pytest.fixture
+def standard_promotion():
+    """For what is optax's own: its Adam, MultiSteps and inject_hyperparams mix integers with floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def gradient(w, step):
     return np.cos(3 * w + 0.1 * step) + 0.5 * w
 
@@ -142,6 +149,7 @@ def test_rmsprop_differs_from_optax_in_the_place_of_epsilon():
     np.testing.assert_allclose(by_default[0], -0.01 * g / np.sqrt(0.1 * g**2 + 0.1), rtol=1e-12)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_adam_differs_from_optax_by_the_correction_of_epsilon():
     tiny = GRADIENTS * 1e-8  # so that epsilon matters
     ours, theirs = updates_of(adam(0.01, l2=0), tiny), updates_of(optax.adam(0.01), tiny)
@@ -201,6 +209,7 @@ def test_wrong_options_are_refused_with_the_nearest():
         sgdm(0.1, gradient_threshold=0)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_inside_nnx_optimizer_multisteps_and_hyperparameters():
     layer = gconv.nnx.GroupedConv(4, 3, 1, "channel-wise", kernel_learn_rate_factor=0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="'kernel' declares.*factors=gconv.optim.factors"):
@@ -215,6 +224,22 @@ def test_inside_nnx_optimizer_multisteps_and_hyperparameters():
         optimizer.update(layer, nnx.grad(lambda m: m(jnp.ones((1, 5, 5, 4), jnp.float32)).sum())(layer))
         assert np.array_equal(layer.bias[...], bias) != moved
         np.testing.assert_array_equal(layer.kernel[...], kernel)
+
+
+@pytest.mark.parametrize("solver", [sgdm, rmsprop, adam])
+def test_what_crossed_the_bridge_is_refused_without_factors(solver):
+    x = jnp.ones((1, 5, 5, 4), jnp.float32)
+    declares = dict(kernel_learn_rate_factor=0)
+    linen = nnx.bridge.ToLinen(gconv.nnx.GroupedConv, args=(4, 3, 1, 4), kwargs=declares).init(jax.random.key(0), x)
+    bridged = nnx.bridge.ToNNX(gconv.linen.GroupedConv(3, 1, 4, **declares), rngs=nnx.Rngs(0)).lazy_init(x)
+    for tree in (linen, linen["params"], nnx.state(bridged)):
+        with pytest.raises(ValueError, match="'kernel' declares.*factors=gconv.optim.factors"):
+            solver(0.1).init(tree)
+    # Defaults need no factors, wherever they come from.
+    plain = nnx.bridge.ToLinen(gconv.nnx.GroupedConv, args=(4, 3, 1, 4)).init(jax.random.key(0), x)["params"]
+    tx = solver(0.1)
+    updates, _ = tx.update(plain, tx.init(plain), plain)
+    assert all(leaf.any() for leaf in jax.tree.leaves(updates)[1:])
 
 
 def test_state_survives_orbax(tmp_path):

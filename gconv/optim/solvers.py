@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gconv.optim.transforms import add_l2, clip_by_parameter_norm, freeze_zero_factors
+from gconv.optim.transforms import add_l2, clip_by_parameter_norm, freeze_zero_factors, mixing_types
 from gconv.optim.tree import Factors, declared_factors_of, default_factor, default_factors, map_by_path
 
 Schedule = Callable[[jax.Array], jax.Array | float]
@@ -58,8 +58,9 @@ def sgdm(
     Args:
       learning_rate: a number or an optax schedule of the step.
       l2: MATLAB's L2Regularization, added to the gradient as `(l2 * l2_factor) * w`.
-      factors: from `gconv.optim.factors`; None: learn rate 1 everywhere, L2 1 except for biases. A parameter whose learn-rate
-        factor is 0 does not move and has no state.
+      factors: from `gconv.optim.factors`; None: learn rate 1 everywhere, L2 1 except for biases, and an error where the
+        parameters themselves declare something else. Linen's are plain arrays, also behind `nnx.bridge.ToNNX`, and declare
+        nothing: give the factors. A parameter whose learn-rate factor is 0 does not move and has no state.
       gradient_threshold: None, or what `gradient_threshold_method` clips to: `"l2norm"` the norm of each parameter,
         `"global-l2norm"` the norm of all that train, `"absolute-value"` each element.
     """
@@ -131,7 +132,7 @@ def piecewise(initial_learn_rate: float, *, steps_per_epoch: int, drop_factor: f
             f"`steps_per_epoch` and `drop_period` must be at least 1, got {steps_per_epoch} and {drop_period}. "
             "Values that work: the batches of an epoch, and 10."
         )
-    return lambda count: initial_learn_rate * drop_factor ** (count // (steps_per_epoch * drop_period))
+    return mixing_types(lambda count: initial_learn_rate * drop_factor ** (count // (steps_per_epoch * drop_period)))
 
 
 _COMMON = {
@@ -211,6 +212,7 @@ def _solver(step, moments: int, learning_rate, l2, factors: Factors | None, thre
             _refuse_declared(params)
         return whole(params).init(params)
 
+    @mixing_types
     def update(updates, state, params=None):
         return whole(updates).update(updates, state, params)
 

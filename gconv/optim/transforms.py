@@ -1,10 +1,27 @@
 """The factors as optax transformations."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from gconv.optim.tree import Factors, by_path, is_masked, map_by_path
+
+
+def mixing_types(function: Callable) -> Callable:
+    """`function` under JAX's standard promotion, also where the caller has `jax.numpy_dtype_promotion("strict")`.
+
+    Rates, factors and counts are of other types than the parameters that they meet, and on purpose.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments, **options):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*arguments, **options)
+
+    return run
 
 
 def scale_by_learn_rate_factors(factors: Factors) -> optax.GradientTransformation:
@@ -22,6 +39,7 @@ def scale_by_learn_rate_factors(factors: Factors) -> optax.GradientTransformatio
             return jnp.zeros_like(update)
         return (update * factor).astype(update.dtype)
 
+    @mixing_types
     def update_fn(updates, state, params=None):
         del params
         return map_by_path(scale, factors.learn_rate, updates), state
@@ -43,6 +61,7 @@ def add_l2(l2: float | jax.Array, factors: Factors) -> optax.GradientTransformat
             return update
         return (update + (l2 * factor) * parameter).astype(update.dtype)
 
+    @mixing_types
     def update_fn(updates, state, params=None):
         if params is None:
             raise ValueError("`params` must be given to `update`: a multiple of the parameters is added.")
@@ -72,6 +91,7 @@ def clip_by_parameter_norm(threshold: float | jax.Array) -> optax.GradientTransf
         # Not a multiplication by 1 below the threshold: that would turn a gradient of infinities into NaN.
         return jnp.where(norm > threshold, update * (threshold / norm), update).astype(update.dtype)
 
+    @mixing_types
     def update_fn(updates, state, params=None):
         del params
         return jax.tree.map(clip, updates), state
@@ -94,6 +114,7 @@ def freeze_zero_factors(inner: optax.GradientTransformation, factors: Factors) -
     return optax.chain(optax.masked(inner, trains), optax.masked(optax.set_to_zero(), rests))
 
 
+@mixing_types
 def regularized_loss(loss: jax.Array, params, l2: float | jax.Array, factors: Factors) -> jax.Array:
     """The loss that MATLAB reports: `loss + l2 / 2 * sum(l2_factor * parameter**2)`.
 

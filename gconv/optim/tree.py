@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 from flax import nnx
+from flax.core.meta import AxisMetadata
 from optax import MaskedNode
 
-from gconv.factor import Factor
+from gconv.factor import DEFAULTS, Factor
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +38,7 @@ class Factors:
 def default_factor(path: str) -> Factor:
     """What a parameter counts that declares nothing: learn rate 1; L2 1, but 0 for biases, as MATLAB's layers have it."""
     name = path.rsplit("/", 1)[-1]
-    return Factor(1, 0 if name in ("b", "bias") or name.endswith("_bias") else 1)
+    return DEFAULTS["bias" if name in ("b", "bias") or name.endswith("_bias") else "kernel"]
 
 
 def factors(
@@ -50,7 +51,10 @@ def factors(
 
     Args:
       tree: an NNX module; an NNX state, whose `nnx.Param` count; Linen's variables, `{"params": ..., "factors": ...}`; or any
-        tree of arrays (Haiku's parameters, an Equinox module filtered to arrays), whose parameters declare nothing.
+        tree of arrays (Haiku's parameters, an Equinox module filtered to arrays), whose parameters declare nothing. What
+        crossed Flax's bridge declares as before: of `nnx.bridge.ToNNX` give the module or its whole state, for a state of
+        `nnx.Param` alone holds arrays that say nothing; of `nnx.bridge.ToLinen` the variables or the parameters as `init`
+        returned them, before `flax.linen.unbox`.
       rules: path patterns and their factors, such as `{"encoder/**/bias": Factor(learn_rate=2, l2=0)}`. `*` stands for any text
         within one part of a path, `**` for any number of parts. Later rules win; a factor of None is left as it was.
       default: what a parameter counts that declares nothing: a `Factor`, or a function of its path, such as "encoder/0/bias".
@@ -135,7 +139,8 @@ def is_masked(leaf: Any) -> bool:
 
 def declared_factors_of(tree: Any) -> dict[str, Factor]:
     """What the variables in a tree declare themselves, by path."""
-    return {path: _declared_by_metadata(path, leaf) for path, leaf in by_path(tree, is_leaf=_is_variable).items()}
+    parameters, declared = _parameters(tree)
+    return {path: declared(path, leaf) for path, leaf in by_path(parameters, is_leaf=_carries_metadata).items()}
 
 
 def default_factors(tree: Any) -> Factors:
@@ -151,37 +156,53 @@ def default_factors(tree: Any) -> Factors:
 def _parameters(tree: Any) -> tuple[Any, Callable[[str, Any], Factor]]:
     """The tree of the parameters, and what each declares as a function of its path and leaf."""
     if isinstance(tree, nnx.Module):
-        tree = nnx.state(tree, nnx.Param)
+        tree = nnx.state(tree)
+    if isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
+        tree, beside = tree["params"], _factors_beside(tree.get("factors", {}), tree["params"], whole=True)
+    else:
+        beside = _factors_beside(tree, tree)
     if isinstance(tree, nnx.State):
         parameters = nnx.filter_state(tree, nnx.Param)
         # A state without any nnx.Param is one of somebody's own kind of variable, or of pure arrays.
-        return (parameters if jax.tree.leaves(parameters) else tree), _declared_by_metadata
-    if isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):
-        collection = _linen_factors(tree.get("factors", {}), by_path(tree["params"]))
-        return tree["params"], lambda path, leaf: collection.get(path, Factor())
-    return tree, _declared_by_metadata
+        tree = parameters if jax.tree.leaves(parameters) else nnx.filter_state(tree, lambda path, leaf: not _is_factor(leaf))
+    boxes = by_path(tree, is_leaf=_carries_metadata)
+
+    def declared(path: str, leaf: Any) -> Factor:
+        return _merged(beside.get(path, Factor()), _declared_by_metadata(path, boxes.get(path, leaf)))
+
+    return tree, declared
 
 
-def _linen_factors(collection: Mapping, parameters: Mapping) -> dict[str, Factor]:
-    """The collection "factors" by the paths of the parameters; as it was made, or as a checkpoint gave it back."""
+def _factors_beside(collection: Any, parameters: Any, *, whole: bool = False) -> dict[str, Factor]:
+    """What Linen's layers declare beside their parameters, under the name `<parameter>_factor`, by the parameters' paths.
+
+    Args:
+      collection: Linen's "factors", as it was made or as a checkpoint gave it back; or a tree in which it is mixed with the
+        parameters, as `nnx.bridge.ToNNX` leaves it.
+      whole: whether nothing else may be in it.
+    """
 
     def is_entry(leaf):
-        return leaf is None or isinstance(leaf, Factor) or isinstance(leaf, Mapping) and {*leaf} == {"learn_rate", "l2"}
+        return _is_factor(leaf) or whole and (leaf is None or isinstance(leaf, Mapping) and {*leaf} == {"learn_rate", "l2"})
 
-    found = {}
-    for name, entry in by_path(collection, is_leaf=is_entry).items():
+    known, found = by_path(parameters), {}
+    for name, entry in by_path(collection, is_leaf=lambda leaf: is_entry(leaf) or _is_variable(leaf)).items():
         path = name.removesuffix("_factor")
-        if path not in parameters or not is_entry(entry) or entry is None:
+        if not whole and not is_entry(entry):
+            continue
+        if path not in known or not is_entry(entry) or entry is None:
             raise ValueError(
                 f'the collection "factors" holds {entry!r} for {path!r}, which is no factor of a parameter. A checkpoint keeps '
                 "factors when it is restored with a target: the variables that `init` returns."
             )
+        entry = entry.get_value() if _is_variable(entry) else entry
         found[path] = entry if isinstance(entry, Factor) else Factor(entry["learn_rate"], entry["l2"])
     return found
 
 
 def _declared_by_metadata(path: str, leaf: Any) -> Factor:
-    metadata = leaf.get_metadata() if _is_variable(leaf) else {}
+    """By the metadata of an `nnx.Variable`, or of the box in which `nnx.bridge.ToLinen` keeps it."""
+    metadata = leaf.get_metadata() if _is_variable(leaf) else getattr(leaf, "metadata", {}) if _is_box(leaf) else {}
     try:
         return Factor(metadata.get("learn_rate_factor"), metadata.get("l2_factor"))
     except ValueError as error:
@@ -215,3 +236,16 @@ def _expression(pattern: str) -> re.Pattern:
 
 def _is_variable(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Variable)
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, AxisMetadata)
+
+
+def _carries_metadata(leaf: Any) -> bool:
+    return _is_variable(leaf) or _is_box(leaf)
+
+
+def _is_factor(leaf: Any) -> bool:
+    """A factor, or the variable as which one crosses the bridge from Linen."""
+    return isinstance(leaf.get_value() if _is_variable(leaf) else leaf, Factor)
