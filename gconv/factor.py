@@ -36,5 +36,13 @@ def checked(name: str, value) -> float:
     return number
 
 
+def learn_rate_and_l2(name: str, learn_rate_factor, l2_factor) -> dict[str, float]:
+    """The factors of a parameter as its metadata."""
+    return {
+        "learn_rate_factor": checked(f"{name}_learn_rate_factor", learn_rate_factor),
+        "l2_factor": checked(f"{name}_l2_factor", l2_factor),
+    }
+
+
 # What a parameter counts that declares nothing: MATLAB's layers regularize weights and not biases.
 DEFAULTS = {"kernel": Factor(1, 1), "bias": Factor(1, 0)}

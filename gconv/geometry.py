@@ -19,6 +19,10 @@ from dataclasses import dataclass, replace
 from gconv.options import CHANNEL_WISE, Pairs, count, parse_groups, parse_padding, per_axis
 
 
+class EmptyOutput(ValueError):
+    """A window larger than its input; who knows how the window was given can say more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """Static facts of one grouped convolution; hashable, so it can be a primitive's parameter.
@@ -188,7 +192,7 @@ def transposed_geometry(
     if any(n < 1 for n in output):
         raise ValueError(f"`y` must have spatial axes of at least 1, got shape {tuple(y_shape)}.")
     if any(n < 1 for n in spatial):
-        raise ValueError(
+        raise EmptyOutput(
             f"The result would be empty: spatial size {spatial} from y.shape={tuple(y_shape)}, window={window}, "
             f"strides={strides}, padding={pairs}, dilation={dilation}. A value that works: padding=0."
         )
@@ -295,7 +299,7 @@ def _check_output(g: Geometry) -> None:
     for i, (n, (lo, hi), e, out) in enumerate(zip(g.spatial, g.padding, g.effective_window, g.output, strict=True)):
         if out < 1:
             missing = max(e - n - lo - hi, 1)
-            raise ValueError(
+            raise EmptyOutput(
                 f"The output would be empty along spatial axis {i}: input size {n} with padding ({lo}, {hi}) is smaller than "
                 f"the effective window {e} (window {g.window[i]}, dilation {g.dilation[i]}). "
                 f"Values that work: at least {missing} more padding, or an input of at least {max(e - lo - hi, 1)}."

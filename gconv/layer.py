@@ -4,14 +4,14 @@ No Flax here. A shell turns its arguments into a `Config`, stores the parameters
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gconv import backends, factor, geometry, initializers, options
+from gconv import backends, geometry, initializers, options
 from gconv.layout import bias_from_per_group, kernel_from_per_group
 from gconv.op import grouped_conv, grouped_conv_transpose, result_dtype
 
@@ -35,6 +35,7 @@ class Config:
     param_dtype: Any = jnp.float32
     precision: Any = None
     implementation: str | None = None
+    integer_window: bool = False  # whether `kernel_size` was one integer, which Flax's users mean in 1-D
 
     @property
     def padding_mode(self) -> str:
@@ -69,6 +70,16 @@ class Config:
 
     def out_features(self, in_features: int) -> int:
         return self.split(in_features)[0] * self.filters_per_group
+
+    def stack_of(self, kernel_shape: tuple[int, ...], in_features: int) -> tuple[int, ...]:
+        """The axes in front of one layer's, where `nnx.vmap` or `nnx.scan` made a stack of layers; () of one layer."""
+        own = self.kernel_shape(in_features)
+        if tuple(kernel_shape[-len(own) :]) != own:
+            raise ValueError(
+                f"`kernel` must have shape {own}, or with the axes of a stack of layers in front of it: got "
+                f"{tuple(kernel_shape)}. Of nnx.vmap and nnx.scan, an axis that works: 0."
+            )
+        return tuple(kernel_shape[: -len(own)])
 
 
 def configure(
@@ -119,7 +130,16 @@ def configure(
         param_dtype=param_dtype,
         precision=precision,
         implementation=implementation,
+        integer_window=not options.is_list(kernel_size),
     )
+
+
+def reconfigured(config: Config, name: str, value) -> Config:
+    """The configuration with one argument of the layer given anew, checked as at construction."""
+    given = {field.name: getattr(config, field.name) for field in fields(config)}
+    given["kernel_size"], given["num_channels_per_group"] = given.pop("window"), given.pop("channels_per_group")
+    integer_window = given.pop("integer_window")
+    return replace(configure(**given | {name: value}), integer_window=integer_window)
 
 
 def _inexact(name: str, dtype):
@@ -132,20 +152,6 @@ def _inexact(name: str, dtype):
     if dtype is None or found is None or not jnp.issubdtype(found, jnp.inexact):
         raise TypeError(f"`{name}` must be a floating or complex dtype, got {dtype!r}. A value that works: jnp.float32.")
     return found
-
-
-def learn_rate_and_l2(name: str, learn_rate_factor, l2_factor) -> dict[str, float]:
-    """The factors of a parameter as its metadata."""
-    return {
-        "learn_rate_factor": factor.checked(f"{name}_learn_rate_factor", learn_rate_factor),
-        "l2_factor": factor.checked(f"{name}_l2_factor", l2_factor),
-    }
-
-
-def metadata_of(name: str, metadata: Mapping | None) -> dict:
-    if metadata is not None and not isinstance(metadata, Mapping):
-        raise TypeError(f"`{name}_metadata` must be a mapping, got {metadata!r}. A value that works: {{'author': 'me'}}.")
-    return dict(metadata or {})
 
 
 # --- initial values --------------------------------------------------------------------------------------------------
@@ -219,14 +225,30 @@ def check_input(config: Config, x, in_features: int | None = None) -> None:
     """The input must be an array with the axes and, where they are known, the channels of the layer."""
     if not hasattr(x, "shape"):
         raise TypeError(f"the input must be an array, got {type(x).__name__}. jax.numpy.asarray makes one.")
-    rank = len(config.window)
-    if len(x.shape) < rank + 1 or x.shape[-1] != (in_features or x.shape[-1]):
+    rank, shape = len(config.window), tuple(x.shape)
+    if len(shape) < rank + 1 or shape[-1] != (in_features or shape[-1]):
         spatial = {1: "length", 2: "height, width", 3: "depth, height, width"}[rank]
         built = f"in_features={in_features} and " if in_features else ""
         raise ValueError(
             f"the input must have shape (*batch, {spatial}, {in_features or 'channels'}), channels last: the layer was built "
-            f"for {built}kernel_size={config.window}, got shape {tuple(x.shape)}."
+            f"for {built}kernel_size={config.window}, got shape {shape}.{_other_windows(config)}"
         )
+    if config.integer_window and len(shape) == rank + 1:
+        raise ValueError(
+            f"the input of shape {shape} would be one image of {shape[0]} x {shape[1]}, without a batch."
+            f"{_other_windows(config)} For one image: x[None], or kernel_size={config.window}."
+        )
+
+
+def _other_windows(config: Config) -> str:
+    """What to write where one integer was meant as another window than the square that it is."""
+    if not config.integer_window:
+        return ""
+    k = config.window[0]
+    return (
+        f" An integer `kernel_size` is a square window, {config.window}: for 1-D data kernel_size={(k,)}, for 3-D data "
+        f"kernel_size={(k,) * 3}."
+    )
 
 
 def apply(config: Config, in_features: int, x, kernel, bias, out_sharding=None) -> jax.Array:
@@ -243,10 +265,13 @@ def apply(config: Config, in_features: int, x, kernel, bias, out_sharding=None) 
         precision=config.precision,
         implementation=config.implementation,
     )
-    if config.transposed:
-        y = grouped_conv_transpose(x, kernel, bias, output_padding=config.output_padding, **common)
-    else:
-        y = grouped_conv(x, kernel, bias, padding_value=config.padding_value, **common)
+    try:
+        if config.transposed:
+            y = grouped_conv_transpose(x, kernel, bias, output_padding=config.output_padding, **common)
+        else:
+            y = grouped_conv(x, kernel, bias, padding_value=config.padding_value, **common)
+    except geometry.EmptyOutput as error:
+        raise geometry.EmptyOutput(f"{error}{_other_windows(config)}") from None
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
 
 
@@ -283,7 +308,7 @@ def describe(layer, params: Mapping | None = None) -> str:
         hyper["OutputPadding"] = c.output_padding
     elif c.padding_value != 0:
         hyper["PaddingValue"] = c.padding_value
-    sizes = {name: _per_group_size(name, params.get(key), groups, len(c.window)) for name, key in _LEARNABLE.items()}
+    sizes = {name: _per_group_size(name, params.get(key), groups, c.window) for name, key in _LEARNABLE.items()}
     width = max(map(len, hyper)) + 3
 
     def rows(values: dict) -> str:
@@ -299,12 +324,19 @@ def describe(layer, params: Mapping | None = None) -> str:
 _LEARNABLE = {"Weights": "kernel", "Bias": "bias"}
 
 
-def _per_group_size(name: str, value, groups, rank: int):
+def _per_group_size(name: str, value, groups, window: tuple[int, ...]):
+    """MATLAB's size of one layer's parameter, and how many a stack of layers has: `5 x [3x3x2x4x2 single]`."""
     if value is None:
         return ()
-    front = value.shape[:-1] if name == "Weights" else (1,) * rank
     kind = {"float32": "single", "float64": "double"}.get(str(value.dtype), str(value.dtype))
-    return _Size(f"[{'x'.join(map(str, (*front, value.shape[-1] // groups, groups)))} {kind}]")
+    axes = len(window) + 2 if name == "Weights" else 1
+    stack, own = value.shape[:-axes], value.shape[-axes:]
+    front = own[:-1] if name == "Weights" else (1,) * len(window)
+    size = (*front, own[-1] // groups, groups)
+    if name == "Weights" and own[: len(window)] != window:  # stacked along another axis than the first: as it is
+        stack, size = (), value.shape
+    times = "x".join
+    return _Size(f"{times(map(str, stack))} x [{times(map(str, size))} {kind}]".removeprefix(" x "))
 
 
 class _Size(str):

@@ -19,9 +19,9 @@ from flax.core import freeze
 from jax.typing import DTypeLike
 
 from gconv import layer
-from gconv.factor import DEFAULTS, Factor
+from gconv.factor import DEFAULTS, Factor, learn_rate_and_l2
 from gconv.layer import Config, describe
-from gconv.options import integer
+from gconv.options import integer, metadata_of
 
 
 class _Shell(nn.Module):
@@ -52,7 +52,7 @@ class _Shell(nn.Module):
     def __post_init__(self):
         for name in ("kernel_metadata", "bias_metadata"):  # hashable, so that a module may be a static argument
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, freeze(layer.metadata_of(name.removesuffix("_metadata"), getattr(self, name))))
+                object.__setattr__(self, name, freeze(metadata_of(name.removesuffix("_metadata"), getattr(self, name))))
         _config(self), _factor(self, "kernel"), _factor(self, "bias")  # every error that can come at construction does
         super().__post_init__()
 
@@ -66,7 +66,7 @@ class _Shell(nn.Module):
     ]
 
     def _parameter(self, name: str, init, shape):
-        metadata = layer.metadata_of(name, getattr(self, f"{name}_metadata"))
+        metadata = metadata_of(name, getattr(self, f"{name}_metadata"))
         sharding = metadata.pop("out_sharding", None)
         if metadata:
             raise ValueError(
@@ -144,7 +144,7 @@ def _config(module: _Shell) -> Config:
 
 def _factor(module: _Shell, name: str) -> Factor:
     given = (getattr(module, f"{name}_{kind}_factor") for kind in ("learn_rate", "l2"))
-    return Factor(*layer.learn_rate_and_l2(name, *given).values())
+    return Factor(*learn_rate_and_l2(name, *given).values())
 
 
 def _refuse_to_lose(module: _Shell, name: str) -> None:

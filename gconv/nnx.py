@@ -10,14 +10,70 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from gconv import layer
+from gconv.factor import DEFAULTS, checked, learn_rate_and_l2
 from gconv.layer import Config, describe
-from gconv.options import integer
+from gconv.options import integer, metadata_of
 from gconv.placement import natural_specs
+
+# What may be given anew after construction, and what may not: no attribute that a user sets is ignored.
+_FACTORS = tuple(f"{name}_{kind}_factor" for name in ("kernel", "bias") for kind in ("learn_rate", "l2"))
+_OPTIONS = ("strides", "padding", "dilation", "padding_value", "output_padding", "dtype", "precision", "implementation")
+_MADE = "is fixed when the layer is made. Make a new one, with another `{name}`"
+_USED = "is used once, when the layer is made. The values are layer.kernel[...] and layer.bias[...], which may be set"
+_FIXED = {
+    **dict.fromkeys(("in_features", "kernel_size", "filters_per_group", "groups", "num_channels_per_group"), _MADE),
+    **dict.fromkeys(("use_bias", "param_dtype"), _MADE),
+    **dict.fromkeys(("kernel_init", "bias_init", "rngs"), _USED),
+    **dict.fromkeys(
+        ("kernel_metadata", "bias_metadata"), "is used once: layer.kernel.set_metadata(...), layer.bias.set_metadata(...)"
+    ),
+    **dict.fromkeys(("padding_mode", "padding_size"), "follows from `padding`, which may be set"),
+    "out_features": "is groups * filters_per_group",
+}
+_MATLAB = {
+    "Name": "name",
+    "FilterSize": "kernel_size",
+    "NumGroups": "groups",
+    "NumFiltersPerGroup": "filters_per_group",
+    "NumChannelsPerGroup": "num_channels_per_group",
+    "Stride": "strides",
+    "DilationFactor": "dilation",
+    "Padding": "padding",
+    "PaddingMode": "padding",
+    "PaddingSize": "padding",
+    "PaddingValue": "padding_value",
+    "Weights": "kernel",
+    "Bias": "bias",
+    "WeightsInitializer": "kernel_init",
+    "BiasInitializer": "bias_init",
+    "WeightLearnRateFactor": "kernel_learn_rate_factor",
+    "BiasLearnRateFactor": "bias_learn_rate_factor",
+    "WeightL2Factor": "kernel_l2_factor",
+    "BiasL2Factor": "bias_l2_factor",
+}
+
+
+def _option(name: str) -> property:
+    return property(lambda self: getattr(self.config, name))
+
+
+def _factor(name: str) -> property:
+    """A factor as its parameter's metadata has it; None without the parameter."""
+    parameter, kind = name.split("_", 1)
+
+    def get(self) -> float | None:
+        variable = getattr(self, parameter)
+        default = getattr(DEFAULTS[parameter], kind.removesuffix("_factor"))
+        return None if variable is None else variable.get_metadata().get(kind, default)
+
+    return property(get)
 
 
 class _Shell(nnx.Module):
     """Parameters in NNX's way; everything else is the configuration's."""
 
+    in_features: int
+    out_features: int
     config: Config
     kernel: nnx.Param
     bias: nnx.Param | None
@@ -37,22 +93,22 @@ class _Shell(nnx.Module):
         rngs,
         **options,
     ):
-        self.in_features = integer("in_features", in_features, 1)
+        super().__setattr__("in_features", integer("in_features", in_features, 1))
         self.config = config = layer.configure(**options)
-        self.out_features = config.out_features(self.in_features)
+        super().__setattr__("out_features", config.out_features(self.in_features))
         self.name = name
-        of_kernel: dict[str, Any] = layer.learn_rate_and_l2("kernel", kernel_learn_rate_factor, kernel_l2_factor)
-        of_bias: dict[str, Any] = layer.learn_rate_and_l2("bias", bias_learn_rate_factor, bias_l2_factor)
+        of_kernel: dict[str, Any] = learn_rate_and_l2("kernel", kernel_learn_rate_factor, kernel_l2_factor)
+        of_bias: dict[str, Any] = learn_rate_and_l2("bias", bias_learn_rate_factor, bias_l2_factor)
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"`rngs` must be flax.nnx.Rngs, got {type(rngs).__name__}. A value that works: nnx.Rngs(0).")
         # Keys are drawn in the order of nnx.Conv: kernel, then bias if there is one.
         init = layer.kernel_initializer(kernel_init, config, self.in_features)
         value = init(rngs.params(), config.kernel_shape(self.in_features), config.param_dtype)
-        self.kernel = nnx.Param(value, **(of_kernel | layer.metadata_of("kernel", kernel_metadata)))
+        self.kernel = nnx.Param(value, **(of_kernel | metadata_of("kernel", kernel_metadata)))
         if config.use_bias:
             init = layer.bias_initializer(bias_init, config, self.in_features)
             value = init(rngs.params(), (self.out_features,), config.param_dtype)
-            self.bias = nnx.Param(value, **(of_bias | layer.metadata_of("bias", bias_metadata)))
+            self.bias = nnx.Param(value, **(of_bias | metadata_of("bias", bias_metadata)))
         else:
             self.bias = nnx.data(None)
 
@@ -72,19 +128,47 @@ class _Shell(nnx.Module):
     def __str__(self) -> str:
         return describe(self)
 
+    def __setattr__(self, name: str, value) -> None:
+        if name in _FACTORS:
+            parameter, kind = name.split("_", 1)
+            self._set_factor(parameter, kind, value)
+        elif name in _OPTIONS and isinstance(getattr(type(self), name, None), property):
+            self.config = layer.reconfigured(self.config, name, value)
+        elif name in _FIXED:
+            raise AttributeError(f"`{name}` of {type(self).__name__} {_FIXED[name].format(name=name)}.")
+        elif name in _OPTIONS:
+            raise AttributeError(f"{type(self).__name__} has no `{name}`.")
+        elif name in _MATLAB:
+            raise AttributeError(f"{type(self).__name__} has no `{name}`: what MATLAB calls so is `{_MATLAB[name]}`.")
+        else:
+            super().__setattr__(name, value)
+
+    def _set_factor(self, parameter: str, kind: str, value) -> None:
+        variable = getattr(self, parameter)
+        if variable is None:
+            raise AttributeError(f"`{parameter}_{kind}` has nothing to act on: the layer was made with use_bias=False.")
+        variable.set_metadata(**{kind: checked(f"{parameter}_{kind}", value)})
+
     # MATLAB's read-only properties and the options, as attributes.
     kernel_size = property(lambda self: self.config.window)
-    filters_per_group = property(lambda self: self.config.filters_per_group)
     groups = property(lambda self: self.config.split(self.in_features)[0])
     num_channels_per_group = property(lambda self: self.config.split(self.in_features)[1])
-    strides = property(lambda self: self.config.strides)
-    dilation = property(lambda self: self.config.dilation)
-    padding = property(lambda self: self.config.padding)
-    padding_mode = property(lambda self: self.config.padding_mode)
-    padding_size = property(lambda self: self.config.padding_size)
-    use_bias = property(lambda self: self.config.use_bias)
-    dtype = property(lambda self: self.config.dtype)
-    param_dtype = property(lambda self: self.config.param_dtype)
+    filters_per_group = _option("filters_per_group")
+    padding_mode = _option("padding_mode")
+    padding_size = _option("padding_size")
+    use_bias = _option("use_bias")
+    param_dtype = _option("param_dtype")
+    # And those that may be set.
+    strides = _option("strides")
+    padding = _option("padding")
+    dilation = _option("dilation")
+    dtype = _option("dtype")
+    precision = _option("precision")
+    implementation = _option("implementation")
+    kernel_learn_rate_factor = _factor("kernel_learn_rate_factor")
+    kernel_l2_factor = _factor("kernel_l2_factor")
+    bias_learn_rate_factor = _factor("bias_learn_rate_factor")
+    bias_l2_factor = _factor("bias_l2_factor")
 
 
 class GroupedConv(_Shell):
@@ -104,7 +188,8 @@ class GroupedConv(_Shell):
     Args:
       in_features: channels of the input.
       kernel_size: the window; an integer means a square 2-D window, as in MATLAB (`flax.nnx.Conv` reads it as 1-D). One, two or
-        three integers choose 1-D, 2-D or 3-D.
+        three integers choose 1-D, 2-D or 3-D. With a single integer an input needs a batch: `(batch, length, in_features)`
+        would be one image.
       filters_per_group: output channels of each group; the output has `groups * filters_per_group`.
       groups: a positive integer that divides `in_features`, or `"channel-wise"` (one group per channel).
       strides, padding, dilation, padding_value: as in `gconv.grouped_conv`; the default padding is 0 as in MATLAB (in
@@ -118,7 +203,8 @@ class GroupedConv(_Shell):
       bias_init: `"zeros"`, `"narrow-normal"`, `"ones"`, an initializer, or an array, `(groups * filters,)` or MATLAB's
         `(1, 1, filters, groups)`.
       kernel_learn_rate_factor, bias_learn_rate_factor: times the global learning rate; 0 freezes. Stored as metadata of the
-        parameter (`learn_rate_factor`) and read by `gconv.optim.factors`.
+        parameter (`learn_rate_factor`) and read by `gconv.optim.factors`. May be set later, before the optimizer is made:
+        `layer.kernel_learn_rate_factor = 0`.
       kernel_l2_factor, bias_l2_factor: times the global L2 regularization; stored as `l2_factor`.
       dtype: dtype of the computation; None infers it from input and parameters, as `flax.nnx.Conv` does.
       param_dtype: dtype of the parameters.
@@ -127,8 +213,12 @@ class GroupedConv(_Shell):
       name: shown by the display.
       rngs: `flax.nnx.Rngs`, whose "params" stream draws the initial values.
 
+    The factors, `name`, `strides`, `padding`, `dilation`, `padding_value`, `dtype`, `precision` and `implementation` may be
+    given anew as attributes; what shapes or draws the parameters may not.
+
     Raises:
       ValueError, TypeError: at construction, naming the argument, its numbers and a value that works.
+      AttributeError: where an attribute is set that would have no effect, naming what to do instead.
     """
 
     def __init__(
@@ -161,7 +251,7 @@ class GroupedConv(_Shell):
     ):
         self._set_up(**{key: value for key, value in locals().items() if key != "self"})
 
-    padding_value = property(lambda self: self.config.padding_value)
+    padding_value = _option("padding_value")
 
 
 class GroupedConvTranspose(_Shell):
@@ -214,7 +304,7 @@ class GroupedConvTranspose(_Shell):
     ):
         self._set_up(transposed=True, **{key: value for key, value in locals().items() if key != "self"})
 
-    output_padding = property(lambda self: self.config.output_padding)
+    output_padding = _option("output_padding")
 
 
 def shardings(model: nnx.Module, mesh: Mesh, *, groups: str | None = "groups") -> nnx.State:
@@ -231,7 +321,7 @@ def shardings(model: nnx.Module, mesh: Mesh, *, groups: str | None = "groups") -
     P(None, None, None, 'groups')
 
     Args:
-      model: any NNX module.
+      model: any NNX module; stacks of layers, which `nnx.vmap` makes, keep the stack's axes whole.
       mesh: whose axis `groups` splits the groups of the layers that it divides; see `gconv.natural_specs`.
 
     Returns:

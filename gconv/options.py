@@ -4,7 +4,7 @@ Like `gconv.geometry`, which is built on it, this file imports nothing but the s
 """
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 PADDING_NAMES = ("same", "same_lower", "valid", "causal")
 # MATLAB's names (and PyTorch's "circular") -> NumPy's modes of `pad`.
@@ -133,6 +133,13 @@ def parse_groups(groups) -> int | str:
             raise ValueError(f'`groups` must be a positive integer or "{CHANNEL_WISE}", got {groups!r}.')
         return CHANNEL_WISE
     return integer("groups", groups, 1)
+
+
+def metadata_of(name: str, metadata: Mapping | None) -> dict:
+    """A copy of a parameter's metadata."""
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"`{name}_metadata` must be a mapping, got {metadata!r}. A value that works: {{'author': 'me'}}.")
+    return dict(metadata or {})
 
 
 # --- words for errors ------------------------------------------------------------------------------------------------

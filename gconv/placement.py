@@ -12,6 +12,9 @@ class Specs(NamedTuple):
       inputs, outputs: `(batch, *spatial, channels)`.
       kernel: `(*window, channels per group, output channels)`.
       bias: `(output channels,)`.
+
+    Of a stack of layers, as `nnx.vmap` makes it, kernel and bias have the stack's axes in front; inputs and outputs are those
+    of one layer.
     """
 
     inputs: PartitionSpec
@@ -49,7 +52,8 @@ def natural_specs(
       in_features: channels of the input: of a Linen layer with groups="channel-wise", which does not know them.
 
     Raises:
-      ValueError: for an axis that the mesh does not have; for a layer that does not know how many groups it has.
+      ValueError: for an axis that the mesh does not have; for a layer that does not know how many groups it has; for layers
+        stacked along another axis than the first.
     """
     for name, axis in (("data", data), ("groups", groups)):
         if axis is not None and axis not in mesh.axis_names:
@@ -63,4 +67,6 @@ def natural_specs(
     over = groups if groups is not None and count % mesh.shape[groups] == 0 else None
     blank = (None,) * len(config.window)
     image = PartitionSpec(data, *blank, over)
-    return Specs(image, PartitionSpec(*blank, None, over), PartitionSpec(over), image)
+    kernel = getattr(layer, "kernel", None)  # a Linen module has none
+    stack = () if kernel is None else (None,) * len(config.stack_of(kernel.shape, features))
+    return Specs(image, PartitionSpec(*stack, *blank, None, over), PartitionSpec(*stack, over), image)

@@ -4,6 +4,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import nnx
 
 import gconv
@@ -48,6 +49,37 @@ def test_describe_takes_linen_parameters():
     for line in ("NumGroups: 4", "PaddingSize: [1 2 3 4]", "PaddingValue: 'replicate'", "Weights: [3x3x1x2x4 single]"):
         assert line in text, line
     assert "NumGroups: 'channel-wise'" in str(layer)
+
+
+def stacked(*sizes, kind="GroupedConv", out_axes=0, **options):
+    """A stack of layers of 6 channels, as `nnx.vmap` makes it, one more axis for each size."""
+
+    def make(keys):
+        return getattr(gconv.nnx, kind)(6, (3, 5), 4, 2, **options, rngs=nnx.Rngs(keys))
+
+    for size in reversed(sizes):
+        make = nnx.vmap(make, in_axes=0, out_axes=out_axes, axis_size=size)
+    return make(jax.random.split(jax.random.key(0), sizes))
+
+
+def test_a_stack_of_layers_shows_the_size_of_one_and_how_many():
+    one = str(gconv.nnx.GroupedConv(6, (3, 5), 4, 2, rngs=nnx.Rngs(0)))
+    assert "Weights: [3x5x3x4x2 single]" in one and "Bias: [1x1x4x2 single]" in one
+    for sizes, times in (((7,), "7"), ((3, 2), "3x2")):
+        text = str(stacked(*sizes))
+        assert text == one.replace("Weights: [", f"Weights: {times} x [").replace("Bias: [", f"Bias: {times} x [")
+    text = str(stacked(7, kind="GroupedConvTranspose", param_dtype="bfloat16"))
+    assert "Weights: 7 x [3x5x4x3x2 bfloat16]" in text and "NumChannelsPerGroup: 3" in text
+    assert "Weights: [3x5x3x8x7 single]" in str(stacked(7, out_axes=-1)), "along another axis: as it is"
+
+
+def test_a_stack_of_linen_layers_shows_the_size_of_one():
+    module = gconv.linen.GroupedConv(3, 2, "channel-wise")
+    many = nn.vmap(gconv.linen.GroupedConv, variable_axes={"params": 0}, split_rngs={"params": True})(3, 2, "channel-wise")
+    params = many.init(jax.random.key(0), jnp.ones((7, 1, 5, 5, 4)))["params"]
+    text = gconv.describe(module, params)
+    for line in ("NumGroups: 4", "Weights: 7 x [3x3x1x2x4 single]", "Bias: 7 x [1x1x2x4 single]"):
+        assert line in text, line
 
 
 def test_padding_mode_and_size():

@@ -1,5 +1,7 @@
 """The Flax layers: what they share with the pure function, with Flax's own Conv, and with each other."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,7 +139,7 @@ def test_dtype_and_param_dtype_behave_as_in_flax():
 
 def test_integer_images_are_promoted():
     layer = gconv.nnx.GroupedConv(3, 3, 1, 1, rngs=nnx.Rngs(0))
-    image = jnp.arange(75, dtype=jnp.uint8).reshape(5, 5, 3)
+    image = jnp.arange(75, dtype=jnp.uint8).reshape(1, 5, 5, 3)
     np.testing.assert_array_equal(layer(image), layer(image.astype(jnp.float32)))
 
 
@@ -323,6 +325,196 @@ def test_an_input_that_is_no_array_is_named(wrong):
         gconv.linen.GroupedConv(3, 1, 4).init(jax.random.key(0), wrong)
     with pytest.raises((TypeError, ValueError), match="the input must"):
         gconv.nnx.GroupedConv(4, 3, 1, 4, rngs=nnx.Rngs(0))(wrong)
+
+
+# --- an integer kernel_size is a square window, and never takes a batch for an axis of an image ---------------------------
+
+KINDS = ("GroupedConv", "GroupedConvTranspose")
+
+
+def calls(kind, kernel_size, **options):
+    """The layer in both Flax APIs, as functions of x with 6 channels."""
+    yield getattr(gconv.nnx, kind)(6, kernel_size, 4, 2, **options, rngs=nnx.Rngs(0))
+    module = getattr(gconv.linen, kind)(kernel_size, 4, 2, **options)
+    yield lambda x: module.init_with_output(jax.random.key(0), x)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("padding", [0, 1, "same"])
+@pytest.mark.parametrize("shape", [(2, 50, 6), (50, 2, 6), (1, 7, 6), (9, 11, 6)])
+def test_a_batch_of_1d_data_is_no_image(kind, padding, shape):
+    message = rf"image of {shape[0]} x {shape[1]}.*1-D data kernel_size=\(3,\).*x\[None\], or kernel_size=\(3, 3\)"
+    for call in calls(kind, 3, padding=padding):
+        with pytest.raises(ValueError, match=message):
+            call(jnp.ones(shape))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_refusal_says_works_does(kind):
+    batch, image = random(0, 2, 50, 6), random(1, 9, 11, 6)
+    for line in calls(kind, (3,), padding=1):
+        assert line(batch).shape == (2, 50, 8)
+        # Each sample of the batch by itself: nothing is mixed.
+        np.testing.assert_allclose(line(batch)[1], line(batch[1]), rtol=1e-5, atol=1e-5)
+    for of_integer, of_tuple in zip(calls(kind, 3, padding=1), calls(kind, (3, 3), padding=1), strict=True):
+        assert of_tuple(image).shape == (9, 11, 8)
+        np.testing.assert_allclose(of_tuple(image), of_integer(image[None])[0], rtol=1e-5, atol=1e-5)
+    for volume in calls(kind, (3, 3, 3), padding=1):
+        assert volume(random(2, 5, 9, 7, 6)).shape == (5, 9, 7, 8), "a tuple takes one example without a batch"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_errors_of_shape_tell_the_other_windows_too(kind):
+    hint = r"integer `kernel_size` is a square window, \(3, 3\): for 1-D data kernel_size=\(3,\), for 3-D .*=\(3, 3, 3\)"
+    for call in calls(kind, 3, padding=0 if kind == "GroupedConv" else 4):
+        with pytest.raises(ValueError, match=f"would be empty.*{hint}"):
+            call(jnp.ones((4, 2, 50, 6)))  # two batch axes of 1-D data
+        with pytest.raises(ValueError, match=rf"\(\*batch, height, width, .*{hint}"):
+            call(jnp.ones((50, 6)))
+    for call in calls(kind, (3, 3), padding=0 if kind == "GroupedConv" else 4):
+        with pytest.raises(ValueError, match="would be empty") as raised:
+            call(jnp.ones((4, 2, 50, 6)))
+        assert "integer `kernel_size`" not in str(raised.value), "nothing was meant otherwise"
+
+
+def test_what_interop_makes_takes_single_images():
+    layer = gconv.nnx.GroupedConv(6, 3, 4, 2, rngs=nnx.Rngs(0))
+    image = random(0, 9, 11, 6)
+    for made in (gconv.interop.from_gconv(layer), gconv.interop.from_gconv(layer).to_nnx()):
+        np.testing.assert_allclose(made(image), layer(image[None])[0], rtol=1e-5, atol=1e-5)
+
+
+# --- attributes of an NNX layer that are set after construction: they act, or say why not --------------------------------
+
+FACTORS = ("kernel_learn_rate_factor", "bias_learn_rate_factor", "kernel_l2_factor", "bias_l2_factor")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_factor_set_later_acts(kind, name):
+    layer = getattr(gconv.nnx, kind)(4, 3, 1, 2, **{name: 3}, rngs=nnx.Rngs(0))
+    assert getattr(layer, name) == 3
+    setattr(layer, name, 0.25)
+    parameter, factor = name.split("_", 1)
+    assert getattr(layer, name) == getattr(layer, parameter).get_metadata()[factor] == 0.25
+    others = {other: getattr(layer, other) for other in FACTORS if other != name}
+    assert others == {other: default for other, default in zip(FACTORS, (1, 1, 1, 0), strict=True) if other != name}
+    found = gconv.optim.factors(layer)
+    assert getattr(found, "l2" if "l2" in name else "learn_rate")[parameter] == 0.25
+    assert getattr(nnx.clone(layer), name) == getattr(nnx.merge(*nnx.split(layer)), name) == 0.25
+    with pytest.raises(ValueError, match=f"`{name}` must be a finite number of at least 0, got -1"):
+        setattr(layer, name, -1)
+
+
+def test_a_factor_set_later_freezes():
+    layer = gconv.nnx.GroupedConv(4, 3, 1, 2, rngs=nnx.Rngs(0))
+    layer.kernel_learn_rate_factor = 0
+    with pytest.raises(ValueError, match="'kernel' declares"):
+        nnx.Optimizer(layer, gconv.optim.sgdm(0.1), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(layer, gconv.optim.sgdm(0.1, factors=gconv.optim.factors(layer)), wrt=nnx.Param)
+    before, bias = np.asarray(layer.kernel[...]), np.asarray(layer.bias[...])
+    optimizer.update(layer, nnx.grad(lambda m: m(random(0, 2, 5, 5, 4)).sum())(layer))
+    np.testing.assert_array_equal(layer.kernel[...], before)
+    assert not np.array_equal(layer.bias[...], bias)
+
+
+def test_a_layer_without_bias_has_no_factors_of_it():
+    layer = gconv.nnx.GroupedConv(4, 3, 1, 2, use_bias=False, rngs=nnx.Rngs(0))
+    assert layer.bias_learn_rate_factor is layer.bias_l2_factor is None
+    with pytest.raises(AttributeError, match="`bias_l2_factor` has nothing to act on.*use_bias=False"):
+        layer.bias_l2_factor = 1
+    layer.kernel = nnx.Param(layer.kernel[...])  # whose metadata says nothing: what the optimizer takes then
+    assert (layer.kernel_learn_rate_factor, layer.kernel_l2_factor) == (1, 1)
+
+
+CHANGES = [
+    ("GroupedConv", dict(strides=(2, 1))),
+    ("GroupedConv", dict(padding=[1, 0, 2, 1])),
+    ("GroupedConv", dict(padding="same", padding_value="replicate")),
+    ("GroupedConv", dict(dilation=2, padding=2)),
+    ("GroupedConv", dict(dtype=jnp.bfloat16)),
+    ("GroupedConv", dict(precision="highest", implementation="lax")),
+    ("GroupedConvTranspose", dict(strides=2, output_padding=1)),
+    ("GroupedConvTranspose", dict(padding="same", dtype="float16")),
+]
+
+
+@pytest.mark.parametrize("kind, changes", CHANGES, ids=[f"{k}-{'-'.join(c)}" for k, c in CHANGES])
+def test_an_option_set_later_acts_as_at_construction(kind, changes):
+    x, make = random(0, 2, 9, 7, 4), getattr(gconv.nnx, kind)
+    layer, expected = make(4, 3, 3, 2, rngs=nnx.Rngs(0)), make(4, 3, 3, 2, **changes, rngs=nnx.Rngs(0))
+    before = layer(x)
+    for name, value in changes.items():
+        setattr(layer, name, value)
+        assert getattr(layer, name) == getattr(expected, name)
+    assert layer.config == expected.config
+    np.testing.assert_array_equal(layer(x), expected(x))
+    assert nnx.split(layer)[0] == nnx.split(expected)[0], "the same layer for JAX"
+    if "precision" not in changes:
+        assert before.shape != layer(x).shape or before.dtype != layer(x).dtype or not np.array_equal(before, layer(x))
+    with pytest.raises(ValueError, match="`strides` must be at least 1, got 0"):
+        layer.strides = 0
+
+
+CONSTRUCTOR = [*inspect.signature(gconv.nnx.GroupedConv.__init__).parameters][1:]
+
+
+@pytest.mark.parametrize("name", CONSTRUCTOR)
+def test_no_argument_of_the_constructor_is_ignored_as_an_attribute(name):
+    layer = gconv.nnx.GroupedConv(4, 3, 3, 2, rngs=nnx.Rngs(0))
+    acts = {"strides", "padding", "dilation", "padding_value", "dtype", "precision", "implementation", "name", *FACTORS}
+    values = {"padding_value": 1, "dtype": jnp.float16, "precision": "high", "implementation": "lax", "name": "conv"}
+    if name in acts:
+        setattr(layer, name, values.get(name, 2))
+        assert getattr(layer, name) in (values.get(name, 2), (2, 2), ((2, 2), (2, 2)))
+        return
+    state = nnx.to_pure_dict(nnx.state(layer))
+    with pytest.raises(AttributeError, match=rf"`{name}` of GroupedConv (is|follows)"):
+        setattr(layer, name, 2)
+    assert nnx.to_pure_dict(nnx.state(layer)).keys() == state.keys() and name not in set(vars(layer)) - {"in_features"}
+
+
+@pytest.mark.parametrize(
+    "kind, name, message",
+    [
+        ("GroupedConv", "output_padding", "GroupedConv has no `output_padding`"),
+        ("GroupedConvTranspose", "padding_value", "GroupedConvTranspose has no `padding_value`"),
+        ("GroupedConv", "out_features", r"groups \* filters_per_group"),
+        ("GroupedConv", "padding_size", "follows from `padding`"),
+        ("GroupedConv", "WeightLearnRateFactor", "what MATLAB calls so is `kernel_learn_rate_factor`"),
+        ("GroupedConvTranspose", "Stride", "what MATLAB calls so is `strides`"),
+    ],
+)
+def test_other_names_that_would_be_ignored(kind, name, message):
+    layer = getattr(gconv.nnx, kind)(4, 3, 3, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(AttributeError, match=message):
+        setattr(layer, name, jnp.ones(3))
+    layer.anything_else = 5  # one's own attributes are welcome, as in any NNX module
+    assert layer.anything_else == 5
+
+
+def test_options_set_inside_nnx_jit_stay():
+    layer, x = gconv.nnx.GroupedConv(4, 3, 1, 4, padding=1, rngs=nnx.Rngs(0)), random(0, 1, 9, 9, 4)
+
+    @nnx.jit
+    def call(layer, x):
+        layer.strides = 2
+        return layer(x)
+
+    assert call(layer, x).shape == (1, 5, 5, 4) and layer.strides == (2, 2)
+    layer.strides = 3
+    assert nnx.jit(lambda m, x: m(x))(layer, x).shape == (1, 3, 3, 4)
+
+
+def test_fields_of_a_linen_module_set_before_its_first_use_act():
+    module, x = gconv.linen.GroupedConv(3, 4, 2), random(0, 1, 9, 9, 6)
+    module.kernel_learn_rate_factor, module.strides = 5, 2
+    variables = module.init(jax.random.key(0), x)
+    assert gconv.optim.factors(variables).learn_rate == {"kernel": 5, "bias": 1}
+    assert module.apply(variables, x).shape == (1, 4, 4, 8)
+    module.bias_l2_factor = -1
+    with pytest.raises(ValueError, match="`bias_l2_factor` must be a finite number of at least 0, got -1"):
+        module.init(jax.random.key(0), x)
 
 
 def test_rngs_must_be_rngs():

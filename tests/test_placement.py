@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import optax
+import oracle
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -136,6 +137,55 @@ def test_natural_specs():
         ValueError, match="`groups` must be an axis of the mesh, got 'model'. Values that work: 'data', 'groups'"
     ):
         gconv.natural_specs(stem, mesh, groups="model")
+
+
+def stack_of(kind, *sizes, **options):
+    """A stack of layers as `nnx.vmap` makes it, one more axis for each size."""
+
+    def make(keys):
+        return getattr(gconv.nnx, kind)(8, 3, 2, 4, padding="same", **options, rngs=nnx.Rngs(keys))
+
+    for size in reversed(sizes):
+        make = nnx.vmap(make, in_axes=0, out_axes=0, axis_size=size)
+    return make(jax.random.split(jax.random.key(0), sizes))
+
+
+@pytest.mark.parametrize("kind", ["GroupedConv", "GroupedConvTranspose"])
+@pytest.mark.parametrize("sizes", [(), (3,), (2, 3), (4, 4)], ids=str)
+def test_stacks_of_layers_keep_their_axes_whole(kind, sizes):
+    mesh, front = make_mesh(), (None,) * len(sizes)
+    stack = stack_of(kind, *sizes)
+    specs = gconv.natural_specs(stack, mesh)
+    assert specs.kernel == P(*front, None, None, None, "groups") and specs.bias == P(*front, "groups")
+    assert specs.inputs == specs.outputs == P("data", None, None, "groups"), "of one layer"
+    placed = gconv.nnx.shardings(nnx.Sequential(stack), mesh)["layers"][0]
+    assert placed["kernel"].get_value().spec == specs.kernel and placed["bias"].get_value().spec == specs.bias
+    abstract = nnx.eval_shape(lambda: stack_of(kind, *sizes, use_bias=False))
+    assert gconv.natural_specs(abstract, mesh).kernel == specs.kernel
+
+
+def test_a_placed_stack_of_layers_computes_as_on_one_device():
+    mesh, stack = make_mesh(), stack_of("GroupedConv", 3)
+    x = np.random.default_rng(0).standard_normal((4, 6, 5, 8)).astype("float32")
+    scan = nnx.jit(nnx.scan(lambda layer, x: layer(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry))
+    expected = x
+    for i in range(3):
+        kernel, bias = (np.asarray(p[...])[i] for p in (stack.kernel, stack.bias))
+        pads = ((1, 1), (1, 1))
+        expected = oracle.conv(expected, kernel, bias, groups=4, strides=(1, 1), pads=pads, dilation=(1, 1))
+    np.testing.assert_allclose(scan(stack, x), expected, rtol=1e-4, atol=1e-4)
+    nnx.update(stack, jax.device_put(nnx.state(stack), gconv.nnx.shardings(stack, mesh)))
+    assert stack.kernel[...].sharding.shard_shape(stack.kernel.shape) == (3, 3, 3, 2, 4)
+    specs = gconv.natural_specs(stack, mesh)
+    placed = jax.device_put(x, NamedSharding(mesh, specs.inputs))
+    np.testing.assert_allclose(scan(stack, placed), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stack_along_another_axis_is_refused():
+    keys = jax.random.split(jax.random.key(0), 5)
+    make = lambda key: gconv.nnx.GroupedConv(8, 3, 2, 4, rngs=nnx.Rngs(key))
+    with pytest.raises(ValueError, match=r"`kernel` must have shape \(3, 3, 2, 8\).*got \(3, 3, 2, 8, 5\).*works: 0"):
+        gconv.nnx.shardings(nnx.vmap(make, in_axes=0, out_axes=-1)(keys), make_mesh())
 
 
 def test_whole_groups_need_no_more_memory_than_their_part():

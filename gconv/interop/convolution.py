@@ -172,7 +172,7 @@ def from_gconv(source) -> Convolution:
     groups = config.groups
     if isinstance(groups, str):
         groups = kernel.shape[-1] // (1 if config.transposed else config.filters_per_group)
-    found = Convolution(kernel, bias, replace(config, groups=groups))
+    found = Convolution(kernel, bias, replace(config, groups=groups, integer_window=False))
     if kernel.shape != found.config.kernel_shape(found.in_features):
         raise ValueError(f"`kernel` of shape {kernel.shape} does not fit the layer, whose window is {config.window}.")
     return found
