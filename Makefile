@@ -2,7 +2,7 @@
 #   make demo    trains the example network on handwritten digits and shows what it learned
 #   make test    lint, types, doctests and the test suite
 # and one for who changes the kernels:
-#   make sanitize COUNT=5000    random problems against plain loops, under AddressSanitizer and UBSan
+#   make sanitize COUNT=5000    random problems against plain loops, under AddressSanitizer, UBSan and ThreadSanitizer
 # For readers:
 #   make notebooks   every notebook, executed, as .ipynb in built-notebooks/
 #   make docs        the API reference, in site/
@@ -31,9 +31,11 @@ lint: $(VENV)/ready
 
 sanitize: $(VENV)/ready
 	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
-		-DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 -DGCONV_FUZZ=ON -DPython_EXECUTABLE=$(CURDIR)/$(IN_VENV)
-	$(VENV)/bin/cmake --build build/sanitize --target fuzz
+		-DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 -DGCONV_FUZZ=ON -DGCONV_WERROR=ON -DPython_EXECUTABLE=$(CURDIR)/$(IN_VENV)
+	$(VENV)/bin/cmake --build build/sanitize --target fuzz fuzz_threads
+	$(IN_VENV) tests/native/symbols.py $$(find build/sanitize -name 'kernels.cc*.o')
 	build/sanitize/fuzz $(COUNT)
+	build/sanitize/fuzz_threads $$(($(COUNT) / 3))
 
 bench: $(VENV)/ready
 	$(IN_VENV) -m benchmarks

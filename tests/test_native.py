@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -86,6 +87,39 @@ def test_the_library_shows_nothing_but_its_own_entries():
     assert {line.split()[-1].removeprefix("_") for line in listed.splitlines() if line} == entries
 
 
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm, which lists the symbols of an object")
+def test_instruction_sets_share_no_code(tmp_path):
+    """Without optimization every inline function stands for itself: the worst case. `make sanitize` checks what it builds."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    path = tmp_path / "kernels.o"
+    flags = ["-mavx2", "-mfma", "-mf16c"] if platform.machine() in ("x86_64", "AMD64") else []
+    name, vector = ("avx2", 32) if flags else ("baseline", 16)
+    defined = [f"-DGCONV_KERNELS={name}", f"-DVECTOR_BYTES={vector}", "-DONLY_FLOAT"]
+    source = ROOT / "gconv" / "native" / "kernels.cc"
+    command = [compiler, "-std=c++17", "-O0", "-fPIC", "-w", *flags, *defined, "-c", str(source), "-o", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    script = [sys.executable, str(ROOT / "tests" / "native" / "symbols.py"), str(path)]
+    checked = subprocess.run(script, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_compiler_that_is_too_old_is_told_which_ones_will_do(tmp_path):
+    beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    cmake, ninja, compiler = (shutil.which(name, path=beside) for name in ("cmake", "ninja", os.environ.get("CXX", "c++")))
+    if not (cmake and ninja and compiler):
+        pytest.skip("no cmake, no ninja or no C++ compiler")
+    old = "-U__GNUC__ -D__GNUC__=10 -U__clang_major__ -D__clang_major__=13 -w"  # what the compiler says when cmake asks
+    command = [cmake, "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    options = [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_CXX_FLAGS={old}"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    said = " ".join(done.stderr.split())  # cmake breaks its lines
+    assert done.returncode and re.search(r"The compiler found is \w+ 1[03]\.", said), said
+    assert native.COMPILERS in said and native.COMPILERS in native.HOW_TO_BUILD
+
+
 def test_other_platforms_and_types_are_refused_with_a_reason():
     g = Geometry((4,), (3,), (1,), ((0, 0),), (1,), 2, 1, 1)
     assert "not on 'cuda'" in backends.native.why_not("y", g, jnp.float32, "cuda")
@@ -132,6 +166,42 @@ def test_results_are_the_same_to_the_bit_from_run_to_run_and_on_one_processor():
 def test_an_instruction_set_can_be_forced():
     name, hashes = run_program(GCONV_NATIVE_ISA="baseline")
     assert name == "baseline" and len(hashes) == 9
+
+
+EXHAUSTED = """
+import json, resource
+import jax, jax.numpy as jnp, numpy as np
+from gconv import native, roles
+from gconv.geometry import Geometry
+
+far = 2_000_000  # a dilation, of which each remainder has lists of its own: 300 MB, and the result is two numbers
+g = Geometry((8 * far,), (2,), (1,), ((0, 0),), (far,), 1, 1, 1)
+operands = {"x": jnp.arange(8 * far, dtype=jnp.float32)[None, :, None] % 2, "y": jnp.ones((1, 7 * far, 1), jnp.float32)}
+how = {"geometry": g, "dtype": jnp.float32, "precision": None, "implementation": "native"}
+run = jax.jit(lambda operands: roles.bind("w", operands, **how)).lower(operands).compile()
+before = np.asarray(run(operands)).tolist()
+size = 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmSize")))
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), most))
+try:
+    found = np.asarray(run(operands)).tolist()
+except Exception as error:
+    found = f"{type(error).__name__}: {error}"
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+print(json.dumps([found, before, np.asarray(run(operands)).tolist()]))
+"""
+
+
+@built
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit on the memory of a process")
+def test_without_memory_a_call_is_an_error_and_the_process_goes_on():
+    """`make sanitize` refuses each request for memory in its turn, of all kernels."""
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}  # what is freed goes back
+    done = subprocess.run([sys.executable, "-c", EXHAUSTED], capture_output=True, text=True, cwd=ROOT, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found, before, after = json.loads(done.stdout)
+    assert "RESOURCE_EXHAUSTED: gconv: out of memory" in found
+    assert after == before == [[[7_000_000.0]], [[7_000_000.0]]]
 
 
 FORK = """
@@ -347,6 +417,69 @@ def test_results_that_go_past_the_cache_are_the_same_to_the_bit(groups, width):
         np.testing.assert_array_equal(one[0], grad[n])
 
 
+@built
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("role", "yx")
+@pytest.mark.parametrize(
+    ("spatial", "window", "strides", "dilation", "groups", "channels", "filters"),
+    (
+        *(
+            pytest.param((n, n), (3, 3), (1, 1), (1, 1), groups, width, width, id=f"{n} x {n}, {groups} x {width}")
+            for n, groups, width in ((4, 2, 8), (4, 1, 64), (5, 1, 32), (6, 3, 16), (7, 1, 64), (8, 4, 8), (9, 2, 24))
+        ),
+        pytest.param((13, 10), (3, 3), (1, 1), (1, 1), 1, 20, 33, id="squares, odd"),
+        pytest.param((8, 9), (3, 3), (1, 1), (2, 2), 2, 16, 16, id="dilated"),
+        pytest.param((12, 9), (3, 3), (1, 1), (1, 3), 1, 24, 16, id="dilated along the rows"),
+        pytest.param((6, 6, 5), (3, 3, 3), (1, 1, 1), (1, 1, 1), 1, 16, 16, id="three axes"),
+        pytest.param((4, 5, 5), (2, 3, 3), (2, 1, 1), (1, 1, 1), 2, 12, 12, id="three axes, stride in depth"),
+        pytest.param((37,), (3,), (1,), (1,), 2, 24, 24, id="one axis"),
+        pytest.param((41,), (5,), (2,), (1,), 1, 3, 20, id="one axis, few channels, stride 2"),
+        pytest.param((5, 9), (3, 3), (1, 1), (1, 1), 37, 1, 1, id="depthwise"),
+        pytest.param((6, 17), (5, 5), (2, 2), (1, 1), 40, 1, 1, id="depthwise, stride 2"),
+        pytest.param((3, 70), (2, 3), (1, 1), (1, 2), 21, 1, 1, id="depthwise, dilated"),
+        pytest.param((9,), (4,), (1,), (1,), 16, 1, 1, id="depthwise, one axis"),
+        pytest.param((5, 7), (3, 3), (1, 1), (1, 1), 9, 4, 4, id="groups of 4"),
+        pytest.param((5, 7), (3, 3), (2, 1), (1, 1), 7, 2, 3, id="narrow"),
+        pytest.param((5, 7), (3, 3), (1, 1), (1, 1), 3, 37, 3, id="few filters of many channels"),
+        pytest.param((7, 7), (1, 1), (1, 1), (1, 1), 1, 40, 24, id="a matrix product"),
+        pytest.param((7, 6), (1, 1), (2, 2), (1, 1), 2, 24, 40, id="single tap, stride 2"),
+        pytest.param((17, 15), (3, 3), (2, 2), (1, 1), 1, 3, 16, id="image, stride 2"),
+        pytest.param((3, 5), (3, 3), (2, 2), (1, 1), 2, 32, 20, id="wide, stride 2"),
+    ),
+)
+def test_an_image_has_the_same_bits_alone_and_in_any_batch(
+    role, dtype, spatial, window, strides, dilation, groups, channels, filters
+):
+    pads = tuple((k // 2 * d, k // 2 * d) for k, d in zip(window, dilation, strict=True))
+    kernel = random((*window, channels, groups * filters), seed=1).astype(dtype)
+    _, g = geometry((9, *spatial, groups * channels), kernel.shape, strides=strides, padding=pads, dilation=dilation)
+    name, shape = ("x", g.x_shape(9)) if role == "y" else ("y", g.y_shape(9))
+    images = random(shape).astype(dtype)
+
+    def run(images):
+        how = {"geometry": g, "dtype": jnp.dtype(dtype), "precision": None, "implementation": "native"}
+        return np.asarray(roles.bind(role, {name: images, "w": kernel}, **how).astype("float32"))
+
+    whole = run(images)
+    assert np.isfinite(whole).all()
+    for first, count in ((0, 1), (1, 1), (2, 2), (4, 5)):
+        np.testing.assert_array_equal(run(images[first : first + count]), whole[first : first + count])
+
+
+@built
+@pytest.mark.parametrize("way", [0, 1], ids="yx")
+def test_an_image_that_is_not_finite_changes_no_bit_of_another(way):
+    """A tile of squares has those of several small images, and what is not finite in a tile is summed again: no more than that,
+    although many results are as near to float16's largest number as the two ways of summing are to each other."""
+    x = np.array(20 + random((128, 6, 6, 48)) / 10).astype(np.float16)
+    kernel = np.array(65520 / 20 / 144 + random((3, 3, 16, 48), seed=1) / 10).astype(np.float16)
+    run = both_ways()[way]
+    before = np.array(run(x, kernel))
+    assert 0.1 < np.mean(np.isfinite(before[:, 1:-1, 1:-1])) < 0.9
+    x[::2] = np.inf
+    np.testing.assert_array_equal(np.array(run(x, kernel))[1::2], before[1::2])
+
+
 # --- threads -------------------------------------------------------------------------------------------------------------
 
 
@@ -438,7 +571,7 @@ HUGE = np.iinfo(np.int64).max
 
 
 def call(*, x=SHAPES["x"], w=SHAPES["w"], y=SHAPES["y"], dtype="float32", other=None, scratch=1 << 16, **attributes):
-    native.register()
+    native.register_kernels()
     result = (jax.ShapeDtypeStruct(y, dtype), jax.ShapeDtypeStruct((scratch,), jnp.uint8))
     run = jax.ffi.ffi_call(native.TARGET, result)
     return run(jnp.ones(x, dtype), jnp.ones(w, other or dtype), **(GOOD | attributes))[0]

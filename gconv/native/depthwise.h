@@ -256,14 +256,14 @@ template <class F>
 ALWAYS_INLINE void with_stride(const Axis& width, bool edge, bool part, const F& f) {
   auto with = [&](auto s) {
     if (part)
-      f(s, std::true_type{}, std::true_type{});
+      f(s, True{}, True{});
     else if (edge)
-      f(s, std::true_type{}, std::false_type{});
+      f(s, True{}, False{});
     else
-      f(s, std::false_type{}, std::false_type{});
+      f(s, False{}, False{});
   };
   // Strides above 2 have runs of one tap, whose sources are `stride` pixels apart: as with a stride of 1 and longer steps.
-  width.stride / width.unit == 2 ? with(std::integral_constant<int, 2>{}) : with(std::integral_constant<int, 1>{});
+  width.stride / width.unit == 2 ? with(Number<2>{}) : with(Number<1>{});
 }
 
 }  // namespace

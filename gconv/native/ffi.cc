@@ -66,19 +66,19 @@ const Kernels& kernels_for(Role role, Type type, const Problem& p) {
   if (&longest == &avx512) {
     static const bool halves = two_passes();
     int64_t lanes = longest.vector_bytes / (type == Type::f64 ? 8 : 4);
-    int64_t filled = p.depthwise() ? p.groups : p.results(role);  // what vectors run along
-    int64_t sources = p.sources(role);
+    int64_t filled = is_depthwise(p) ? p.groups : results_of(role, p);  // what vectors run along
+    int64_t sources = sources_of(role, p);
     auto padded = [&](int64_t lanes) { return (filled + lanes - 1) / lanes * lanes; };
     // Groups of 4 and of 8 channels lie side by side in a vector, for their sums are a tree (gather_narrow.h), as are those of 2
     // (below); not those of 8 with a single tap or taken in squares.
-    bool eight = p.channels == 8 && !p.one_tap() && !by_squares(role, p);
+    bool eight = p.channels == 8 && !has_one_tap(p) && !by_squares(role, p);
     bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
     if (role != Role::w && tree) filled *= p.groups;
-    bool whole = sources >= (p.one_tap() && p.groups == 1 ? 32 : 2 * lanes);
+    bool whole = sources >= (has_one_tap(p) && p.groups == 1 ? 32 : 2 * lanes);
     if (role != Role::w && filled <= 4 && whole) return longest;  // lanes are sources: see `many` in kernels.cc
     bool most = filled < lanes && 2 * filled > lanes;  // of one vector
-    if (most && (p.depthwise() ? !halves : sources > 4)) return longest;
-    if (!p.depthwise() && sources <= 4 && filled <= 3 && role != Role::w)  // lanes are the sources of all groups
+    if (most && (is_depthwise(p) ? !halves : sources > 4)) return longest;
+    if (!is_depthwise(p) && sources <= 4 && filled <= 3 && role != Role::w)  // lanes are the sources of all groups
       return p.groups * sources > lanes / 2 ? longest : avx512_short;
     if (filled < lanes || (halves && padded(lanes) > 1.1 * padded(lanes / 2))) return avx512_short;
   }
@@ -92,7 +92,8 @@ const Kernels& kernels_for(Role role, Type type, const Problem& p) {
 using Three = ffi::Span<const int64_t>;
 constexpr int64_t LARGEST = int64_t{1} << 31;  // of any attribute: their products of two stay far inside 64 bits
 
-std::string check(const Problem& p) {
+// What is wrong with the attributes, or nullptr.
+const char* check(const Problem& p) {
   for (int i = 0; i < 3; ++i) {
     if (p.in[i] < 0 || p.in[i] > LARGEST || p.out[i] < 0 || p.out[i] > LARGEST) return "spatial sizes must lie in [0, 2^31]";
     if (p.window[i] < 1 || p.window[i] > LARGEST) return "window sizes must lie in [1, 2^31]";
@@ -102,7 +103,7 @@ std::string check(const Problem& p) {
   }
   for (int64_t size : {p.groups, p.channels, p.filters})
     if (size < 1 || size > LARGEST) return "groups, channels and filters must lie in [1, 2^31]";
-  return "";
+  return nullptr;
 }
 
 bool read(Problem& p, Three in, Three out, Three window, Three strides, Three low, Three dilation) {
@@ -164,6 +165,8 @@ bool is_large(const Problem& p, int64_t element_bytes) {
 
 // --- the call --------------------------------------------------------------------------------------------------------------
 
+constexpr char NO_MEMORY[] = "gconv: out of memory for the lists that a kernel works with";
+
 // Work that is done sooner than another thread wakes up, and work to which moving that thread to another processor adds little: in
 // multiply-adds, a touched element counted as some.
 constexpr double SMALL = 1.5e6, LONG = 20e6, ELEMENT = 4;
@@ -179,7 +182,7 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   Problem p{};
   p.groups = groups, p.channels = channels, p.filters = filters, p.plain = plain;
   if (!read(p, in, out, window, strides, low, dilation)) return refuse("spatial attributes must have three entries");
-  if (std::string why = check(p); !why.empty()) return refuse(why);
+  if (const char* why = check(p)) return refuse(why);
   if (first.dimensions().size() != 5 || second.dimensions().size() != 5 || result->dimensions().size() != 5)
     return refuse("operands and result must have five axes");
   p.batch = first.dimensions()[0];
@@ -205,8 +208,11 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   };
   // No more threads than have that much to do: each costs the caller a call and the system a wake-up.
   int64_t threads = std::min<int64_t>(pool.num_threads(), std::max(1.0, work / SMALL));
-  bool done = threads > 1 ? run(OnPool<ffi::ThreadPool>(&pool, threads, work >= LONG)) : run(Parallel{in_the_caller, 1});
-  return done ? ffi::Error::Success() : refuse("the scratch is too small: the program was compiled for another instruction set");
+  switch (threads > 1 ? run(OnPool<ffi::ThreadPool>(&pool, threads, work >= LONG)) : run(Parallel{in_the_caller, 1})) {
+    case Status::done: return ffi::Error::Success();
+    case Status::no_memory: return ffi::Error(ffi::ErrorCode::kResourceExhausted, NO_MEMORY);
+    default: return refuse("the scratch is too small: the program was compiled for another instruction set");
+  }
 }
 
 }  // namespace
@@ -216,7 +222,8 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) {
+// Nothing may be thrown through a C function: what is, is std::bad_alloc.
+EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) try {
   using namespace gconv;
   static auto* const handler = ffi::Ffi::Bind()
                                    .Ctx<ffi::ThreadPool>()
@@ -238,6 +245,12 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) {
                                    .To(call)
                                    .release();
   return handler->Call(frame);
+} catch (...) {
+  XLA_FFI_Error_Create_Args error{};
+  error.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE;
+  error.message = gconv::NO_MEMORY;
+  error.errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED;
+  return frame->api->XLA_FFI_Error_Create(&error);
 }
 
 // The XLA FFI version of the headers that this was built with: major * 1000 + minor.
@@ -249,7 +262,8 @@ EXPORT const char* gconv_instruction_set() {
 }
 
 // Bytes of scratch of a call: type 0 to 3 is float32, float64, bfloat16, float16; spatial holds in, out, window, strides, low and
-// dilation, three of each, and sizes holds batch, groups, channels, filters and plain (0 or 1). -1 for attributes that do not fit.
+// dilation, three of each, and sizes holds batch, groups, channels, filters and plain (0 or 1). -1 for attributes that do not fit, -2
+// where there is no memory to find out.
 EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes) {
   using namespace gconv;
   Problem p{};
@@ -257,8 +271,9 @@ EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* sp
                  Three(spatial + 9, 3), Three(spatial + 12, 3), Three(spatial + 15, 3)};
   read(p, of[0], of[1], of[2], of[3], of[4], of[5]);
   p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3], p.plain = sizes[4] != 0;
-  if (!instruction_set() || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || !check(p).empty()) return -1;
+  if (!instruction_set() || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || check(p)) return -1;
   Role r = static_cast<Role>(role);
   Type t = static_cast<Type>(type);
-  return kernels_for(r, t, p).scratch_bytes(r, t, p);
+  int64_t bytes = kernels_for(r, t, p).scratch_bytes(r, t, p);
+  return bytes < 0 ? -2 : bytes;
 }

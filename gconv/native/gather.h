@@ -89,7 +89,7 @@ struct Gather {
   Gather(Role role, const Problem& p, int64_t least = INT64_MAX) {
     bool forward = role == Role::y;
     batch = p.batch, groups = p.groups, taps = p.window[0] * p.window[1] * p.window[2];
-    sources = p.sources(role), results = p.results(role);
+    sources = sources_of(role, p), results = results_of(role, p);
     tap_stride = p.channels * p.groups * p.filters, group_stride = p.filters;
     source_stride = forward ? p.groups * p.filters : 1, result_stride = forward ? 1 : p.groups * p.filters;
     for (int i = 0; i < 3; ++i)

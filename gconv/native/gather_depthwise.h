@@ -80,8 +80,8 @@ class GatherDepthwise {
       });
     };
     int64_t v = from;
-    for (; v + V <= to; v += V) some(std::integral_constant<int, V>{}, v);
-    for (; v < to; ++v) some(std::integral_constant<int, 1>{}, v);
+    for (; v + V <= to; v += V) some(Number<V>{}, v);
+    for (; v < to; ++v) some(Number<1>{}, v);
     return Q;
   }
 
@@ -137,14 +137,17 @@ class GatherDepthwise {
                                 [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { SUMS; })
 #define CASE(K)                                                                               \
   case K:                                                                                     \
-    if (r->weights != NONE) load_weights(r->weights, w1, K);                                  \
-    if (r->second != NONE) load_weights(r->second, w2, K);                                    \
-    if (r->second == NONE)                                                                    \
+    if (r->second == NONE) {                                                                  \
+      load_weights(r->weights, w1, K);                                                        \
       SLIDE(K, first[q] += source * w1[k]);                                                   \
-    else if (r->weights == NONE)                                                              \
+    } else if (r->weights == NONE) {                                                          \
+      load_weights(r->second, w2, K);                                                         \
       SLIDE(K, second[q] += source * w2[k]);                                                  \
-    else                                                                                      \
+    } else {                                                                                  \
+      load_weights(r->weights, w1, K);                                                        \
+      load_weights(r->second, w2, K);                                                         \
       SLIDE(K, (first[q] += source * w1[k], second[q] += source * w2[k]));                    \
+    }                                                                                         \
     break;
       switch (r->taps) { CASE(1) CASE(2) CASE(3) }
 #undef CASE

@@ -65,7 +65,7 @@ class GatherRows {
   };
 
   static bool is_matrix(const Problem& p) {
-    bool all = p.one_tap();
+    bool all = has_one_tap(p);
     for (int i = 0; i < 3; ++i) all &= p.strides[i] == 1 && p.low[i] == 0 && p.in[i] == p.out[i];
     return all;
   }
@@ -73,8 +73,8 @@ class GatherRows {
  public:
   static bool fits(Role role, const Problem& p) {
     if (is_matrix(p)) return true;
-    double copied = double(p.window[0]) * p.window[1] * (14.0 * p.strides[2] + p.window[2]) * p.sources(role);
-    return p.groups == 1 && p.sources(role) <= FEW && p.window[2] > 1 && p.dilation[2] == 1 && copied <= MOST &&
+    double copied = double(p.window[0]) * p.window[1] * (14.0 * p.strides[2] + p.window[2]) * sources_of(role, p);
+    return p.groups == 1 && sources_of(role, p) <= FEW && p.window[2] > 1 && p.dilation[2] == 1 && copied <= MOST &&
            (role == Role::y || p.strides[2] == 1);
   }
 

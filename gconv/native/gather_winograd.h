@@ -252,6 +252,8 @@ class GatherWinograd {
     }
     bool streams = p.large && whole_lines<T, V>(result, g.results);
     Vector<T> zero{};  // as long as all are finite
+    auto within = zero == zero;  // or, of half precision, are so when they are rounded
+    constexpr float LIMIT = std::is_same_v<T, F16> ? 65520.f : 0x1.ffp127f;  // the least that is rounded to infinity
     for (int q = 0; q < Q; ++q)
       UNROLL for (int v = 0; v < V; ++v) {
         Vector<T> square[4];
@@ -262,7 +264,10 @@ class GatherWinograd {
         }
         UNROLL for (int k = 0; k < 4; ++k) {
           if (outputs[q * 4 + k] < 0) continue;
-          zero += square[k] - square[k];
+          if constexpr (sizeof(T) == 2)
+            within &= (square[k] < LIMIT) & (square[k] > -LIMIT);
+          else
+            zero += square[k] - square[k];
           T* to = result + outputs[q * 4 + k] + v * L;
           if (filters >= (v + 1) * L)
             streams ? stream(to, square[k]) : store(to, square[k]);
@@ -271,8 +276,8 @@ class GatherWinograd {
         }
       }
     bool finite = true;
-    auto still = zero == zero;
-    for (int i = 0; i < L; ++i) finite &= still[i] != 0;
+    within &= zero == zero;
+    for (int i = 0; i < L; ++i) finite &= within[i] != 0;
     return finite;
   }
 

@@ -19,16 +19,16 @@ namespace {
 template <class T, class F>
 auto choose(Role role, const Problem& p, const F& f) {
   constexpr int L = LANES<Wide<T>>;
-  int64_t results = p.results(role), sources = p.sources(role);
+  int64_t results = results_of(role, p), sources = sources_of(role, p);
   bool wide = results >= L || (2 * results > L && (sources > 4 || p.groups == 1));
   bool many = results <= 4 && sources * (p.groups > 1 ? 2 : 1) >= (REGISTERS == 32 ? 32 : 64);
-  bool single = p.one_tap() && results > 2 && sources > 2 && !(many && role != Role::w);
+  bool single = has_one_tap(p) && results > 2 && sources > 2 && !(many && role != Role::w);
   if (role == Role::w) {
-    if (p.depthwise()) return f(ReduceDepthwise<T>(p));
+    if (is_depthwise(p)) return f(ReduceDepthwise<T>(p));
     if (wide || single) return f(ReduceWide<T>(p));
     return f(ReduceNarrow<T>(p));
   }
-  if (p.depthwise()) return f(GatherDepthwise<T>(role, p));
+  if (is_depthwise(p)) return f(GatherDepthwise<T>(role, p));
   bool tree = results == 4 && sources == 4;
   if (!wide && (!single || tree)) return f(GatherNarrow<T>(role, p));
   if (by_squares(role, p)) return f(GatherWinograd<T>(role, p));
@@ -48,22 +48,26 @@ auto with_type(Type type, const F& f) {
   }
 }
 
-int64_t scratch_bytes(Role role, Type type, const Problem& problem) {
+int64_t scratch_bytes(Role role, Type type, const Problem& problem) try {
   return with_type(type, [&](auto t) {
     return choose<decltype(t)>(role, problem, [](const auto& kernel) { return kernel.scratch_bytes(); });
   });
+} catch (OutOfMemory) {
+  return -1;
 }
 
-bool run(Role role, Type type, const Problem& problem, const void* first, const void* second, void* result, void* scratch,
-         int64_t bytes, const Parallel& parallel) {
+Status run(Role role, Type type, const Problem& problem, const void* first, const void* second, void* result, void* scratch,
+           int64_t bytes, const Parallel& parallel) try {
   return with_type(type, [&](auto t) {
     using T = decltype(t);
     return choose<T>(role, problem, [&](const auto& kernel) {
-      if (bytes < kernel.scratch_bytes()) return false;
+      if (bytes < kernel.scratch_bytes()) return Status::small_scratch;
       kernel.run(static_cast<const T*>(first), static_cast<const T*>(second), static_cast<T*>(result), scratch, parallel);
-      return true;
+      return Status::done;
     });
   });
+} catch (OutOfMemory) {
+  return Status::no_memory;
 }
 
 #define TEXT(name) TEXT_OF(name)

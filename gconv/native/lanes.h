@@ -66,8 +66,8 @@ ALWAYS_INLINE void zip(V (&v)[N], std::index_sequence<LANE...> all) {
   constexpr size_t L = sizeof...(LANE);
   UNROLL for (int i = 0; i < (int)N; ++i) {
     if (i & HALF) continue;
-    V low = __builtin_shufflevector(v[i], v[i + HALF], (int)(LANE / 2 + LANE % 2 * L)...);
-    v[i + HALF] = __builtin_shufflevector(v[i], v[i + HALF], (int)((L + LANE) / 2 + LANE % 2 * L)...);
+    V low = pick<(int)(LANE / 2 + LANE % 2 * L)...>(v[i], v[i + HALF]);
+    v[i + HALF] = pick<(int)((L + LANE) / 2 + LANE % 2 * L)...>(v[i], v[i + HALF]);
     v[i] = low;
   }
   if constexpr (HALF > 1) zip<HALF / 2>(v, all);
@@ -89,10 +89,10 @@ ALWAYS_INLINE typename VectorOf<A, VECTOR_BYTES>::type broadcast_pair(const A* f
 
 // The first half of the lanes, each twice; and every other lane, from FIRST on, in the first half.
 template <class V, size_t... LANE>
-ALWAYS_INLINE V twice(V v, std::index_sequence<LANE...>) { return __builtin_shufflevector(v, v, (LANE / 2)...); }
+ALWAYS_INLINE V twice(V v, std::index_sequence<LANE...>) { return pick<(int)(LANE / 2)...>(v, v); }
 template <int FIRST, class V, size_t... LANE>
 ALWAYS_INLINE V every_other(V v, std::index_sequence<LANE...>) {
-  return __builtin_shufflevector(v, v, ((2 * LANE + FIRST) % sizeof...(LANE))...);
+  return pick<(int)((2 * LANE + FIRST) % sizeof...(LANE))...>(v, v);
 }
 
 }  // namespace

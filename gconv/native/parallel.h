@@ -4,6 +4,9 @@
 // never for a task to start: a busy pool, a pool of one thread and a loop inside a task of the same pool cannot deadlock. A late
 // task finds nothing left and leaves.
 //
+// Where there is no memory for the job or for a task, the caller does the work alone, or with the tasks that there are. Where a body
+// finds none, the ranges that follow are left out.
+//
 // The shares are the same in every call, so that memory is read in one order (operands that just fill the last cache would else
 // be read from memory again and again) and, with two threads, what one left in its caches is what it needs next. The ranges start
 // long, so that neighbouring units stay in one cache, and shrink with what is left of all shares, so that all threads finish
@@ -27,6 +30,7 @@
 #include "problem.h"
 
 namespace gconv {
+namespace {
 
 #ifdef __linux__
 inline int processor() { return sched_getcpu(); }
@@ -59,6 +63,7 @@ struct Job {
   const int caller = processor();
   const std::unique_ptr<Share[]> shares;
   std::atomic<int64_t> done{0};
+  std::atomic<bool> failed{false};
   std::mutex mutex;
   std::condition_variable finished;
 
@@ -91,7 +96,8 @@ struct Job {
       int64_t rest = share.end - first, all = left() / threads, part = (rest < all ? rest : all) / 2;
       int64_t size = part > grain ? part : grain < rest ? grain : rest;
       if (!share.next.compare_exchange_weak(first, first + size, std::memory_order_relaxed)) continue;
-      body(argument, first, first + size);
+      if (!failed.load(std::memory_order_relaxed) && !body(argument, first, first + size))
+        failed.store(true, std::memory_order_relaxed);  // the caller sees it with the last of `done`
       if (done.fetch_add(size, std::memory_order_acq_rel) + size == units) {
         std::lock_guard<std::mutex> lock(mutex);
         finished.notify_one();
@@ -119,8 +125,8 @@ struct Job {
   }
 };
 
-inline void in_the_caller(const Parallel&, int64_t units, int64_t, Parallel::Body body, void* argument) {
-  if (units > 0) body(argument, 0, units);
+inline bool in_the_caller(const Parallel&, int64_t units, int64_t, Parallel::Body body, void* argument) {
+  return units < 1 || body(argument, 0, units);
 }
 
 // Pool has Schedule(callable), which does not block.
@@ -130,16 +136,23 @@ struct OnPool : Parallel {
   bool much;
   OnPool(Pool* pool, int64_t threads, bool much) : Parallel{run_on_pool, threads}, pool(pool), much(much) {}
 
-  static void run_on_pool(const Parallel& self, int64_t units, int64_t grain, Body body, void* argument) {
+  static bool run_on_pool(const Parallel& self, int64_t units, int64_t grain, Body body, void* argument) {
     int64_t ranges = units / grain, helpers = (ranges < self.threads ? ranges : self.threads) - 1;
     if (helpers < 1) return in_the_caller(self, units, grain, body, argument);
     auto& own = static_cast<const OnPool&>(self);
-    auto job = std::make_shared<Job>(units, grain, helpers + 1, body, argument);
-    for (int64_t i = 1; i <= helpers; ++i) own.pool->Schedule([job, i] { job->help(i); });
+    std::shared_ptr<Job> job;
+    try {
+      job = std::make_shared<Job>(units, grain, helpers + 1, body, argument);
+      for (int64_t i = 1; i <= helpers; ++i) own.pool->Schedule([job, i] { job->help(i); });
+    } catch (...) {  // std::bad_alloc: those that have been told of the job do the shares of all
+      if (!job) return in_the_caller(self, units, grain, body, argument);
+    }
     if (own.much) let_others_run();
     job->work(0);
     job->wait();
+    return !job->failed.load(std::memory_order_relaxed);
   }
 };
 
+}  // namespace
 }  // namespace gconv

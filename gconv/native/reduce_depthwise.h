@@ -181,12 +181,12 @@ class ReduceDepthwise {
           sum_row<count, stride, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L, partial + v * L);
         });
       };
-      if (count == 2) with(std::integral_constant<int, 2>{});
+      if (count == 2) with(Number<2>{});
       if constexpr (WIDE == 2) {
-        if (count == 1) with(std::integral_constant<int, 1>{});
+        if (count == 1) with(Number<1>{});
       } else {  // of 2 vectors or more
-        if (count == 3) with(std::integral_constant<int, 3>{});
-        if (count == 4) with(std::integral_constant<int, 4>{});
+        if (count == 3) with(Number<3>{});
+        if (count == 4) with(Number<4>{});
       }
     }
     return t.left;
@@ -207,12 +207,13 @@ class ReduceDepthwise {
     Vector<T> sum[K][V];                                                                                                     \
     UNROLL for (int k = 0; k < K; ++k) UNROLL for (int v = 0; v < V; ++v) sum[k][v] = load(sums + k * row + v * L);          \
     auto pixels = [&](auto count, auto edge, int64_t q) __attribute__((always_inline)) {                                     \
-      Vector<T> ours[count][V];                                                                                              \
-      UNROLL for (int i = 0; i < count; ++i) UNROLL for (int v = 0; v < V; ++v) {                                            \
+      constexpr int N = count;                                                                                               \
+      Vector<T> ours[N][V];                                                                                                  \
+      UNROLL for (int i = 0; i < N; ++i) UNROLL for (int v = 0; v < V; ++v) {                                            \
         const T* at = y + (q + i) * step + v * L;                                                                            \
         ours[i][v] = PART && v == V - 1 ? load_first(at, lanes - v * L) : load(at);                                          \
       }                                                                                                                      \
-      slide<T, count, K, STRIDE, edge, PART, V>(                                                                             \
+      slide<T, N, K, STRIDE, edge, PART, V>(                                                                                 \
           x + r->source + q * width.stride * channels, between * channels,                                                   \
           edge ? valid_sources(column + q * width.stride, between, width.sources) : 0, lanes,                                \
           [&](Vector<T> source, int v, int k, int i) __attribute__((always_inline)) { sum[k][v] += source * ours[i][v]; });  \
@@ -220,11 +221,11 @@ class ReduceDepthwise {
     bool alone = t.left % Q != 0;                                                                                            \
     for (int64_t q = 0; q < t.left;)                                                                                         \
       if (q + Q > t.left || (alone && (q < inside || q + Q > outside)))                                                      \
-        pixels(std::integral_constant<int, 1>{}, std::true_type{}, q), q += 1;                                               \
+        pixels(Number<1>{}, True{}, q), q += 1;                                               \
       else if (q < inside || q + Q > outside)                                                                                \
-        pixels(std::integral_constant<int, Q>{}, std::true_type{}, q), q += Q;                                               \
+        pixels(Number<Q>{}, True{}, q), q += Q;                                               \
       else                                                                                                                   \
-        pixels(std::integral_constant<int, Q>{}, std::false_type{}, q), q += Q;                                              \
+        pixels(Number<Q>{}, False{}, q), q += Q;                                              \
     UNROLL for (int k = 0; k < K; ++k) UNROLL for (int v = 0; v < V; ++v) store(sums + k * row + v * L, sum[k][v]);          \
     break;                                                                                                                   \
   }

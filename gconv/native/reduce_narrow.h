@@ -45,9 +45,9 @@ void sum_taps(const T* x, const Wide<T>* y, const Strip& strip, Wide<T>* partial
       tap += strip.x_column, at += strip.y_column;
     };
     int64_t c = strip.first;
-    for (; c < strip.from; ++c) column(std::true_type{}, strip.source + c * strip.source_column);
-    for (; c < strip.to; ++c) column(std::false_type{}, 0);
-    for (; c < strip.last; ++c) column(std::true_type{}, strip.source + c * strip.source_column);
+    for (; c < strip.from; ++c) column(True{}, strip.source + c * strip.source_column);
+    for (; c < strip.to; ++c) column(False{}, 0);
+    for (; c < strip.last; ++c) column(True{}, strip.source + c * strip.source_column);
   }
   UNROLL for (int w = 0; w < W; ++w)
     UNROLL for (int v = 0; v < V; ++v) {

@@ -240,7 +240,7 @@ class ReduceWide {
       share ? add<taps, J, 1, PART, false, true, PAIRS>(at, first, nullptr, sums, lanes)
             : add<taps, J, 1, PART, false, !MANY, PAIRS>(at, first, nullptr, sums, lanes);
     };
-    at.taps == 3 ? some(std::integral_constant<int, 3>{}) : some(std::integral_constant<int, 2>{});
+    at.taps == 3 ? some(Number<3>{}) : some(Number<2>{});
   }
 
   // Tiles of J channels or pairs, from the first on or as a table has them.

@@ -26,6 +26,18 @@ struct F16 {
   uint16_t bits;
 };
 
+// Values that a lambda takes as a type, so that they are known when it is compiled. (std::integral_constant's conversion is a function
+// that the linker may share.)
+template <class T, T v>
+struct Constant {
+  static constexpr T value = v;
+  constexpr operator T() const { return v; }
+};
+template <int n>
+using Number = Constant<int, n>;
+using True = Constant<bool, true>;
+using False = Constant<bool, false>;
+
 template <class T>
 struct WideOf {
   using type = float;
@@ -67,8 +79,9 @@ ALWAYS_INLINE Half narrow(Floats f, Bf16) {  // to nearest even; a NaN stays one
 }
 
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
-ALWAYS_INLINE Floats widen(Half h, F16) { return (Floats)_mm512_cvtph_ps((__m256i)h); }
-ALWAYS_INLINE Half narrow(Floats f, F16) { return (Half)_mm512_cvtps_ph((__m512)f, _MM_FROUND_TO_NEAREST_INT); }
+constexpr __mmask16 ALL = 0xffff;  // GCC 12's header reads a variable that has no value where there is no mask, and warns of it
+ALWAYS_INLINE Floats widen(Half h, F16) { return (Floats)_mm512_maskz_cvtph_ps(ALL, (__m256i)h); }
+ALWAYS_INLINE Half narrow(Floats f, F16) { return (Half)_mm512_maskz_cvtps_ph(ALL, (__m512)f, _MM_FROUND_TO_NEAREST_INT); }
 #elif defined(__F16C__) && VECTOR_BYTES == 32
 ALWAYS_INLINE Floats widen(Half h, F16) { return (Floats)_mm256_cvtph_ps((__m128i)h); }
 ALWAYS_INLINE Half narrow(Floats f, F16) { return (Half)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT); }
@@ -277,13 +290,25 @@ ALWAYS_INLINE Vector<T> gather(const T* from, const int32_t (&index)[LANES<Wide<
   return v;
 }
 
+// The lanes of two vectors that have these numbers, of the second those that follow the first's.
+template <int... NUMBER, class V>
+ALWAYS_INLINE V pick(V a, V b) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, NUMBER...);
+#else  // GCC 11
+  constexpr bool FOUR_BYTES = sizeof(V) == 4 * sizeof...(NUMBER);
+  using Numbers = typename VectorOf<std::conditional_t<FOUR_BYTES, int32_t, int64_t>, sizeof(V)>::type;
+  return __builtin_shuffle(a, b, Numbers{NUMBER...});
+#endif
+}
+
 // A square of values, its rows in vectors, to its columns: log2(size) rounds, of which each swaps the off-diagonal halves of
 // squares half as large as those of the round before.
 template <int HALF, class V, size_t... LANE>
 ALWAYS_INLINE void swap_halves(V& a, V& b, std::index_sequence<LANE...>) {
   constexpr int N = sizeof...(LANE);
-  V low = __builtin_shufflevector(a, b, (LANE & HALF ? (int)LANE - HALF + N : (int)LANE)...);
-  b = __builtin_shufflevector(a, b, (LANE & HALF ? (int)LANE + N : (int)LANE + HALF)...);
+  V low = pick<(LANE & HALF ? (int)LANE - HALF + N : (int)LANE)...>(a, b);
+  b = pick<(LANE & HALF ? (int)LANE + N : (int)LANE + HALF)...>(a, b);
   a = low;
 }
 

@@ -12,6 +12,12 @@
 namespace gconv {
 namespace {
 
+struct OutOfMemory {};
+
+// Thrown where a list cannot grow. It leaves the loops in between, which need not know of it, and is caught at the end of the range of
+// units that a thread is at (for_ranges) and at the end of the call (kernels.cc): no thread pool and no C function can pass it on.
+[[noreturn, gnu::cold, gnu::noinline]] inline void out_of_memory() { throw OutOfMemory{}; }
+
 // A growing list whose code, unlike std::vector's, is this instruction set's own. The first items lie in it: to allocate and free the
 // lists of a small problem would take as long as its sums.
 template <class T>
@@ -27,11 +33,11 @@ struct List {
   }
   void reserve(int64_t more) {
     if (more <= room) return;
-    room = more > 2 * room ? more : 2 * room;
-    T* longer = static_cast<T*>(realloc(data == first ? nullptr : data, room * sizeof(T)));
-    if (!longer) abort();
-    if (data == first) memcpy(longer, first, sizeof first);
-    data = longer;
+    int64_t longer = more > 2 * room ? more : 2 * room;
+    T* moved = static_cast<T*>(realloc(data == first ? nullptr : data, longer * sizeof(T)));
+    if (!moved) out_of_memory();
+    if (data == first) memcpy(moved, first, size * sizeof(T));
+    data = moved, room = longer;
   }
   void push(const T& item) {
     if (size == room) reserve(size + 1);
@@ -57,8 +63,17 @@ ALWAYS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 
 template <class F>
 void for_ranges(const Parallel& parallel, int64_t units, int64_t work, const F& body) {
   int64_t grain = maximum(1, (int64_t{1} << 14) / maximum(work, 1));
-  auto run = [](void* f, int64_t first, int64_t last) { (*static_cast<const F*>(f))(first, last); };
-  parallel.run(parallel, units, grain, run, const_cast<F*>(&body));
+  auto run = [](void* f, int64_t first, int64_t last) {
+    bool done = false;
+    try {
+      (*static_cast<const F*>(f))(first, last);
+      done = true;
+    } catch (OutOfMemory) {  // by value, and with no call here: Clang would add a function that the linker may share
+    }
+    if (!done) fence();  // of what the range has stored past the caches already
+    return done;
+  };
+  if (!parallel.run(parallel, units, grain, run, const_cast<F*>(&body))) out_of_memory();
 }
 
 // The same with a lambda of one unit.

@@ -3,9 +3,11 @@
 //   fuzz COUNT [SEED]
 //
 // Buffers are exactly as large as their shapes, so that the sanitizers see whatever reaches beyond them. Each problem also runs
-// with 1, 2 and 8 threads, whose results must be the same to the last bit.
+// with 1, 2 and 8 threads, whose results must be the same to the last bit. Of some, each request for memory fails in its turn: the
+// call must then say so, or give the same results.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -34,12 +36,45 @@ struct Threads {  // every task a thread of its own
   std::vector<std::thread> all;
   template <class F>
   void Schedule(F&& f) {
+    all.reserve(8);
     all.emplace_back(std::forward<F>(f));
   }
   ~Threads() {
     for (auto& t : all) t.join();
   }
 };
+
+// --- memory that is refused ----------------------------------------------------------------------------------------------------
+
+// How many more requests are granted while `limited`, and how many are refused then.
+std::atomic<bool> limited{false};
+std::atomic<int64_t> granted{0}, refused{0}, refusals{0};
+
+bool refuse() {
+  if (!limited || --granted >= 0 || refusals <= 0) return false;
+  --refusals, ++refused;
+  return true;
+}
+
+}  // namespace
+
+// The linker makes these of the kernels' and this file's calls of realloc and new.
+extern "C" {
+void* __real_realloc(void* old, size_t size);
+void* __real__Znwm(size_t size);
+void* __real__ZnwmSt11align_val_t(size_t size, std::align_val_t align);
+void* __wrap_realloc(void* old, size_t size) { return refuse() ? nullptr : __real_realloc(old, size); }
+void* __wrap__Znwm(size_t size) {
+  if (refuse()) throw std::bad_alloc();
+  return __real__Znwm(size);
+}
+void* __wrap__ZnwmSt11align_val_t(size_t size, std::align_val_t align) {
+  if (refuse()) throw std::bad_alloc();
+  return __real__ZnwmSt11align_val_t(size, align);
+}
+}
+
+namespace {
 
 // --- the oracle: T(x, w, y) summed over every product it has -------------------------------------------------------------------
 
@@ -118,9 +153,11 @@ struct Buffer {  // of exactly its elements, on the heap
   }
 };
 
+int64_t survived = 0, reported = 0;  // calls to which memory was refused: that gave their results, and that said so
+
 // --- one problem ---------------------------------------------------------------------------------------------------------------
 
-bool test(const Kernels& kernels, Role role, Type type, const Problem& p, std::mt19937& random) {
+bool test(const Kernels& kernels, Role role, Type type, const Problem& p, bool refusing, std::mt19937& random) {
   int64_t in = p.batch * p.in[0] * p.in[1] * p.in[2] * p.groups * p.channels;
   int64_t out = p.batch * p.out[0] * p.out[1] * p.out[2] * p.groups * p.filters;
   int64_t kernel = p.window[0] * p.window[1] * p.window[2] * p.channels * p.groups * p.filters;
@@ -135,20 +172,37 @@ bool test(const Kernels& kernels, Role role, Type type, const Problem& p, std::m
     expected[to] += product, size[to] += std::fabs(product);
   });
   double half = type == Type::bf16 ? 1. / 256 : type == Type::f16 ? 1. / 2048 : 0, sum = type == Type::f64 ? 1e-15 : 6e-7;
-  Bytes before;
-  for (int64_t threads : {1, 2, 8}) {
+  std::vector<unsigned char> scratch(kernels.scratch_bytes(role, type, p));
+  auto run = [&](int64_t threads, int64_t bytes) {
     memset(result.bytes.data(), 0xff, result.bytes.size());
-    std::vector<unsigned char> scratch(kernels.scratch_bytes(role, type, p), 0xff);
-    {
-      Threads pool;
-      OnPool<Threads> parallel(&pool, threads, true);
-      auto run = [&](int64_t bytes) {
-        return kernels.run(role, type, p, first.bytes.data(), second.bytes.data(), result.bytes.data(), scratch.data(), bytes, parallel);
-      };
-      if (run(int64_t(scratch.size()) - 1) || !run(int64_t(scratch.size()))) return false;  // a byte too few is refused
-    }
+    std::fill(scratch.begin(), scratch.end(), 0xff);
+    Threads pool;
+    OnPool<Threads> parallel(&pool, threads, true);
+    return kernels.run(role, type, p, first.bytes.data(), second.bytes.data(), result.bytes.data(), scratch.data(), bytes, parallel);
+  };
+  Bytes before;
+  int64_t bytes = int64_t(scratch.size());
+  for (int64_t threads : {1, 2, 8}) {
+    if (run(threads, bytes - 1) != Status::small_scratch || run(threads, bytes) != Status::done) return false;
     if (threads > 1 && before != result.bytes) return false;
     before = result.bytes;
+  }
+  for (int64_t threads : {1, 2}) {
+    for (int64_t n = 0; refusing; n += 1 + n / 16) {  // the n-th request, or it and all that follow
+      granted = n, refused = 0, refusals = n % 2 ? 1 : INT64_MAX, limited = true;
+      Status status = run(threads, bytes);
+      limited = false;
+      if (!refused) break;
+      if (status == Status::no_memory ? false : status != Status::done || before != result.bytes) {
+        std::printf("wrong after request %ld for memory was refused, %ld threads\n", long(n), long(threads));
+        return false;
+      }
+      (status == Status::done ? survived : reported) += 1;
+    }
+    granted = 0, refused = 0, refusals = INT64_MAX, limited = refusing;
+    int64_t found = kernels.scratch_bytes(role, type, p);
+    limited = false;
+    if (found != (refused ? -1 : bytes)) return false;
   }
   for (int64_t i = 0; i < result.size; ++i)
     if (!(std::fabs(result.get(i) - expected[i]) <= half * std::fabs(expected[i]) + sum * size[i] + (half ? 6e-8 : 0))) {
@@ -225,7 +279,11 @@ int main(int argc, char** argv) {
     for (const Kernels* set : sets) {
       Role role = Role(below(3));
       Type type = Type(below(3) ? 0 : below(4));
-      if (!test(*set, role, type, p, random)) {
+      bool refusing = below(4) == 0;
+#ifdef ONLY_FLOAT
+      type = Type::f32;
+#endif
+      if (!test(*set, role, type, p, refusing, random)) {
         std::printf("%s, role %d, type %d, batch %ld, groups %ld x (%ld -> %ld)\n", set->name, int(role), int(type), long(p.batch),
                     long(p.groups), long(p.channels), long(p.filters));
         for (int i = 0; i < 3; ++i)
@@ -238,5 +296,7 @@ int main(int argc, char** argv) {
     ++done;
   }
   std::printf("%ld problems, %ld instruction sets, seed %ld: all equal\n", done, long(sets.size()), seed);
-  return 0;
+  std::printf("memory was refused to %ld calls: %ld said so, %ld gave their results\n", long(survived + reported), long(reported),
+              long(survived));
+  return reported == 0 && count >= 100;
 }
