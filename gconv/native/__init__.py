@@ -16,8 +16,8 @@
     kernels.cc          the choice among them; compiled once per instruction set and length of vector
     ffi.cc              the door to XLA: checks, threads, the choice of the instruction set
 
-It is built when gconv is installed, if there is a C++ compiler, and loaded at the first question about it, never at import.
-Whatever keeps it from running is a reason in `load`, not an error.
+It is built when gconv is installed, if there is a C++17 compiler (GCC 11 or newer, Clang 14 or newer), and loaded at the first
+question about it, never at import. Whatever keeps it from running is a reason in `load`, not an error.
 """
 
 import ctypes
@@ -30,7 +30,8 @@ import jax
 
 TARGET = "gconv_grouped_conv"
 FILES = ("libgconv.so", "libgconv.dylib")
-HOW_TO_BUILD = "install gconv from its sources where a C++17 compiler is at hand: pip install --force-reinstall --no-deps ."
+COMPILERS = "a C++17 compiler (GCC 11 or newer, Clang 14 or newer)"
+HOW_TO_BUILD = f"where there is {COMPILERS}, install gconv from its sources: pip install --force-reinstall --no-deps ."
 
 
 @functools.cache
