@@ -117,6 +117,49 @@ def test_our_layers_in_keras(keras, kind, arguments, options):
     np.testing.assert_allclose(run(back, x), layer(x), atol=1e-5)
 
 
+POLICIES = ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16", "float16"]
+KINDS = [
+    ("Conv2D", (6, 3), dict(padding="same", groups=2)),
+    ("DepthwiseConv1D", (3,), dict(padding="same", strides=2)),
+    ("Conv2DTranspose", (6, (2, 3)), dict(strides=2, padding="same")),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("kind, arguments, options", KINDS, ids=[kind for kind, *_ in KINDS])
+def test_the_policy_is_dtype_and_param_dtype(keras, kind, arguments, options, policy):
+    layer = built(keras, kind, arguments, options | {"dtype": policy})
+    x = np.float32(normal(0, 2, *SIZES[: layer.rank], 4))
+    found, expected = interop.from_keras(layer), np.asarray(layer(x))  # only `__call__` casts the input by the policy
+    assert found.config.dtype == layer.compute_dtype == expected.dtype
+    assert found.kernel.dtype == layer.variable_dtype
+    made, back = found.to_nnx(), interop.to_keras(found)
+    assert (made.dtype, made.param_dtype) == (layer.compute_dtype, layer.variable_dtype)
+    for y in (found(x), made(x), np.asarray(back(x))):
+        assert y.dtype == expected.dtype
+        np.testing.assert_allclose(np.float32(y), np.float32(expected), rtol=3e-2, atol=3e-2)
+    conv = next(c for c in (back, *getattr(back, "layers", ())) if type(c).__name__ == kind)
+    assert conv.dtype_policy.name == policy
+    again = interop.from_keras(conv)
+    assert (again.config.dtype, again.kernel.dtype) == (found.config.dtype, found.kernel.dtype)
+
+
+def test_our_dtype_in_keras(keras):
+    x = np.float32(normal(0, 2, 9, 8, 4))
+    options = dict(strides=2, padding=[1, 0, 2, 1], dtype=jnp.bfloat16)
+    for kind in ("GroupedConv", "GroupedConvTranspose"):
+        layer = getattr(gconv.nnx, kind)(4, 3, 4, 1, **options, rngs=nnx.Rngs(0))
+        y = np.asarray(interop.to_keras(layer)(x))  # a Sequential, whose padding or cropping keeps the type
+        assert y.dtype == layer(x).dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float32(y), np.float32(layer(x)), rtol=3e-2, atol=3e-2)
+    separable = built(keras, "SeparableConv2D", (6, 3), dict(dtype="mixed_bfloat16"))
+    assert [found.config.dtype for found in interop.from_keras(separable)] == [jnp.bfloat16] * 2
+    assert interop.to_keras(interop.from_keras(separable)).dtype_policy.name == "mixed_bfloat16"
+    odd = gconv.nnx.GroupedConv(4, 3, 4, 2, param_dtype=jnp.bfloat16, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="no policy for `dtype`=float32 with parameters of bfloat16.*work: bfloat16"):
+        interop.to_keras(odd)
+
+
 def test_what_is_wrong_is_named(keras):
     one = np.ones((3, 3, 1, 1))
     wrong = {

@@ -100,6 +100,34 @@ def test_our_layers_in_pytorch(kind, arguments, options, where):
     assert_same(ours(interop.from_gconv(layer), x), theirs(module, x, rank, conv))
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_state_dict_of_depthwise_weights_needs_groups(rank):
+    conv, x = getattr(torch.nn, f"Conv{rank}d"), normal(0, 2, *SIZES[:rank], 16)
+    for groups, channels in ((16, 16), (1, 1), (8, 8)):
+        module = conv(channels, 16, 3, groups=groups, bias=False)
+        with pytest.raises(ValueError, match=r"`groups` must be given.*\(groups=1\).*\(groups=16\).*divisor of 16"):
+            interop.from_torch(module.state_dict(), bias=False)
+        found = interop.from_torch(module.state_dict(), bias=False, groups=groups)
+        assert_same(ours(found, x[..., :channels]), theirs(module.double(), x[..., :channels], rank))
+    assert interop.from_torch(conv(1, 1, 3).state_dict()).groups == 1, "one channel in and out leaves no choice"
+    assert interop.from_torch(conv(3, 16, 3).state_dict()).groups == 1
+
+
+@pytest.mark.parametrize("groups, inputs, outputs", [(1, 6, 4), (2, 6, 4), (6, 6, 6), (6, 6, 12), (1, 6, 1), (1, 1, 3)])
+def test_a_transposed_state_dict_tells_its_groups_by_the_bias(groups, inputs, outputs):
+    module = torch.nn.ConvTranspose2d(inputs, outputs, (2, 3), stride=2, groups=groups)
+    x = normal(0, 2, 5, 4, inputs)
+    found = interop.from_torch(module.state_dict(), stride=2, transposed=True)
+    assert found.groups == groups
+    assert_same(ours(found, x), theirs(module.double(), x, 2))
+    state = {"weight": module.weight}
+    if inputs > 1:
+        with pytest.raises(ValueError, match=rf"`groups` must be given.*{outputs // groups} output channels per group and 6"):
+            interop.from_torch(state, stride=2, transposed=True, bias=False)
+    else:
+        assert interop.from_torch(state, stride=2, transposed=True, bias=False).groups == 1
+
+
 def test_padding_1_with_stride_2_is_not_same():
     module = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
     x = normal(2, 1, 8, 8, 3)

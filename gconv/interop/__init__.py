@@ -2,6 +2,9 @@
 
 Every `from_...` returns a `Convolution`, which makes gconv's layers (`to_nnx`, `to_linen`) or is called itself; every `to_...`
 takes a gconv layer. A library is imported only to make an object of its own.
+
+`dtype` and `precision` travel where the other library keeps them with a layer: both with Flax, `dtype` with Keras, as its
+policy. Elsewhere a layer computes in the type of its parameters, which always travels.
 """
 
 from gconv.interop.convolution import Convolution as Convolution

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from gconv import geometry, layer
+from gconv.factor import Factor
 from gconv.layer import Config
 from gconv.options import Pairs
 
@@ -27,17 +28,22 @@ class Convolution:
     >>> found.kernel.shape, found(np.ones((1, 7, 7, 4))).shape
     ((3, 3, 2, 8), (1, 4, 4, 8))
     >>> layer = found.to_nnx()                      # a gconv.nnx.GroupedConv
-    >>> module, variables = found.to_linen()        # a gconv.linen.GroupedConv and {"params": ...}
+    >>> module, variables = found.to_linen()        # a gconv.linen.GroupedConv and what its `init` would return
 
     Attributes:
       kernel: NumPy, `(*window, channels, groups * filters)`; of a transposed one `(*window, filters, groups * channels)`.
       bias: NumPy `(groups * filters,)`, or None.
-      config: everything else.
+      config: the geometry, and how it is computed.
+      kernel_factor, bias_factor: how the parameters train; what is None in them is left to the defaults of the layers.
+      name: of the layer, or "".
     """
 
     kernel: np.ndarray
     bias: np.ndarray | None
     config: Config
+    kernel_factor: Factor = Factor()
+    bias_factor: Factor = Factor()
+    name: str = ""
 
     @property
     def in_features(self) -> int:
@@ -70,13 +76,15 @@ class Convolution:
         return kind(self.in_features, self.config.window, self.config.filters_per_group, self.groups, **arguments)
 
     def to_linen(self, **options):
-        """`(module, {"params": ...})`: a `gconv.linen.GroupedConv` or `GroupedConvTranspose` and its parameters."""
+        """`(module, variables)`: a `gconv.linen.GroupedConv` or `GroupedConvTranspose`, its parameters and their factors."""
         from gconv import linen
 
         kind = linen.GroupedConvTranspose if self.config.transposed else linen.GroupedConv
         arguments = {k: v for k, v in self._arguments().items() if k != "bias_init"} | options
         params = {"kernel": jnp.array(self.kernel)} | ({} if self.bias is None else {"bias": jnp.array(self.bias)})
-        return kind(self.config.window, self.config.filters_per_group, self.groups, **arguments), {"params": params}
+        module = kind(self.config.window, self.config.filters_per_group, self.groups, **arguments)
+        factors = {f"{name}_factor": factor for name, factor in _factors_of(module).items() if name in params}
+        return module, {"params": params, "factors": factors}
 
     def _arguments(self) -> dict[str, Any]:
         c = self.config
@@ -85,6 +93,10 @@ class Convolution:
         # A float64 array keeps its type where JAX has 64-bit types, as any array does.
         values["param_dtype"] = jax.dtypes.canonicalize_dtype(self.kernel.dtype)
         values |= dict(dtype=c.dtype, precision=c.precision, implementation=c.implementation)
+        for name, factor in (("kernel", self.kernel_factor), ("bias", self.bias_factor)):
+            said = {f"{name}_{kind}_factor": getattr(factor, kind) for kind in ("learn_rate", "l2")}
+            values |= {argument: value for argument, value in said.items() if value is not None}
+        values |= {"name": self.name} if self.name else {}
         return values | ({} if self.bias is None else {"bias_init": self.bias})
 
     def explicit(self, spatial: Sequence[int] | None = None) -> tuple[Pairs, tuple[int, ...]]:
@@ -111,21 +123,29 @@ def from_arrays(
     kernel,
     bias=None,
     *,
-    groups: int = 1,
+    groups: int | None = None,
     strides=1,
     padding=0,
     dilation=1,
     padding_value: complex | str = 0,
     transposed: bool = False,
     output_padding=0,
+    dtype=None,
+    precision=None,
 ) -> Convolution:
-    """A `Convolution` of arrays in gconv's layout and gconv's options, checked as the layers check theirs."""
+    """A `Convolution` of arrays in gconv's layout and gconv's options, checked as the layers check theirs.
+
+    Arrays do not tell `groups`. None takes 1, and is refused where that could go wrong without a word: for one channel per
+    group, which depthwise weights have, and for a transposed convolution without a bias, whose length would tell.
+    """
+    kernel, bias = array("kernel", kernel), None if bias is None else array("bias", bias)
     rank = kernel.ndim - 2
     if not 1 <= rank <= 3 or 0 in kernel.shape:
         raise ValueError(
             f"the weights must have 1, 2 or 3 window axes beside two for channels, all of positive size: got shape "
             f"{kernel.shape} in gconv's layout. A shape that works: (3, 3, 1, 8)."
         )
+    groups = _groups_of(kernel, bias, transposed) if groups is None else groups
     inputs, filters = (kernel.shape[-1], kernel.shape[-2]) if transposed else (kernel.shape[-2] * groups, kernel.shape[-1])
     geometry.split_channels(groups, kernel.shape[-1], "the last channels of the weights")
     config = layer.configure(
@@ -139,10 +159,32 @@ def from_arrays(
         output_padding=output_padding,
         transposed=transposed,
         use_bias=bias is not None,
+        dtype=dtype,
+        precision=precision,
     )
     if bias is not None:
         geometry.check_bias(bias.shape, config.out_features(inputs), groups)
     return Convolution(kernel, bias, config)
+
+
+def _groups_of(kernel, bias, transposed: bool) -> int:
+    """The number of groups of weights that come without it, where there is one answer."""
+    inner, outer = kernel.shape[-2:]
+    if transposed and bias is not None:
+        groups, rest = divmod(bias.size, inner)
+        return groups if rest == 0 and groups and outer % groups == 0 else 1  # the bias is checked later
+    if outer == 1 or not transposed and inner > 1:
+        return 1
+    if transposed:
+        raise ValueError(
+            f"`groups` must be given: transposed weights of {inner} output channels per group and {outer} input channels make "
+            f"{inner} * groups output channels. Values that work: 1, or another divisor of {outer}."
+        )
+    raise ValueError(
+        f"`groups` must be given: weights of 1 input channel per group and {outer} output channels are those of an input of "
+        f"one channel (groups=1), and of a depthwise convolution (groups={outer}). Values that work: 1, {outer}, or another "
+        f"divisor of {outer}."
+    )
 
 
 def from_gconv(source) -> Convolution:
@@ -172,10 +214,26 @@ def from_gconv(source) -> Convolution:
     groups = config.groups
     if isinstance(groups, str):
         groups = kernel.shape[-1] // (1 if config.transposed else config.filters_per_group)
-    found = Convolution(kernel, bias, replace(config, groups=groups, integer_window=False))
+    factors = _factors_of(module)
+    found = Convolution(
+        kernel,
+        bias,
+        replace(config, groups=groups, integer_window=False),
+        factors["kernel"],
+        Factor() if bias is None else factors["bias"],
+        module.name or "",
+    )
     if kernel.shape != found.config.kernel_shape(found.in_features):
         raise ValueError(f"`kernel` of shape {kernel.shape} does not fit the layer, whose window is {config.window}.")
     return found
+
+
+def _factors_of(module) -> dict[str, Factor]:
+    """What a layer of either Flax API declares: the attributes have the same names."""
+    return {
+        name: Factor(getattr(module, f"{name}_learn_rate_factor"), getattr(module, f"{name}_l2_factor"))
+        for name in ("kernel", "bias")
+    }
 
 
 # --- what the converters share ---------------------------------------------------------------------------------------
@@ -196,6 +254,8 @@ def array(name: str, value) -> np.ndarray:
     elif hasattr(value, "get_metadata"):  # a variable of Flax NNX
         value = value[...]
     found = np.array(value)
+    if not found.dtype.isnative:  # big-endian, as files of other machines have it, and JAX does not
+        found = found.astype(found.dtype.newbyteorder("="))
     if not jnp.issubdtype(found.dtype, jnp.inexact):
         raise TypeError(f"`{name}` must have a floating or complex dtype, got {found.dtype}.")
     return found
@@ -222,26 +282,34 @@ def flipped(kernel: np.ndarray, groups: int) -> np.ndarray:
     return np.ascontiguousarray(split.swapaxes(-1, -3).reshape(*window, outer // groups, groups * inner))
 
 
-def crop_of_dilated(effective: Sequence[int], pads: Sequence[tuple[int, int]]) -> dict[str, tuple]:
-    """`padding` and `output_padding` of a transposed convolution from the padding of its input with zeros put between.
+def transposed_by_pads(kernel, bias, pads: Sequence[tuple[int, int]], *, strides, dilation, **options) -> Convolution:
+    """The transposed convolution that pads its input, with zeros put between, by `pads`: as JAX and Keras say it.
 
-    That input is padded by `effective - 1` less what the transposed convolution crops.
+    Where gconv crops, that pads less than the window: by `effective - 1` less the crop. More at the end is `output_padding`.
+    Without strides no zeros are put between: then it is an ordinary convolution as well, whose padding has no limits.
+
+    Args:
+      kernel: gconv's, of the convolution that is transposed, with one group.
     """
-    padding, output_padding = [], []
-    for axis, (e, (before, after)) in enumerate(zip(effective, pads, strict=True)):
-        low, high = e - 1 - before, e - 1 - after
-        if low < 0:
-            raise ValueError(
-                f"`padding` of a transposed convolution can reach {e - 1} samples before the first (window - 1, dilated), got "
-                f"{before} on axis {axis}. A value that works: {e - 1}."
-            )
-        padding.append((low, max(high, 0)))
-        output_padding.append(max(-high, 0))
-    return {"padding": tuple(padding), "output_padding": tuple(output_padding)}
+    effective = geometry.effective_window(kernel.shape[: len(pads)], dilation)
+    crops = [(e - 1 - before, e - 1 - after) for e, (before, after) in zip(effective, pads, strict=True)]
+    limits = [max(s, d) - 1 for s, d in zip(strides, dilation, strict=True)]
+    options |= dict(groups=1, strides=strides, dilation=dilation)
+    if all(low >= 0 and high >= -limit for (low, high), limit in zip(crops, limits, strict=True)):
+        options |= {"padding": tuple((low, max(high, 0)) for low, high in crops)}
+        return from_arrays(kernel, bias, transposed=True, output_padding=tuple(max(-high, 0) for _, high in crops), **options)
+    if max(strides) == 1 and min(p for pair in pads for p in pair) >= 0:
+        return from_arrays(flipped(kernel, 1), bias, padding=tuple(tuple(pair) for pair in pads), **options)
+    most = tuple((e - 1, e - 1 + limit) for e, limit in zip(effective, limits, strict=True))
+    raise ValueError(
+        f"`padding` of a transposed convolution with strides={tuple(strides)} can reach {most} samples before the first and "
+        f"after the last, per axis (the dilated window - 1, at the end the stride or the dilation - 1 more): got "
+        f"{tuple(tuple(pair) for pair in pads)}. A value that works: {most}."
+    )
 
 
 def pads_of_dilated(found: Convolution) -> tuple[tuple[int, int], ...]:
-    """The inverse of `crop_of_dilated`."""
+    """The padding of which `transposed_by_pads` makes it."""
     pairs, extra = found.explicit()
     return tuple((e - 1 - lo, e - 1 - hi + op) for e, (lo, hi), op in zip(found.effective_window, pairs, extra, strict=True))
 

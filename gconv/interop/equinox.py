@@ -55,7 +55,7 @@ def from_equinox(layer) -> Convolution:
 
 
 def to_equinox(layer):
-    """A gconv layer as Equinox's `Conv` or `ConvTranspose`; needs Equinox.
+    """A gconv layer as Equinox's `Conv` or `ConvTranspose`, which computes in the type of its parameters; needs Equinox.
 
     Args:
       layer: a layer of `gconv.nnx`, a pair `(module, variables)` of `gconv.linen`, or a `Convolution`.

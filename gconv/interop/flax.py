@@ -5,15 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from gconv.geometry import effective_window
 from gconv.interop.convolution import (
     Convolution,
     array,
-    crop_of_dilated,
     flipped,
     from_arrays,
     from_gconv,
     only_zeros,
     pads_of_dilated,
+    transposed_by_pads,
 )
 from gconv.options import is_list, per_axis
 
@@ -52,17 +53,21 @@ def from_flax(layer, variables: Mapping | None = None) -> Convolution:
     kernel, bias = _parameters(layer, variables)
     if kernel.ndim != rank + 2:
         raise ValueError(f"`kernel` must have {rank + 2} axes for kernel_size={window}, got shape {kernel.shape}.")
-    effective = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-    options: dict[str, Any] = {"strides": strides, "dilation": dilation}
+    if getattr(layer, "preferred_element_type", None) is not None:
+        raise ValueError(
+            f"`preferred_element_type`={layer.preferred_element_type} has no equivalent in a gconv layer: its result has the "
+            "type of its operands, or `dtype`. A value that works: None."
+        )
+    options: dict[str, Any] = dict(strides=strides, dilation=dilation, dtype=layer.dtype, precision=layer.precision)
     padding = layer.padding.upper() if isinstance(layer.padding, str) else layer.padding
     if is_list(padding):  # Flax also takes numbers and pairs together
         padding = [p if is_list(p) else (p, p) for p in padding]
     if transposed:
         kernel = kernel if layer.transpose_kernel else flipped(kernel, 1)
-        return from_arrays(kernel, bias, transposed=True, **options, **lax_transposed_padding(padding, effective, strides))
+        return lax_transposed(kernel, bias, padding, **options)
     if padding in ("CIRCULAR", "REFLECT"):
         options["padding_value"] = {"CIRCULAR": "circular", "REFLECT": "symmetric-exclude-edge"}[padding]
-        padding = _around(effective)
+        padding = _around(effective_window(window, dilation))
     return from_arrays(kernel, bias, groups=layer.feature_group_count, padding=padding, **options)
 
 
@@ -86,6 +91,7 @@ def to_flax(layer, *, linen: bool = False):
         options |= dict(padding=pads_of_dilated(found), transpose_kernel=True)
     else:
         options |= dict(padding=_padding(found), feature_group_count=found.groups)
+    options |= dict(dtype=c.dtype, precision=c.precision)
     options["param_dtype"] = jax.dtypes.canonicalize_dtype(found.kernel.dtype)
     out_features, kind = c.out_features(found.in_features), "ConvTranspose" if c.transposed else "Conv"
     params = {"kernel": jax.numpy.array(found.kernel)}
@@ -98,17 +104,19 @@ def to_flax(layer, *, linen: bool = False):
     return theirs
 
 
-def lax_transposed_padding(padding, effective, strides) -> dict[str, Any]:
-    """`padding` and `output_padding` for a padding of `jax.lax.conv_transpose`."""
-    if padding == "SAME":
-        return {"padding": "same"}
-    if padding == "VALID":
-        extra = tuple(max(s - e, 0) for s, e in zip(strides, effective, strict=True))
-        return {"padding": 0, "output_padding": extra}
+def lax_transposed(kernel, bias, padding, *, strides, dilation, **options) -> Convolution:
+    """A transposed convolution by a padding of `jax.lax.conv_transpose`, of gconv's kernel with one group."""
+    effective = effective_window(kernel.shape[:-2], dilation)
+    options |= dict(strides=strides, dilation=dilation)
     if isinstance(padding, str):
-        raise ValueError(f'`padding` of a transposed convolution must be "SAME", "VALID" or numbers, got "{padding}".')
+        if padding not in ("SAME", "VALID"):
+            raise ValueError(f'`padding` of a transposed convolution must be "SAME", "VALID" or numbers, got "{padding}".')
+        if padding == "SAME":
+            return from_arrays(kernel, bias, groups=1, transposed=True, padding="same", **options)
+        extra = tuple(max(s - e, 0) for s, e in zip(strides, effective, strict=True))
+        return from_arrays(kernel, bias, groups=1, transposed=True, output_padding=extra, **options)
     pairs = [padding] * len(effective) if isinstance(padding, int) else padding
-    return crop_of_dilated(effective, [(p, p) if isinstance(p, int) else tuple(p) for p in pairs])
+    return transposed_by_pads(kernel, bias, [(p, p) if isinstance(p, int) else tuple(p) for p in pairs], **options)
 
 
 def _around(effective) -> tuple[tuple[int, int], ...]:

@@ -19,7 +19,7 @@ from gconv.interop.convolution import (
     only_zeros,
     pads_of_dilated,
 )
-from gconv.interop.flax import lax_transposed_padding
+from gconv.interop.flax import lax_transposed
 from gconv.options import is_list, per_axis
 
 
@@ -30,9 +30,10 @@ def from_haiku(
     rate=1,
     padding: Any = "SAME",
     with_bias: bool = True,
-    feature_group_count: int = 1,
+    feature_group_count: int | None = None,
     channel_multiplier: int | None = None,
     transposed: bool = False,
+    precision=None,
 ) -> Convolution:
     """The parameters of one module of Haiku, and its arguments, as a `Convolution`.
 
@@ -44,9 +45,11 @@ def from_haiku(
 
     Args:
       params: the entry of the module, `{"w": ..., "b": ...}`.
-      stride, rate, padding, with_bias, feature_group_count: the arguments of `hk.Conv2D` and its like, with the same defaults.
+      stride, rate, padding, with_bias, feature_group_count: the arguments of `hk.Conv2D` and its like, with the same defaults;
+        one channel per group could be one channel in all or depthwise, and needs feature_group_count or channel_multiplier.
       channel_multiplier: that of a `hk.DepthwiseConv2D`; None for another convolution.
       transposed: whether it is a `hk.Conv2DTranspose`, whose size is not given by `output_shape`.
+      precision: the argument of the module's call.
     """
     if not isinstance(params, Mapping) or "w" not in params:
         there = ", ".join(map(repr, params)) if isinstance(params, Mapping) else type(params).__name__
@@ -62,12 +65,16 @@ def from_haiku(
     effective = effective_window(kernel.shape[:rank], dilation)
     padding = _numbers(padding, effective)
     if transposed:
-        if max(dilation) > 1 or feature_group_count != 1 or channel_multiplier is not None:
+        if max(dilation) > 1 or feature_group_count not in (None, 1) or channel_multiplier is not None:
             raise ValueError("the transposed convolutions of Haiku have neither `rate` nor groups.")
         kernel = flipped(kernel.swapaxes(-1, -2), 1)
-        options = lax_transposed_padding(padding, effective, strides)
-        return from_arrays(kernel, bias, strides=strides, transposed=True, **options)
-    groups = feature_group_count
+        return lax_transposed(kernel, bias, padding, strides=strides, dilation=dilation, precision=precision)
+    if feature_group_count is channel_multiplier is None and kernel.shape[-2] == 1 < kernel.shape[-1]:
+        raise ValueError(
+            f"`feature_group_count` or `channel_multiplier` must be given: `w` of shape {kernel.shape} is that of a Conv of "
+            "one channel (feature_group_count=1), and of a DepthwiseConv (channel_multiplier=1)."
+        )
+    groups = 1 if feature_group_count is None else feature_group_count
     if channel_multiplier is not None:
         if kernel.shape[-2] != 1 or kernel.shape[-1] % channel_multiplier:
             raise ValueError(
@@ -75,7 +82,8 @@ def from_haiku(
                 f"{kernel.shape} with channel_multiplier={channel_multiplier}."
             )
         groups = kernel.shape[-1] // channel_multiplier
-    return from_arrays(kernel, bias, groups=groups, strides=strides, padding=padding, dilation=dilation)
+    options: dict[str, Any] = dict(strides=strides, padding=padding, dilation=dilation, precision=precision)
+    return from_arrays(kernel, bias, groups=groups, **options)
 
 
 def to_haiku(layer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -93,6 +101,7 @@ def to_haiku(layer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     Args:
       layer: a layer of `gconv.nnx`, a pair `(module, variables)` of `gconv.linen`, or a `Convolution`. A transposed one becomes
         the arguments of `hk.Conv1DTranspose`, `hk.Conv2DTranspose` or `hk.Conv3DTranspose`, others those of `hk.Conv1D`, ...
+        `precision` is an argument of the module's call there, and `dtype` the business of `hk.mixed_precision`.
     """
     found = from_gconv(layer)
     c = found.config

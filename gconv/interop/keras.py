@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from gconv.interop.convolution import Convolution, array, crop_of_dilated, from_arrays, from_gconv, only_zeros
+from gconv.interop.convolution import Convolution, array, from_arrays, from_gconv, only_zeros, transposed_by_pads
 
 
 def from_keras(layer, *, ignore_activation: bool = False):
@@ -30,15 +30,16 @@ def from_keras(layer, *, ignore_activation: bool = False):
         )
     bias = array("bias", layer.bias) if layer.use_bias else None
     options: dict[str, Any] = dict(strides=layer.strides, dilation=layer.dilation_rate, padding=layer.padding)
+    options["dtype"] = layer.compute_dtype
     if hasattr(layer, "depthwise_kernel"):
         depthwise = _depthwise(array("depthwise_kernel", layer.depthwise_kernel), None, options)
-        return depthwise, from_arrays(array("pointwise_kernel", layer.pointwise_kernel), bias)
+        pointwise = array("pointwise_kernel", layer.pointwise_kernel)
+        return depthwise, from_arrays(pointwise, bias, groups=1, dtype=layer.compute_dtype)
     kernel = array("kernel", layer.kernel)
     if hasattr(layer, "depth_multiplier"):
         return _depthwise(kernel, bias, options)
     if hasattr(layer, "output_padding"):
-        options |= _transposed_padding(layer)
-        return from_arrays(kernel, bias, transposed=True, **options)
+        return transposed_by_pads(kernel, bias, _transposed_pads(layer), **{k: v for k, v in options.items() if k != "padding"})
     return from_arrays(kernel, bias, groups=layer.groups, **options)
 
 
@@ -47,7 +48,8 @@ def to_keras(layer, *, spatial=None):
 
     One filter or more per channel becomes a `DepthwiseConv` (in 1-D and 2-D), a pair `(depthwise, pointwise)` as `from_keras`
     makes it a `SeparableConv`, everything else a `Conv`. Where Keras cannot pad alike, the result is a `keras.Sequential`
-    of a `ZeroPadding` and the convolution (of a transposed one and a `Cropping`).
+    of a `ZeroPadding` and the convolution (of a transposed one and a `Cropping`). `dtype` becomes the policy, such as
+    "mixed_bfloat16"; `precision` is no affair of a layer there.
 
     Args:
       layer: a layer of `gconv.nnx`, a pair `(module, variables)` of `gconv.linen`, or a `Convolution`.
@@ -60,7 +62,7 @@ def to_keras(layer, *, spatial=None):
     found = from_gconv(layer)
     c, rank = found.config, len(found.config.window)
     only_zeros(found, "Keras", "Pad the input before, with keras.ops.pad.")
-    options: dict[str, Any] = dict(strides=c.strides, dilation_rate=c.dilation, use_bias=c.use_bias)
+    options: dict[str, Any] = dict(strides=c.strides, dilation_rate=c.dilation, use_bias=c.use_bias, dtype=_policy(found))
     _check_strides(found)
     if c.transposed:
         return _transposed(keras, found, options)
@@ -79,7 +81,7 @@ def to_keras(layer, *, spatial=None):
     theirs.set_weights([kernel] if found.bias is None else [kernel, found.bias])
     if pairs is None:
         return theirs
-    return _sequential(keras, found, [getattr(keras.layers, f"ZeroPadding{rank}D")(_of_rank(pairs)), theirs])
+    return _padded(keras, found, pairs, theirs)
 
 
 def _depthwise(kernel: np.ndarray, bias, options) -> Convolution:
@@ -88,10 +90,11 @@ def _depthwise(kernel: np.ndarray, bias, options) -> Convolution:
     return from_arrays(kernel.reshape(*window, 1, channels * multiplier), bias, groups=channels, **options)
 
 
-def _transposed_padding(layer) -> dict[str, Any]:
-    """By Keras' sizes: "same" gives `n * stride`, "valid" `(n - 1) * stride + max(window, stride)`.
+def _transposed_pads(layer) -> list[tuple[int, int]]:
+    """How the input, with zeros put between its samples, is padded.
 
-    With `output_padding` they are `(n - 1) * stride + window % 2 + output_padding` and `(n - 1) * stride + window +
+    By Keras' sizes: "same" gives `n * stride`, "valid" `(n - 1) * stride + max(window, stride)`. With
+    `output_padding` they are `(n - 1) * stride + window % 2 + output_padding` and `(n - 1) * stride + window +
     output_padding`. Of what "same" crops, the odd one is at the end.
     """
     pads = []
@@ -104,7 +107,7 @@ def _transposed_padding(layer) -> dict[str, Any]:
         total = e + s - 2 if extra is None else e - 2 + e % 2 + extra
         before = min(total - total // 2, e - 1)
         pads.append((before, total - before))
-    return crop_of_dilated([(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)], pads)
+    return pads
 
 
 def _transposed(keras, found: Convolution, options):
@@ -118,7 +121,8 @@ def _transposed(keras, found: Convolution, options):
     theirs.set_weights([found.kernel] if found.bias is None else [found.kernel, found.bias])
     if not any(p for pair in pairs for p in pair):
         return theirs
-    return _sequential(keras, found, [theirs, getattr(keras.layers, f"Cropping{rank}D")(_of_rank(pairs))])
+    crop = getattr(keras.layers, f"Cropping{rank}D")(_of_rank(pairs), dtype=options["dtype"])
+    return _sequential(keras, found, [theirs, crop])
 
 
 def _separable(keras, depthwise: Convolution, pointwise: Convolution):
@@ -134,14 +138,14 @@ def _separable(keras, depthwise: Convolution, pointwise: Convolution):
     padding, pairs = _padding(depthwise, None)
     options: dict[str, Any] = dict(strides=c.strides, dilation_rate=c.dilation, depth_multiplier=c.filters_per_group)
     filters = pointwise.kernel.shape[-1]
-    options |= dict(use_bias=pointwise.bias is not None, padding=padding)
+    options |= dict(use_bias=pointwise.bias is not None, padding=padding, dtype=_policy(depthwise))
     theirs = getattr(keras.layers, f"SeparableConv{rank}D")(filters, c.window, **options)
     theirs.build((None, *(e + 1 for e in depthwise.effective_window), depthwise.in_features))
     kernel = depthwise.kernel.reshape(*c.window, depthwise.in_features, c.filters_per_group)
     theirs.set_weights([kernel, pointwise.kernel] + ([] if pointwise.bias is None else [pointwise.bias]))
     if pairs is None:
         return theirs
-    return _sequential(keras, depthwise, [getattr(keras.layers, f"ZeroPadding{rank}D")(_of_rank(pairs)), theirs])
+    return _padded(keras, depthwise, pairs, theirs)
 
 
 def _padding(found: Convolution, spatial) -> tuple[str, tuple | None]:
@@ -152,6 +156,27 @@ def _padding(found: Convolution, spatial) -> tuple[str, tuple | None]:
         return padding, None
     pairs = found.explicit(spatial)[0]
     return "valid", pairs if any(p for pair in pairs for p in pair) else None
+
+
+def _policy(found: Convolution) -> str:
+    """Keras' name for a type of the computation and one of the parameters; without `dtype` both are the parameters'."""
+    import jax
+
+    held = jax.dtypes.canonicalize_dtype(found.kernel.dtype).name
+    computed = found.config.dtype.name if found.config.dtype is not None else held
+    if computed == held:
+        return held
+    if held != "float32" or computed not in ("bfloat16", "float16"):
+        raise ValueError(
+            f"Keras has no policy for `dtype`={computed} with parameters of {held}. Combinations that work: bfloat16 or "
+            "float16 with parameters of float32, or the same type for both."
+        )
+    return f"mixed_{computed}"
+
+
+def _padded(keras, found: Convolution, pairs, theirs):
+    padding = getattr(keras.layers, f"ZeroPadding{len(found.config.window)}D")
+    return _sequential(keras, found, [padding(_of_rank(pairs), dtype=theirs.dtype_policy), theirs])
 
 
 def _sequential(keras, found: Convolution, layers: list):

@@ -5,11 +5,13 @@ MATLAB keeps the parameters with one axis per group: Weights `(h, w, channels, f
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gconv.factor import Factor, checked
 from gconv.interop.convolution import Convolution, array, from_arrays, from_gconv
 from gconv.layout import bias_from_per_group, bias_to_per_group, kernel_from_per_group, kernel_to_per_group
 
@@ -53,7 +55,20 @@ def bias_to_matlab(bias, *, groups: int):
     return bias_to_per_group(bias, groups)
 
 
-def from_matlab(weights, bias, *, stride=1, padding=0, dilation=1, padding_value: complex | str = 0) -> Convolution:
+def from_matlab(
+    weights,
+    bias,
+    *,
+    stride=1,
+    padding=0,
+    dilation=1,
+    padding_value: complex | str = 0,
+    weight_learn_rate_factor: float | None = None,
+    bias_learn_rate_factor: float | None = None,
+    weight_l2_factor: float | None = None,
+    bias_l2_factor: float | None = None,
+    name: str = "",
+) -> Convolution:
     """The arrays of MATLAB's `groupedConvolution2dLayer` as a `Convolution`.
 
     >>> import numpy as np, gconv.interop
@@ -66,12 +81,18 @@ def from_matlab(weights, bias, *, stride=1, padding=0, dilation=1, padding_value
       bias: Bias, `(1, 1, filters, groups)` or `(filters, groups)`; None for none.
       stride, padding, dilation, padding_value: MATLAB's Stride, Padding (`p`, `[a b]`, `[t b l r]`, `"same"`), DilationFactor
         and PaddingValue.
+      weight_learn_rate_factor, bias_learn_rate_factor, weight_l2_factor, bias_l2_factor, name: WeightLearnRateFactor,
+        BiasLearnRateFactor, WeightL2Factor, BiasL2Factor and Name; of the factors, None is MATLAB's default: 1, 1, 1 and 0.
     """
     weights = array("weights", weights)
     kernel = np.ascontiguousarray(kernel_from_matlab(weights))
     bias = None if bias is None else np.ascontiguousarray(bias_from_matlab(array("bias", bias)))
     options: dict[str, Any] = dict(strides=stride, padding=padding, dilation=dilation, padding_value=padding_value)
-    return from_arrays(kernel, bias, groups=weights.shape[-1], **options)
+    found = from_arrays(kernel, bias, groups=weights.shape[-1], **options)
+    of_kernel = _factor("weight", weight_learn_rate_factor, weight_l2_factor)
+    return replace(
+        found, kernel_factor=of_kernel, bias_factor=_factor("bias", bias_learn_rate_factor, bias_l2_factor), name=name
+    )
 
 
 def to_matlab(layer) -> dict[str, np.ndarray]:
@@ -90,18 +111,23 @@ def to_matlab(layer) -> dict[str, np.ndarray]:
     return values
 
 
-# What a file may hold beside the parameters, so that the geometry travels with them -> the option that it is.
-GEOMETRY = {
+# What a file may hold beside the parameters, so that the rest of the layer travels with them -> the option that it is.
+OPTIONS = {
     "Stride": "stride",
     "DilationFactor": "dilation",
     "PaddingMode": "padding",
     "PaddingSize": "padding",
     "PaddingValue": "padding_value",
+    "WeightLearnRateFactor": "weight_learn_rate_factor",
+    "BiasLearnRateFactor": "bias_learn_rate_factor",
+    "WeightL2Factor": "weight_l2_factor",
+    "BiasL2Factor": "bias_l2_factor",
+    "Name": "name",
 }
 
 
 def load_mat(
-    path: str | Path, *, weights: str = "Weights", bias: str | None = "Bias", window_axes: int = 2, **geometry
+    path: str | Path, *, weights: str = "Weights", bias: str | None = "Bias", window_axes: int = 2, **options
 ) -> Convolution:
     """The `Convolution` in a .mat file, as MATLAB saves it by::
 
@@ -114,8 +140,9 @@ def load_mat(
       path: the file; version 7.3 (HDF5) needs the extra `gconv[matlab]`.
       weights, bias: the names of the variables; `"layer.Weights"` is a field of a struct. `bias=None` for a layer without one.
       window_axes: the number of spatial axes, 2 for images: an array of one group does not tell it.
-      geometry: `stride`, `padding`, `dilation`, `padding_value` as in `from_matlab`; where they are not given, the variables
-        Stride, DilationFactor, PaddingMode, PaddingSize and PaddingValue of the file (of the same struct) count.
+      options: `stride`, `padding`, `dilation`, `padding_value`, the factors and `name` as in `from_matlab`; where they are not
+        given, the variables Stride, DilationFactor, PaddingMode, PaddingSize, PaddingValue, WeightLearnRateFactor,
+        BiasLearnRateFactor, WeightL2Factor, BiasL2Factor and Name of the file (of the same struct) count.
     """
     variables = _variables(Path(path))
     *within, name = weights.split(".")
@@ -132,11 +159,11 @@ def load_mat(
     beside: Mapping = variables
     for part in within:
         beside = beside[part]
-    return from_matlab(kernel, vector, **{**_geometry(beside), **geometry})
+    return from_matlab(kernel, vector, **{**_options(beside), **options})
 
 
 def save_mat(path: str | Path, layer) -> None:
-    """Writes Weights, Bias and the geometry of a gconv layer to a .mat file that MATLAB and `load_mat` read.
+    """Writes Weights, Bias, geometry, factors and Name of a gconv layer to a .mat file that MATLAB and `load_mat` read.
 
     >>> import gconv.interop, numpy as np, tempfile, pathlib
     >>> found = gconv.interop.from_matlab(np.ones((3, 3, 1, 2, 8)), None, stride=2, padding="same")
@@ -150,7 +177,8 @@ def save_mat(path: str | Path, layer) -> None:
     """
     from scipy.io import savemat
 
-    c = from_gconv(layer).config
+    found = from_gconv(layer)
+    c = found.config
     numbers: dict[str, Any] = {"Stride": np.array(c.strides, float), "DilationFactor": np.array(c.dilation, float)}
     if c.padding_size is None or c.padding == "same":
         if c.padding != "same":
@@ -159,6 +187,10 @@ def save_mat(path: str | Path, layer) -> None:
     else:
         numbers |= {"PaddingMode": "manual", "PaddingSize": np.array(c.padding_size, float)}
     numbers["PaddingValue"] = c.padding_value
+    for parameter, factor in (("Weight", found.kernel_factor), ("Bias", found.bias_factor)):
+        said = {f"{parameter}LearnRateFactor": factor.learn_rate, f"{parameter}L2Factor": factor.l2}
+        numbers |= {name: float(value) for name, value in said.items() if value is not None}
+    numbers |= {"Name": found.name} if found.name else {}
     savemat(path, to_matlab(layer) | numbers)
 
 
@@ -192,16 +224,23 @@ def _variable(variables: Mapping, name: str) -> np.ndarray:
     return array(name, np.asarray(value))
 
 
-def _geometry(variables: Mapping) -> dict[str, Any]:
+def _factor(parameter: str, learn_rate, l2) -> Factor:
+    given = {f"{parameter}_learn_rate_factor": learn_rate, f"{parameter}_l2_factor": l2}
+    return Factor(*(None if value is None else checked(name, value) for name, value in given.items()))
+
+
+def _options(variables: Mapping) -> dict[str, Any]:
     """The options among the variables of a file, or among the fields of a struct."""
     found: dict[str, Any] = {}
-    for name, option in GEOMETRY.items():
-        if name not in variables or found.get(option) == "same":  # the mode; the size beside it was that of one input
+    for name, option in OPTIONS.items():
+        if (
+            name not in variables or np.size(variables[name]) == 0 or found.get(option) == "same"
+        ):  # the mode; the size beside it was that of one input
             continue
         value = np.asarray(variables[name])
         if value.dtype.kind != "U":
             numbers = [int(v) if float(v).is_integer() else float(v) for v in value.flat]
             found[option] = numbers[0] if len(numbers) == 1 else numbers
-        elif value.flat[0] != "manual":
+        elif name != "PaddingMode" or value.flat[0] != "manual":
             found[option] = str(value.flat[0])
     return found

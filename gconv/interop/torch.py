@@ -23,7 +23,7 @@ def from_torch(
     stride=1,
     padding=0,
     dilation=1,
-    groups: int = 1,
+    groups: int | None = None,
     bias: bool = True,
     padding_mode: str = "zeros",
     transposed: bool = False,
@@ -44,7 +44,9 @@ def from_torch(
       source: a module such as `torch.nn.Conv2d`, which knows its geometry; or a state dict, of PyTorch tensors or of arrays
         (PyTorch need not be installed), whose entries are `prefix + "weight"` and `prefix + "bias"`.
       stride, padding, dilation, groups, bias, padding_mode, output_padding: for a state dict, the arguments of the module that
-        it came from, with the same defaults.
+        it came from, with the same defaults. A state dict does not tell `groups`: weights of one input channel could be those
+        of one channel in all or depthwise, and need it; so do transposed ones without a bias. All others count as one group, so
+        give ResNeXt's `(128, 4, 3, 3)` their `groups=32`.
       transposed: for a state dict, whether it is that of a ConvTranspose.
 
     Raises:
@@ -59,7 +61,7 @@ def from_torch(
                 f"{type(source).__name__}. One layer of a model: model.conv1, or model.state_dict() with prefix='conv1.'."
             )
         given = (prefix, stride, padding, dilation, groups, bias, padding_mode, transposed, output_padding)
-        if given != ("", 1, 0, 1, 1, True, "zeros", False, 0):
+        if given != ("", 1, 0, 1, None, True, "zeros", False, 0):
             raise ValueError("`prefix` and the geometry are for state dicts: a module knows its own.")
         named = {"weight": source.weight, "bias": source.bias}
         stride, padding, dilation, groups = source.stride, source.padding, source.dilation, source.groups
@@ -96,7 +98,8 @@ def to_torch(layer, *, spatial=None):
     """A gconv layer as PyTorch's module, with its parameters; needs PyTorch.
 
     Where PyTorch's convolution cannot pad alike, the result is a `Sequential` of a padding and a convolution (or of a
-    transposed convolution and a padding of negative size, which crops).
+    transposed convolution and a padding of negative size, which crops). A module computes in the type of its parameters:
+    `dtype` stays behind, and `module.to(torch.bfloat16)` or `torch.autocast` choose it there.
 
     Args:
       layer: a layer of `gconv.nnx`, a pair `(module, variables)` of `gconv.linen`, or a `Convolution`.
