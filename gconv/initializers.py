@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gconv.layout import kernel_from_per_group
 
@@ -138,6 +139,6 @@ def _he(key, size, dtype, fan_in, fan_out):
 
 def _orthogonal(key, size, dtype, fan_in, fan_out):
     *front, filters, groups = size
-    one_group = jax.nn.initializers.orthogonal()
-    per_group = jax.vmap(lambda k: one_group(k, (*front, filters), jnp.promote_types(dtype, jnp.float32)))
+    one_group, wide = jax.nn.initializers.orthogonal(), np.promote_types(dtype, np.float32)
+    per_group = jax.vmap(lambda k: one_group(k, (*front, filters), wide))
     return jnp.moveaxis(per_group(jax.random.split(key, groups)), 0, -1).astype(dtype)

@@ -23,6 +23,13 @@ LAYERS = [
 IDS = [f"{len(k) if isinstance(k, tuple) else 2}d-{g}" for _, k, _, g, _ in LAYERS]
 
 
+@pytest.fixture
+def standard_promotion():
+    """For tests of mixed types, which strict promotion refuses, in Flax's layers as in ours."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def random(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
@@ -124,6 +131,7 @@ def test_channel_wise_is_one_group_per_channel():
     assert module.init(jax.random.key(0), jnp.ones((1, 5, 5, 7)))["params"]["kernel"].shape == (3, 3, 1, 14)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_dtype_and_param_dtype_behave_as_in_flax():
     x = random(0, 1, 6, 6, 4)
     for dtype, param_dtype in [(None, jnp.bfloat16), (jnp.bfloat16, jnp.float32), (jnp.float16, jnp.float32)]:
@@ -137,6 +145,7 @@ def test_dtype_and_param_dtype_behave_as_in_flax():
         np.testing.assert_allclose(ours(x).astype("float32"), theirs(x).astype("float32"), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_integer_images_are_promoted():
     layer = gconv.nnx.GroupedConv(3, 3, 1, 1, rngs=nnx.Rngs(0))
     image = jnp.arange(75, dtype=jnp.uint8).reshape(1, 5, 5, 3)
@@ -309,6 +318,7 @@ def test_a_wrong_output_padding_says_so_at_construction(options):
         gconv.linen.GroupedConvTranspose(3, 1, 4, **options)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("name", ["glorot", "he", "narrow-normal", "orthogonal"])
 def test_complex_parameters(name):
     layer = gconv.nnx.GroupedConv(16, 5, 8, 2, kernel_init=name, param_dtype=jnp.complex64, rngs=nnx.Rngs(0))
