@@ -379,7 +379,7 @@ def test_a_large_number_reaches_no_result_outside_its_window(way):
 @pytest.mark.parametrize("precision", ["high", "highest", ("default", "highest"), jax.lax.DotAlgorithmPreset.F32_F32_F32])
 def test_with_more_than_the_default_precision_a_result_is_the_sum_of_its_own_products(way, precision):
     """A kernel that only copies the middle then copies it exactly, whatever stands beside it."""
-    x = random((2, 14, 14, 48)) * 10.0 ** jnp.asarray(np.random.default_rng(2).integers(-20, 20, (2, 14, 14, 1)))
+    x = random((2, 14, 14, 48)) * 10.0 ** jnp.asarray(np.random.default_rng(2).integers(-20, 20, (2, 14, 14, 1)), jnp.float32)
     kernel = np.zeros((3, 3, 16, 48), np.float32)
     kernel[1, 1] = np.tile(np.eye(16), 3)
     assert not np.array_equal(both_ways()[way](x, kernel), x)
@@ -736,11 +736,11 @@ def test_the_command_reports_and_checks_itself(monkeypatch, capsys):
     from gconv import __main__ as command
 
     monkeypatch.setattr(command, "SECONDS", 0.1)
-    assert command.main() == 0
+    assert command.main([]) == 0
     printed = capsys.readouterr().out
     assert "all correct" in printed and jax.__version__ in printed
     for name in gconv.implementations():
         assert name in printed
     monkeypatch.setattr(command, "_by_loops", lambda x, kernel, ct, strides: (ct + 1, x, kernel))
-    assert command.main() == 1
+    assert command.main([]) == 1
     assert "FAILED" in capsys.readouterr().out

@@ -7,12 +7,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
-#ifdef __x86_64__
-#include <cpuid.h>
-#endif
 
 #include "parallel.h"
 #include "problem.h"
+#include "processor.h"
 #include "xla/ffi/api/c_api.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -34,12 +32,8 @@ const Kernels* choose_set() {
   const char* named = std::getenv("GCONV_NATIVE_ISA");
   auto wanted = [&](const Kernels& k) { return !named || !*named || !std::strcmp(named, k.name); };
 #ifdef __x86_64__
-  __builtin_cpu_init();
-  if (wanted(avx512) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return &avx512;
-  if (wanted(avx2) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return &avx2;
+  if (wanted(avx512) && has_avx512()) return &avx512;
+  if (wanted(avx2) && has_avx2()) return &avx2;
 #endif
   return wanted(baseline) ? &baseline : nullptr;
 }

@@ -20,6 +20,7 @@
 
 #include "parallel.h"
 #include "problem.h"
+#include "processor.h"
 
 namespace gconv {
 extern const Kernels baseline;
@@ -220,13 +221,11 @@ int main(int argc, char** argv) {
   auto below = [&](int64_t n) { return int64_t(random() % uint64_t(n)); };
   std::vector<const Kernels*> sets{&baseline};
 #ifdef GCONV_X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+  if (has_avx2()) {
     sets.push_back(&avx2);
     sets.push_back(&long_vectors);
   }
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
+  if (has_avx512()) {
     sets.push_back(&avx512);
     sets.push_back(&avx512_short);
   }

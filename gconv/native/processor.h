@@ -1,0 +1,25 @@
+// Which instruction sets this processor has: those that the kernels are compiled for.
+
+#pragma once
+
+#ifdef __x86_64__
+#include <cpuid.h>
+
+namespace gconv {
+namespace {
+
+inline bool has_avx2() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  __builtin_cpu_init();
+  // Clang 14 does not know the name of F16C.
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+inline bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+}  // namespace
+}  // namespace gconv
+#endif
