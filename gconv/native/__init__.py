@@ -14,6 +14,7 @@
     reduce_narrow.h     role w of groups narrower than a vector
     reduce_wide.h       role w of wider ones; its register tile: reduce_tile.h
     kernels.cc          the choice among them; compiled once per instruction set and length of vector
+    processor.h         which instruction sets the processor has
     ffi.cc              the door to XLA: checks, threads, the choice of the instruction set
 
 It is built when gconv is installed, if there is a C++17 compiler (GCC 11 or newer, Clang 14 or newer), and loaded at the first
