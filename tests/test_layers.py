@@ -477,6 +477,7 @@ def test_no_argument_of_the_constructor_is_ignored_as_an_attribute(name):
     if name in acts:
         setattr(layer, name, values.get(name, 2))
         assert getattr(layer, name) in (values.get(name, 2), (2, 2), ((2, 2), (2, 2)))
+        assert name == "name" or name not in vars(layer), "it stands where it acts, not beside it"
         return
     state = nnx.to_pure_dict(nnx.state(layer))
     with pytest.raises(AttributeError, match=rf"`{name}` of GroupedConv (is|follows)"):
