@@ -6,18 +6,21 @@ the functions alone need neither Flax nor optax.
 
 import importlib
 
+from gconv.acceleration import accelerate as accelerate
+from gconv.acceleration import accelerated as accelerated
+from gconv.acceleration import conv_general_dilated as conv_general_dilated
+from gconv.acceleration import install as install
+from gconv.acceleration import uninstall as uninstall
 from gconv.causal import causal_conv1d as causal_conv1d
-from gconv.drop_in import conv_general_dilated as conv_general_dilated
 from gconv.explanation import explain as explain
 from gconv.explanation import implementations as implementations
 from gconv.layer import describe as describe
+from gconv.native import register_kernels as register_kernels
 from gconv.op import grouped_conv as grouped_conv
 from gconv.op import grouped_conv_transpose as grouped_conv_transpose
 from gconv.placement import natural_specs as natural_specs
-from gconv.surgery import accelerate as accelerate
-from gconv.surgery import accelerated as accelerated
-
-__version__ = "0.1.0"
+from gconv.roles import convolutions_saveable as convolutions_saveable
+from gconv.version import __version__ as __version__
 
 _SUBMODULES = ("initializers", "interop", "linen", "nnx", "optim")
 

@@ -6,7 +6,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gconv import backends
-from gconv.op import grouped_conv
+from gconv.arrays import as_array
+from gconv.dtypes import accumulator
+from gconv.op import grouped_conv, per_channel
 
 ACTIVATIONS = (None, "silu", "swish")
 
@@ -68,8 +70,9 @@ def causal_conv1d(
     these are; Mamba and Gated DeltaNet use it with a window of 4.
     """
     backends.check_name(implementation)
-    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
-    bias, state, segment_ids = (None if a is None else jnp.asarray(a) for a in (bias, state, segment_ids))
+    x, kernel = as_array("x", x), as_array("kernel", kernel)
+    optional = {"bias": bias, "state": state, "segment_ids": segment_ids}
+    bias, state, segment_ids = (None if a is None else as_array(name, a) for name, a in optional.items())
     dtype = jnp.result_type(x, kernel) if bias is None else jnp.result_type(x, kernel, bias)
     _check_arrays(x, kernel, bias, state, segment_ids)
     _check_options(activation, dtype, implementation, segment_ids)
@@ -96,17 +99,18 @@ def _sum_within_segments(inputs: Array, ids: Array, kernel: Array, bias: Array |
 
     From the present sample backwards, a tap counts while all samples up to it have the same id.
     """
-    wide = jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.floating) else dtype
+    wide = accumulator(dtype)
     window = kernel.shape[0]
     time = inputs.shape[-2] - window + 1
     inputs, kernel = inputs.astype(wide), kernel.astype(wide)
-    same = jnp.asarray(True)
-    total = inputs[..., window - 1 :, :] * kernel[-1, 0]
+    weights = kernel.reshape(window, *(1,) * (inputs.ndim - 1), kernel.shape[-1])
+    same = jnp.ones((*ids.shape[:-1], time), bool)
+    total = inputs[..., window - 1 :, :] * weights[-1]
     for k in reversed(range(window - 1)):
         same &= ids[..., k : k + time] == ids[..., k + 1 : k + 1 + time]
         # Before the product, so that the NaN of another segment is in no gradient either.
-        total += jnp.where(same[..., None], inputs[..., k : k + time, :], 0) * kernel[k, 0]
-    return (total if bias is None else total + bias.astype(wide)).astype(dtype)
+        total += jnp.where(same[..., None], inputs[..., k : k + time, :], 0) * weights[k]
+    return (total if bias is None else total + per_channel(bias.astype(wide), total.ndim)).astype(dtype)
 
 
 def _in_last_segment(ids: Array) -> Array:
@@ -116,7 +120,7 @@ def _in_last_segment(ids: Array) -> Array:
 
 def _silu(y: Array) -> Array:
     """`y * sigmoid(y)`, in float32 where `y` is narrower."""
-    return jax.nn.silu(y.astype(jnp.promote_types(y.dtype, jnp.float32))).astype(y.dtype)
+    return jax.nn.silu(y.astype(accumulator(y.dtype))).astype(y.dtype)
 
 
 def _check_arrays(x, kernel, bias, state, segment_ids) -> None:
@@ -150,8 +154,6 @@ def _check_arrays(x, kernel, bias, state, segment_ids) -> None:
 
 
 def _check_options(activation, dtype, implementation, segment_ids) -> None:
-    if not jnp.issubdtype(dtype, jnp.number):
-        raise TypeError(f"`x` and `kernel` must have a numeric dtype, got {dtype}. x.astype('float32') would work.")
     if activation not in ACTIVATIONS:
         raise ValueError(f'`activation` must be None, "silu" or "swish", got {activation!r}.')
     if activation is not None and not jnp.issubdtype(dtype, jnp.inexact):

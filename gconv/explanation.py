@@ -1,13 +1,17 @@
 """What would run, and what it costs, without running anything."""
 
 import math
+import sys
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from gconv import backends, op, roles
+from gconv.arrays import check_array
+from gconv.dtypes import wider
 from gconv.geometry import Geometry, geometry
+from gconv.model_explanation import ModelExplanation, explain_model
 from gconv.options import parse_padding_value
 
 
@@ -85,8 +89,7 @@ class Explanation:
 
 def explain(
     x,
-    kernel,
-    *,
+    *inputs,
     groups=None,
     strides=1,
     padding: object = 0,
@@ -96,8 +99,8 @@ def explain(
     precision=None,
     preferred_element_type=None,
     platform: str | None = None,
-) -> Explanation:
-    """Which implementation each role of `grouped_conv` takes and why, and its FLOPs, bytes and scratch.
+) -> Explanation | ModelExplanation:
+    """Which implementation each role of `grouped_conv` takes and why, and its FLOPs, bytes and scratch; or those of a model.
 
     >>> import jax, gconv
     >>> x = jax.ShapeDtypeStruct((8, 56, 56, 96), "float32")
@@ -106,8 +109,17 @@ def explain(
     >>> found["y"].flops, found["y"].bytes
     (236027904, 19286400)
 
+    `explain(model, *inputs)` of an NNX model is a table of its layers: what computes them, their FLOPs, bytes and parameters.
+
+    >>> from flax import nnx
+    >>> model = nnx.Sequential(gconv.nnx.GroupedConv(96, 7, 1, 96, rngs=nnx.Rngs(0)), nnx.Linear(96, 4, rngs=nnx.Rngs(0)))
+    >>> table = gconv.explain(model, x)
+    >>> table.flops, table.parameters
+    (191154176, 5188)
+
     Args:
-      x, kernel: arrays or `jax.ShapeDtypeStruct`s; no data is read.
+      x, inputs: `x, kernel`, arrays or `jax.ShapeDtypeStruct`s, of which no data is read; or a `flax.nnx.Module` and what it is
+        called with.
       platform: "cpu", "cuda", "rocm" or "tpu"; by default this machine's.
       groups, strides, padding, dilation, padding_value, implementation, precision, preferred_element_type: as in
         `gconv.grouped_conv`.
@@ -115,8 +127,17 @@ def explain(
     Raises:
       ValueError, TypeError: where `grouped_conv` would raise, also for a named implementation that cannot run a role.
     """
+    where = _known(platform)
+    if (flax := sys.modules.get("flax")) and isinstance(x, flax.nnx.Module):
+        return explain_model(x, *inputs, platform=where)
+    if len(inputs) != 1:
+        given = f"{type(x).__name__} and {len(inputs)}"
+        raise TypeError(f"explain() takes `x, kernel`, or an NNX model and its inputs, got {given}.")
+    (kernel,) = inputs
+    for name, a in (("x", x), ("kernel", kernel)):
+        check_array(name, a)
     batch_axes, geom = geometry(x.shape, kernel.shape, groups=groups, strides=strides, padding=padding, dilation=dilation)
-    batch, where = math.prod(batch_axes), _known(platform)
+    batch = math.prod(batch_axes)
     if parse_padding_value(padding_value) != 0:  # added to x before the convolution
         geom = geom.unpadded([n + lo + hi for n, (lo, hi) in zip(geom.spatial, geom.padding, strict=True)])
     dtype = jnp.result_type(x.dtype, kernel.dtype)
@@ -131,7 +152,7 @@ def explain(
     moved = sum(s.size * s.dtype.itemsize for s in of.values())
 
     def one(role: str) -> Role:
-        operand = jnp.promote_types(*(of[name].dtype for name in roles.OPERANDS[role]))
+        operand = wider(*(of[name].dtype for name in roles.OPERANDS[role]))
         chosen = backends.choose(role, geom, operand, where, batch, implementation)
         reasons = {n: backends.reason_against(n, role, geom, operand, where, batch) for n in backends.TABLE if n != chosen}
         if implementation is not None:

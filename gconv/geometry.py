@@ -49,10 +49,17 @@ class Geometry:
 
     @property
     def output(self) -> tuple[int, ...]:
-        return tuple(
-            max((n + lo + hi - e) // s + 1, 0)
-            for n, (lo, hi), e, s in zip(self.spatial, self.padding, self.effective_window, self.strides, strict=True)
-        )
+        sizes = ((n + lo + hi - e) // s + 1 for n, (lo, hi), e, s in self._axes())
+        # Of a symbolic size nothing is asked: `geometry` has seen to it that the output is not empty.
+        return tuple(max(size, 0) if isinstance(size, int) else size for size in sizes)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether all sizes are numbers, and none is a symbol of `jax.export`."""
+        return all(isinstance(n, int) for n in self.spatial)
+
+    def _axes(self):
+        return zip(self.spatial, self.padding, self.effective_window, self.strides, strict=True)
 
     @property
     def in_channels(self) -> int:
@@ -297,10 +304,24 @@ def _fitting(kernel_shape: Sequence, groups: int, in_channels: int) -> tuple:
 
 def _check_output(g: Geometry) -> None:
     for i, (n, (lo, hi), e, out) in enumerate(zip(g.spatial, g.padding, g.effective_window, g.output, strict=True)):
-        if out < 1:
+        if not isinstance(out, int):
+            _check_symbolic_output(i, n, e - lo - hi, out)
+        elif out < 1:
             missing = max(e - n - lo - hi, 1)
             raise EmptyOutput(
                 f"The output would be empty along spatial axis {i}: input size {n} with padding ({lo}, {hi}) is smaller than "
                 f"the effective window {e} (window {g.window[i]}, dilation {g.dilation[i]}). "
                 f"Values that work: at least {missing} more padding, or an input of at least {max(e - lo - hi, 1)}."
             )
+
+
+def _check_symbolic_output(axis: int, size, least, output) -> None:
+    try:
+        empty = output < 1
+    except Exception:  # JAX's InconclusiveDimensionOperation
+        empty = True
+    if empty:
+        raise ValueError(
+            f"The output may be empty along spatial axis {axis}, whose size {size} is symbolic: it must be known "
+            f"to be at least {least}. A value that works: jax.export.symbolic_shape(..., constraints=['{size} >= {least}'])."
+        )

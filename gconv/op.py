@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.lax import conv_general_dilated
 from jax.typing import ArrayLike, DTypeLike
 
 from gconv import backends, roles, sharding
+from gconv.arrays import check_array
+from gconv.dtypes import accumulator
 from gconv.geometry import Geometry, check_bias, geometry, transposed_geometry
 from gconv.options import PADDING_MODES, parse_padding_value
 
@@ -181,9 +182,13 @@ def _run(role, operands, geom, batch, bias, implementation, precision, preferred
 
 def _add_bias(result: Array, bias: Array) -> Array:
     """Half precision is added in float32, because the bias' gradient is summed in the type of this addition."""
-    half = jnp.issubdtype(result.dtype, jnp.floating) and jnp.finfo(result.dtype).bits < 32
-    wide = jnp.float32 if half else result.dtype
-    return (result.astype(wide) + bias.astype(wide)).astype(result.dtype)
+    wide = accumulator(result.dtype)
+    return (result.astype(wide) + per_channel(bias.astype(wide), result.ndim)).astype(result.dtype)
+
+
+def per_channel(values: Array, ndim: int) -> Array:
+    """`(channels,)` with as many axes as what it is combined with: JAX can be told to refuse fewer (numpy_rank_promotion)."""
+    return values.reshape((1,) * (ndim - 1) + values.shape)
 
 
 def _shapes(arrays: list) -> list[tuple]:
@@ -193,20 +198,17 @@ def _shapes(arrays: list) -> list[tuple]:
 def _as_arrays(**arguments) -> list:
     """The arguments as JAX arrays of a common dtype; None stays None."""
     for name, a in arguments.items():
-        if a is None and name == "bias":
-            continue
-        if not (hasattr(a, "shape") and hasattr(a, "dtype")):
-            raise TypeError(f"`{name}` must be an array, got {type(a).__name__}. jax.numpy.asarray({name}) makes one.")
-        if not (jnp.issubdtype(a.dtype, np.number) or jnp.issubdtype(a.dtype, jnp.inexact)):
-            raise TypeError(f"`{name}` must have a numeric dtype, got {a.dtype}. {name}.astype('float32') would work.")
+        if not (a is None and name == "bias"):
+            check_array(name, a)
     arrays = [None if a is None else jnp.asarray(a) for a in arguments.values()]
     dtype = jnp.result_type(*(a for a in arrays if a is not None))
     return [None if a is None else a.astype(dtype) for a in arrays]
 
 
 def _pad(x: Array, geom: Geometry, fill) -> tuple[Array, Geometry]:
-    """Zeros are the convolution's own business; everything else is added to `x` first."""
-    if fill == 0 or not any(lo or hi for lo, hi in geom.padding):
+    """Zeros are the convolution's own business, where their number is known; everything else is added to `x` first."""
+    known = all(isinstance(p, int) for pair in geom.padding for p in pair)  # "same" of a symbolic size is not
+    if known and (fill == 0 or not any(lo or hi for lo, hi in geom.padding)):
         return x, geom
     width = ((0, 0), *geom.padding, (0, 0))
     if isinstance(fill, str):

@@ -26,9 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
+from gconv.dtypes import accumulator
 from gconv.geometry import Geometry
 
 # Of each argument's dimensions the indices, outer first; the pixels are S0, S1, S2, the taps of the window cannot be split.
@@ -45,12 +47,14 @@ def _dimensions(name: str, rank: int) -> list[tuple[str, ...]]:
     return entries
 
 
-def lower(ctx, devices, role: str, names: tuple, run: Callable, first, second, *, geometry: Geometry, dtype):
+def lower(ctx, devices, role: str, names: tuple, run: Callable, first, second, *, geometry: Geometry, dtype, meaning: str):
     """Lowers `run(role, operands, geometry=, dtype=)`, a dict of operands, to a call that XLA's partitioner asks us about.
 
     Args:
       devices: as many as the program is split over; which ones does not matter.
       names: of the operands `first` and `second`, which are values of the program being lowered.
+      meaning: all that decides what the call computes. The program itself holds the address of a Python object only, by which
+        JAX's persistent compilation cache takes programs for equal that are not.
     """
 
     def whole(*operands):
@@ -67,8 +71,13 @@ def lower(ctx, devices, role: str, names: tuple, run: Callable, first, second, *
 
         return mesh, part, shardings[role], tuple(shardings[name] for name in names)
 
-    call = custom_partitioning(whole)
-    call.def_partition(partition, decode_shardings=False, **_rule(role, names, geometry))
+    split = custom_partitioning(whole)
+    split.def_partition(partition, decode_shardings=False, **_rule(role, names, geometry))
+
+    def call(*operands):
+        with set_xla_metadata(gconv_role=meaning):
+            return split(*operands)
+
     module = ctx.module_context
     module = module.replace(axis_context=replace(module.axis_context, device_assignment=tuple(devices)))
     return mlir.lower_fun(call, multiple_results=False)(ctx.replace(module_context=module), first, second)
@@ -222,8 +231,7 @@ def _part(role: str, operands: dict, run: Callable, g: Geometry, dtype, mesh: Me
     axes = sum((split.get(index, ()) for index in summed), ())
     if not axes:
         return run(role, operands, geometry=local, dtype=dtype)
-    half = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-    wide = jnp.dtype(jnp.float32) if half else dtype  # as the sums on one device
+    wide = accumulator(dtype)  # as the sums on one device
     return lax.psum(run(role, operands, geometry=local, dtype=wide), axes).astype(dtype)
 
 

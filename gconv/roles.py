@@ -11,19 +11,27 @@ Operands are canonical here: `x (N, *spatial, G*J)`, `w (*window, J, G*K)`, `y (
 the geometry. Which implementation runs is decided at lowering, per platform.
 """
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from gconv import backends, partition
+from gconv import backends, native, partition
+from gconv.dtypes import wider
 from gconv.geometry import Geometry
+from gconv.version import __version__
 
 OPERANDS = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_CONFIG: Any = jax.config  # its options are attributes that its types do not know
 PRIMITIVES = {role: Primitive(f"grouped_conv_{role}") for role in OPERANDS}
 
 
@@ -68,6 +76,27 @@ def _transpose(role, unknown, ct, *operands, dtype, **params):
     del dtype  # the cotangent's own; the result takes its operand's
     target, other = OPERANDS[role][unknown], OPERANDS[role][1 - unknown]
     return bind(target, {role: ct, other: operands[1 - unknown]}, dtype=operands[unknown].aval.dtype, **params)
+
+
+# --- rematerialization ------------------------------------------------------------------------------------------------
+
+
+def convolutions_saveable(primitive, *_, **__) -> bool:
+    """A policy of `jax.checkpoint`: what convolutions compute is kept, gconv's and lax's alike; all else is computed again.
+
+    JAX's own policies know lax's primitives only. They combine:
+
+    >>> import jax, gconv
+    >>> policies = jax.checkpoint_policies
+    >>> both = policies.save_from_both_policies(gconv.convolutions_saveable, policies.dots_with_no_batch_dims_saveable)
+    >>> block = jax.checkpoint(lambda x, kernel: jax.nn.relu(gconv.grouped_conv(x, kernel)), policy=both)
+
+    Source: https://docs.jax.dev/en/latest/gradient-checkpointing.html
+    """
+    return primitive in _CONVOLUTIONS
+
+
+_CONVOLUTIONS = {*PRIMITIVES.values(), lax.conv_general_dilated_p}
 
 
 # --- vmap ------------------------------------------------------------------------------------------------------------
@@ -126,17 +155,46 @@ def _axis(index: str, name: str, g: Geometry) -> int:
 def _lowering(role, platform):
     def lower(ctx, first, second, *, implementation, **params):
         if devices := partition.devices_of(ctx):
+            if platform == "cpu":  # now: when the program comes out of a persistent cache, no part of it is lowered
+                native.register_kernels()
+            meaning = _meaning(role, platform, ctx.avals_in, params | {"implementation": implementation})
             run = partial(bind, precision=params.pop("precision"), implementation=implementation)
-            return partition.lower(ctx, devices, role, OPERANDS[role], run, first, second, **params)
-        operand = jnp.promote_types(*(aval.dtype for aval in ctx.avals_in))
-        portable = _must_be_portable(ctx)
+            return partition.lower(ctx, devices, role, OPERANDS[role], run, first, second, meaning=meaning, **params)
+        operand = wider(*(aval.dtype for aval in ctx.avals_in))
+        portable = must_be_portable(ctx)
         name = backends.choose(role, params["geometry"], operand, platform, ctx.avals_in[0].shape[0], implementation, portable)
         # An exported program may be called by one that XLA splits.
         split = _split_by_xla(ctx) or ctx.module_context.lowering_parameters.for_export
         run = partial(_run, role, name, platform, split=split)
-        return mlir.lower_fun(run, multiple_results=False)(ctx, first, second, **params)
+        with no_further():
+            return mlir.lower_fun(run, multiple_results=False)(ctx, first, second, **params)
 
     return lower
+
+
+_FURTHER = ContextVar("convolutions that are lowered may be gconv's", default=True)
+
+
+@contextmanager
+def no_further():
+    """While convolutions of lax are lowered that gconv itself wrote, `gconv.install` leaves them to lax."""
+    token = _FURTHER.set(False)
+    try:
+        yield
+    finally:
+        _FURTHER.reset(token)
+
+
+def may_take_further() -> bool:
+    """Whether a convolution of lax that is being lowered may become a role: it is not what a role was written out to."""
+    return _FURTHER.get()
+
+
+def _meaning(role, platform, operands, params) -> str:
+    """In words, what decides the code that a role becomes on each of several devices: what to compute, and who is at hand."""
+    types = ", ".join(str(a.dtype) for a in operands)
+    kernels = native.instruction_set() if platform == "cpu" else None
+    return f"{role}({types}) {params} on {platform} by gconv {__version__}, kernels: {kernels}"
 
 
 def _run(role, name, platform, first, second, *, geometry, dtype, precision, split=False):
@@ -146,7 +204,7 @@ def _run(role, name, platform, first, second, *, geometry, dtype, precision, spl
         return run_role(first, second, geometry, dtype=dtype, precision=precision)
 
 
-def _must_be_portable(ctx) -> str | None:
+def must_be_portable(ctx) -> str | None:
     """Why the program may hold XLA's own operations only, or None where any code of this machine's will do.
 
     On several devices this is asked about one device's part, after `partition` has split the role; what it leaves to XLA is a
@@ -167,11 +225,36 @@ def _split_by_xla(ctx) -> bool:
     return getattr(axes, "num_devices", 1) > 1
 
 
+# --- outside jit ------------------------------------------------------------------------------------------------------
+
+
+def _eager(primitive):
+    """Compiles a role once per geometry and calls it, like lax's own primitives; also where `jax.disable_jit` is in force."""
+
+    def run(first, second, **params):
+        return primitive.bind(first, second, **params)
+
+    run.__name__ = run.__qualname__ = primitive.name  # of the program, in profiles and logs
+    compiled = jax.jit(run, static_argnames=("geometry", "dtype", "precision", "implementation"))
+
+    def call(first, second, **params):
+        if not _CONFIG.jax_disable_jit:
+            return compiled(first, second, **params)
+        with jax.disable_jit(False):
+            return compiled(first, second, **params)
+
+    return call
+
+
 for _role, _primitive in PRIMITIVES.items():
     _primitive.def_abstract_eval(partial(_abstract, _role))
-    # Outside jit: compiled once per geometry, like lax's own primitives.
-    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("geometry", "dtype", "precision", "implementation")))
+    _primitive.def_impl(_eager(_primitive))
     ad.defbilinear(_primitive, partial(_transpose, _role, 0), partial(_transpose, _role, 1))
     batching.primitive_batchers[_primitive] = partial(_batch, _role)
+    # The rule that `jax.experimental.jet` has for lax's convolution is that of any bilinear primitive.
+    _bilinear: Any = jet.jet_rules[lax.conv_general_dilated_p]
+    jet.jet_rules[_primitive] = partial(_bilinear.func, _primitive)
     for _platform in PLATFORMS:
         mlir.register_lowering(_primitive, _lowering(_role, _platform), platform=_platform)
+    # Whatever else has a plug-in for JAX (METAL, neuron, oneapi, ...) takes what lax lowers to.
+    mlir.register_lowering(_primitive, _lowering(_role, "another platform"))

@@ -12,6 +12,7 @@ from types import ModuleType
 import jax.numpy as jnp
 
 from gconv.backends import lax, native, xla
+from gconv.backends.sums import products as products
 from gconv.geometry import Geometry
 
 TABLE: dict[str, ModuleType] = {"native": native, "xla": xla, "lax": lax}

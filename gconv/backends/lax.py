@@ -8,14 +8,13 @@ An accelerator's libraries know only the kernel gradient that lax itself writes:
 `feature_group_count` (geometric mean of 24 layers, 2026-11-27). So it is lax's own where XLA's partitioner will never split it.
 """
 
-from functools import partial
+from dataclasses import replace
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-# By name, not as `lax.conv_general_dilated`: users may put gconv's drop-in in that place.
-from jax.lax import conv_general_dilated
-
+from gconv.backends.convolution import convolution
+from gconv.dtypes import is_narrow, wider
 from gconv.geometry import Geometry
 
 SPATIAL = ("", "W", "HW", "DHW")
@@ -60,10 +59,10 @@ def x(y: Array, kernel: Array, geometry: Geometry, **options) -> Array:
     flipped = jnp.flip(kernel, axis=range(g.rank)).reshape(*g.window, g.channels, g.groups, g.filters)
     swapped = flipped.swapaxes(-1, -3).reshape(*g.window, g.filters, g.in_channels)
     padding = tuple(
-        (e - 1 - lo, n + lo - _extent(out, stride))
-        for n, out, (lo, _), e, stride in zip(g.spatial, g.output, g.padding, g.effective_window, g.strides, strict=True)
+        (e - 1 - lo, n + lo - _extent(out, stride) if isinstance(n, int) else e - 1 - hi + stride - 1)
+        for n, out, (lo, hi), e, stride in zip(g.spatial, g.output, g.padding, g.effective_window, g.strides, strict=True)
     )
-    return _conv(
+    result = _conv(
         y,
         swapped,
         window_strides=(1,) * g.rank,
@@ -74,6 +73,7 @@ def x(y: Array, kernel: Array, geometry: Geometry, **options) -> Array:
         feature_group_count=g.groups,
         **options,
     )
+    return result if g.is_known else lax.slice(result, (0,) * result.ndim, (y.shape[0], *g.spatial, g.in_channels))
 
 
 def w(x: Array, y: Array, geometry: Geometry, *, batch_groups: bool = False, **options) -> Array:
@@ -83,6 +83,8 @@ def w(x: Array, y: Array, geometry: Geometry, *, batch_groups: bool = False, **o
     channels of each group; with `batch_groups` lax's own, to which `x` is an image whose batch is its channels.
     """
     g, s = geometry, SPATIAL[geometry.rank]
+    if not g.is_known:  # the padding below must be numbers: of what the windows reach it is none
+        x, g = _reached(x, g)
     if batch_groups:
         by_channel, grouping = x, {"batch_group_count": g.groups}
         numbers = (f"C{s}N", f"I{s}O", f"{s}NC")
@@ -106,16 +108,23 @@ def w(x: Array, y: Array, geometry: Geometry, *, batch_groups: bool = False, **o
     )
 
 
+def _reached(x: Array, g: Geometry) -> tuple[Array, Geometry]:
+    """`x` with its padding, without what no window reaches, and the geometry of that."""
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, 0) for lo, hi in g.padding), (0, 0, 0)])
+    reached = tuple((n - 1) * s + e for n, s, e in zip(g.output, g.strides, g.effective_window, strict=True))
+    x = lax.slice(x, (0,) * x.ndim, (x.shape[0], *reached, x.shape[-1]))
+    return x, replace(g, spatial=reached, padding=((0, 0),) * g.rank)
+
+
 def _extent(outputs: int, stride: int) -> int:
     return (outputs - 1) * stride + 1
 
 
 def _conv(lhs, rhs, *, dtype, precision, **options):
-    half = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-    operand = jnp.promote_types(lhs.dtype, rhs.dtype)
+    operand = wider(lhs.dtype, rhs.dtype)
     # Not narrower than an operand: a cotangent is, with `preferred_element_type`, wider than the gradient it gives.
-    wide = jnp.promote_types(operand, jnp.float32 if half else dtype)
+    wide = wider(operand, jnp.float32 if is_narrow(dtype) else dtype)
     if jnp.issubdtype(wide, jnp.complexfloating):  # lax takes them apart and sums in the operands' precision
         operand = wide
-    run = partial(conv_general_dilated, precision=precision, preferred_element_type=wide)
-    return run(lhs.astype(operand), rhs.astype(operand), **options).astype(dtype)
+    lhs, rhs = lhs.astype(operand), rhs.astype(operand)
+    return convolution(lhs, rhs, precision=precision, preferred_element_type=wide, **options).astype(dtype)

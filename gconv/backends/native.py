@@ -1,7 +1,6 @@
 """The three roles as C++ kernels through XLA's foreign function interface, on CPU: `gconv.native` holds them."""
 
 import ctypes
-import functools
 import math
 
 import jax
@@ -11,6 +10,7 @@ from jax import Array, lax
 
 from gconv import native
 from gconv.backends import sums, xla
+from gconv.dtypes import wider
 from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
@@ -19,17 +19,26 @@ TYPES = ("float32", "float64", "bfloat16", "float16")
 # where a row has up to MEDIUM and the products are LITTLE (measured on 2 cores with AVX-512; with a window of 5 x 5 a short row
 # is up to four times faster here, with one of 11 x 11 ten times).
 TAPS, SHORT, MEDIUM, LITTLE = 9, 12, 200, 90_000
+# Of any attribute of a call: what the library computes with them stays far inside 64 bits.
+LARGEST = 1 << 31
 # The precisions that do not ask for more than the default.
 DEFAULT = (None, lax.Precision.DEFAULT, lax.DotAlgorithmPreset.DEFAULT, "default", "fastest", "bfloat16")
 
 
 def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
-    """No library, another platform, or a type that it has no kernels for."""
-    del role, geometry
+    """No library, another platform, a type that it has no kernels for, or numbers that it does not take."""
+    del role
     if platform != "cpu":
         return f"its kernels run on CPU, not on {platform!r}"
     if jnp.dtype(dtype).name not in TYPES:
         return f"it has kernels for {', '.join(TYPES)}, not for {jnp.dtype(dtype).name}"
+    g = geometry
+    if not g.is_known:
+        return f"it needs sizes that are known, got {g.spatial}"
+    numbers = (*g.spatial, *g.window, *g.strides, *g.dilation, g.groups, g.channels, g.filters)
+    numbers += tuple(abs(lo) for lo, _ in g.padding)
+    if too_large := [n for n in numbers if n > LARGEST]:
+        return f"it takes sizes, strides, dilations and paddings of up to 2^31, got {max(too_large)}"
     return native.load()[1]
 
 
@@ -77,9 +86,9 @@ def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype, pre
         raise RuntimeError(f'implementation="native" cannot run: {reason}.')
     if not isinstance(batch, int):
         raise ValueError(f'implementation="native" needs a batch of known size, got {batch}. implementation="xla" works.')
-    native.register()
+    native.register_kernels()
     # Operands of different types meet in the wider one, in which the kernels sum (half precision in float32).
-    wide = functools.reduce(jnp.promote_types, (first.dtype, second.dtype, jnp.dtype(dtype)))
+    wide = wider(first.dtype, second.dtype, dtype)
     lead = (1,) * (3 - g.rank)
     spatial = {
         "input": (*lead, *g.spatial),

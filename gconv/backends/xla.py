@@ -21,21 +21,30 @@ from functools import partial, reduce
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.lax import conv_general_dilated
 
+from gconv.backends.convolution import convolution
 from gconv.backends.sums import TERMS, by_products, few_products, sums_products, thin
+from gconv.dtypes import accumulator
 from gconv.geometry import Geometry
 
 SPATIAL = ("", "W", "HW", "DHW")
 # One convolution per group costs about 30 ms of compile time.
 GROUPS = 64
+# Of the numbers of one image with its padding.
+LARGEST = 1 << 31
 # One reduction holds this many running sums in registers, and reduces stretches of this many pixels out of the nearest cache.
 SUMS, STRETCH = 8, 64
 
 
 def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
-    """Never: these are ordinary JAX operations."""
-    del role, geometry, dtype, platform
+    """These are ordinary JAX operations; but some of them copy the input with its padding, which must fit into memory."""
+    del role, dtype, platform
+    g = geometry
+    if not g.is_known:
+        return f"it is written out for sizes that are known, got {g.spatial}"
+    extents = [n + abs(lo) + abs(hi) + e for n, (lo, hi), e in zip(g.spatial, g.padding, g.effective_window, strict=True)]
+    if (copied := math.prod(extents) * max(g.in_channels, g.out_channels)) > LARGEST:
+        return f"it copies each image with its padding, {copied} numbers, more than 2^31"
     return None
 
 
@@ -143,7 +152,8 @@ def _products(x: Array, kernel: Array, g: Geometry) -> Array:
     def terms(sources, kernel):
         for tap in _taps(kernel.shape[: g.rank]):
             for source, weights in zip(sources, kernel[tap], strict=True):
-                yield _shift(source, tap, g) * weights
+                shifted = _shift(source, tap, g)
+                yield shifted * jnp.expand_dims(weights, range(shifted.ndim - 1))
 
     def fetch(i):
         start = first + i * rows
@@ -266,7 +276,7 @@ def _gradient_by_matmuls(x: Array, y: Array, g: Geometry, precision) -> Array:
 def _per_group(lhs: Array, rhs: Array, strides, padding, dilation, numbers, precision) -> Array:
     """One ordinary convolution per group; the groups are the last axis but one of both operands."""
     conv = partial(
-        conv_general_dilated,
+        convolution,
         window_strides=strides,
         padding=padding,
         rhs_dilation=dilation,
@@ -278,9 +288,7 @@ def _per_group(lhs: Array, rhs: Array, strides, padding, dilation, numbers, prec
 
 def _widen(dtype, *operands: Array) -> list[Array]:
     """The operands in the type that the sums are formed in: the widest around, and at least float32 among floats."""
-    types = [jnp.dtype(t) for t in (dtype, *(a.dtype for a in operands))]
-    half = [jnp.issubdtype(t, jnp.floating) and jnp.finfo(t).bits < 32 for t in types]
-    wide = reduce(jnp.promote_types, (jnp.dtype(jnp.float32) if h else t for t, h in zip(types, half, strict=True)))
+    wide = accumulator(dtype, *(a.dtype for a in operands))
     return [a.astype(wide) for a in operands]
 
 

@@ -60,11 +60,20 @@ def load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 @functools.cache
-def register() -> None:
-    """Makes the library's one entry known to XLA, under the name TARGET."""
+def register_kernels() -> bool:
+    """Makes the CPU kernels known to XLA, for programs that this process loads rather than compiles.
+
+    What is compiled here needs no call: it does so itself. A program that was compiled in another process and is loaded by
+    `jax.experimental.serialize_executable.deserialize_and_load` does, before it is loaded. May be called any number of times.
+
+    Returns:
+      Whether there are kernels here; `gconv.implementations()` says why not.
+    """
     library, _ = load()
-    assert library is not None
+    if library is None:
+        return False
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.gconv_call), platform="cpu")
+    return True
 
 
 def instruction_set() -> str | None:

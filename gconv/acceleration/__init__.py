@@ -1,0 +1,16 @@
+"""Programs of others, made fast without a change to their code.
+
+equation      how one convolution of lax is read: as a role of a geometry
+install       the rule by which such an equation is lowered: for the process, or for a while
+report        what was taken, and what was left to lax and why
+drop_in       lax's function under another name
+surgery       the layers of an NNX model
+"""
+
+from gconv.acceleration.drop_in import conv_general_dilated as conv_general_dilated
+from gconv.acceleration.install import accelerated as accelerated
+from gconv.acceleration.install import install as install
+from gconv.acceleration.install import uninstall as uninstall
+from gconv.acceleration.report import Report as Report
+from gconv.acceleration.surgery import Surgery as Surgery
+from gconv.acceleration.surgery import accelerate as accelerate

@@ -1,0 +1,134 @@
+"""An NNX model made fast layer by layer, without touching its code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jax import lax
+
+from gconv.acceleration.drop_in import conv_general_dilated
+from gconv.layer import Config
+
+_LAX = lax.conv_general_dilated
+ELSEWHERE = "gconv.install() reaches it wherever it calls lax"
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """What `gconv.accelerate` did to a model; `print` shows it.
+
+    Attributes:
+      changed: the path of each layer that takes gconv's path now -> what it computes.
+      uncertain: the path of each layer with a `__call__` of its own -> what it computes, if it calls its
+      `conv_general_dilated`. unchanged: the path of each other convolution -> why it was left as it was. dry_run: whether
+      nothing was changed, and `changed` says what would be.
+    """
+
+    changed: Mapping[str, str]
+    uncertain: Mapping[str, str]
+    unchanged: Mapping[str, str]
+    dry_run: bool
+
+    def __str__(self) -> str:
+        total = len(self.changed) + len(self.uncertain) + len(self.unchanged)
+        if not total:
+            return f"0 of 0 convolutions: the model has no layer of Flax's that convolves. If it does so itself, {ELSEWHERE}."
+        verb = "would take" if self.dry_run else "take"
+        lines = [f"{len(self.changed)} of {total} convolutions {verb} gconv's path"]
+        width = max(map(len, [*self.changed, *self.uncertain, *self.unchanged]))
+        rows = lambda paths: [f"  {path:<{width}}  {what}" for path, what in paths.items()]
+        lines += rows(self.changed)
+        lines += ["if their own __call__ calls their conv_general_dilated:", *rows(self.uncertain)] if self.uncertain else []
+        lines += ["unchanged:", *rows(self.unchanged)] if self.unchanged else []
+        return "\n".join(lines)
+
+
+def accelerate(model, *, dry_run: bool = False) -> Surgery:
+    """Lets every `flax.nnx.Conv` and `ConvTranspose` of a model compute by gconv, in place.
+
+    What `gconv.install` does for a process, for one model. Layers, parameters, names, metadata and graph stay the same objects,
+    so optimizers and checkpoints from before and after interchange. All that changes is the function which a `Conv` calls, its
+    `conv_general_dilated`, and the class of a `ConvTranspose`, which becomes a subclass.
+
+    >>> import gconv, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model = nnx.Sequential(
+    ...     nnx.Conv(3, 32, (3, 3), rngs=nnx.Rngs(0)),
+    ...     nnx.Conv(32, 32, (3, 3), feature_group_count=32, rngs=nnx.Rngs(0)),
+    ... )
+    >>> print(gconv.accelerate(model))
+    2 of 2 convolutions take gconv's path
+      layers/0  Conv, window (3, 3), 3 -> 32 channels
+      layers/1  Conv, window (3, 3), 32 groups of 1 -> 1 channels
+
+    Args:
+      model: a `flax.nnx.Module`.
+      dry_run: only to report what would be changed.
+
+    Returns:
+      A `Surgery`, which says what was changed, what not, and why. A second call changes nothing.
+
+    Programs that were compiled before keep running as they were; `nnx.jit` compiles anew, since the model's graph is another.
+    """
+    from flax import nnx
+
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"`model` must be a flax.nnx.Module, got {type(model).__name__}. For Linen, Haiku, Equinox and everything else "
+            "that calls lax: gconv.install(), or with gconv.accelerated(): ..."
+        )
+    changed: dict[str, str] = {}
+    uncertain: dict[str, str] = {}
+    unchanged: dict[str, str] = {}
+    for path, layer in nnx.iter_modules(model):
+        name = "/".join(map(str, path)) or "(the model itself)"
+        if isinstance(getattr(layer, "config", None), Config):
+            unchanged[name] = "a layer of gconv already"
+        elif isinstance(layer, nnx.bridge.ToNNX):
+            unchanged[name] = f"a Linen module: {ELSEWHERE}"
+        elif isinstance(layer, (nnx.Conv, nnx.ConvTranspose)):
+            if reason := _why_not(layer):
+                unchanged[name] = reason
+                continue
+            own = isinstance(layer, nnx.Conv) and type(layer).__call__ is not nnx.Conv.__call__
+            (uncertain if own else changed)[name] = _described(layer)
+            if not dry_run:
+                _change(layer)
+    return Surgery(changed, uncertain, unchanged, dry_run)
+
+
+def _change(layer) -> None:
+    from gconv.acceleration.flax_layers import ConvTranspose
+
+    if hasattr(layer, "conv_general_dilated"):
+        layer.conv_general_dilated = conv_general_dilated
+    else:
+        layer.__class__ = ConvTranspose
+
+
+def _why_not(layer) -> str | None:
+    """Why a layer of Flax stays as it is, or None."""
+    from flax import nnx
+
+    from gconv.acceleration.flax_layers import ConvTranspose
+
+    if isinstance(layer, ConvTranspose) or getattr(layer, "conv_general_dilated", None) is conv_general_dilated:
+        return "computes by gconv already"
+    if len(layer.kernel_size) > 3:
+        return f"{len(layer.kernel_size)} spatial axes, gconv has 1, 2 or 3"
+    if isinstance(layer, nnx.ConvTranspose):
+        return None if type(layer) is nnx.ConvTranspose else f"a class of its own: {ELSEWHERE}"
+    if layer.conv_general_dilated is not _LAX:
+        return f"has a conv_general_dilated of its own: {layer.conv_general_dilated!r}"
+    if _largest(layer.strides) > 1 and _largest(layer.input_dilation) > 1:
+        return f"input_dilation={layer.input_dilation} with strides={layer.strides}: no transposed convolution"
+    return None
+
+
+def _described(layer) -> str:
+    groups = getattr(layer, "feature_group_count", 1)
+    each = f"{layer.in_features // groups} -> {layer.out_features // groups} channels"
+    return f"{type(layer).__name__}, window {layer.kernel_size}, {each if groups == 1 else f'{groups} groups of {each}'}"
+
+
+def _largest(value) -> int:
+    return max((value,) if isinstance(value, int) else value or (1,))

@@ -1,0 +1,55 @@
+"""`jax.lax.conv_general_dilated` as the backends call it: XLA is never handed a negative padding.
+
+XLA:CPU reads outside the buffer in some float32 convolutions in 2-D whose low padding is negative (openxla/xla issue 48713).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+# By name, not as `lax.conv_general_dilated`: users may put gconv's drop-in in that place.
+from jax.lax import conv_general_dilated
+
+
+def convolution(lhs: Array, rhs: Array, *, padding, dimension_numbers, lhs_dilation=None, **options) -> Array:
+    """lax's convolution; where `padding`, a `(low, high)` per spatial axis, is negative, `lhs` is cropped before.
+
+    The other arguments are those of `jax.lax.conv_general_dilated`.
+    """
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    factors = lhs_dilation or (1,) * len(padding)
+    lhs, padding = cropped(lhs, numbers.lhs_spec[2:], padding, factors)
+    return conv_general_dilated(lhs, rhs, padding=padding, dimension_numbers=numbers, lhs_dilation=lhs_dilation, **options)
+
+
+def cropped(lhs: Array, axes, padding, factors) -> tuple[Array, tuple]:
+    """`lhs` without the samples that a negative padding of its spatial `axes` takes away, and the padding that is left.
+
+    `factors` are the dilation of `lhs`. It is sliced by whole samples: of those that are dilated, fewer than a factor of the
+    zeros between them remain, which are padding.
+    """
+    first, last, left = [0] * lhs.ndim, list(lhs.shape), []
+    for axis, (lo, hi), f in zip(axes, padding, factors, strict=True):
+        n = lhs.shape[axis]
+        before, after = (-(p // f) if _is_negative(p) else 0 for p in (lo, hi))
+        total = (n - 1) * f + 1 + lo + hi
+        if (before or after) and before + after >= n and total > 0:  # no sample is left: one of zeros stands for it
+            lhs = jnp.zeros((*lhs.shape[:axis], 1, *lhs.shape[axis + 1 :]), lhs.dtype)
+            last[axis] = 1
+            left.append((total - 1, 0))
+            continue
+        if (before or after) and before + after > n:  # nothing to compute, whatever the padding
+            left.append((lo, hi))
+            continue
+        first[axis], last[axis] = before, n - after
+        left.append((lo + before * f, hi + after * f))
+    if first != [0] * lhs.ndim or last != [*lhs.shape]:
+        lhs = lax.slice(lhs, first, last)
+    return lhs, tuple(left)
+
+
+def _is_negative(padding) -> bool:
+    try:
+        return padding < 0
+    except jax.core.InconclusiveDimensionOperation:  # of a symbolic size: lax pads dynamically
+        return False

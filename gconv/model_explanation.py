@@ -1,0 +1,185 @@
+"""What a whole NNX model computes, layer by layer, read off its jaxpr: nothing runs, and no compiler is asked.
+
+XLA's own count knows no kernel of another library: `cost_analysis` says -1, and `flax.nnx.tabulate(compute_flops=True)` repeats
+it.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+from jax import lax
+
+from gconv import backends, roles
+from gconv.acceleration.equation import read
+from gconv.acceleration.install import equation_of, is_taken
+from gconv.dtypes import wider
+
+SCOPE = "gconv:"  # before the path of a layer, in the names of what it traces
+ELSEWHERE = "(elsewhere)"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a model, or what is computed outside of all layers.
+
+    Attributes:
+      path, kind: of the layer in the model, and the name of its class.
+      implementations: what its convolutions take, in order; "XLA" of matrix products.
+      flops: multiplications plus additions of its convolutions and matrix products, padding counted as if it were data.
+      bytes: of the operands and results of these, each touched once.
+      parameters: how many numbers the layer itself holds as `nnx.Param`.
+    """
+
+    path: str
+    kind: str
+    implementations: tuple[str, ...]
+    flops: int
+    bytes: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class ModelExplanation:
+    """What `gconv.explain` found of a model; `print` shows the table.
+
+    Attributes:
+      layers: those that have parameters, or compute a convolution or a matrix product, in the order of the model.
+      platform: for which the implementations were chosen.
+    """
+
+    layers: tuple[Layer, ...]
+    platform: str
+
+    @property
+    def flops(self) -> int:
+        """Of one call: all convolutions and matrix products."""
+        return sum(layer.flops for layer in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        """That these read and write, each operand and result once."""
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Of the model; one that layers share counts once."""
+        return sum(layer.parameters for layer in self.layers)
+
+    def __str__(self) -> str:
+        rows = [("layer", "kind", "by", "FLOPs", "bytes", "parameters")]
+        for one in self.layers:
+            by = ", ".join(dict.fromkeys(one.implementations))
+            rows.append((one.path, one.kind, by, f"{one.flops:,}", f"{one.bytes:,}", f"{one.parameters:,}"))
+        rows.append(("total", f"on {self.platform}", "", f"{self.flops:,}", f"{self.bytes:,}", f"{self.parameters:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for row in rows:
+            cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+
+def explain_model(model, *inputs, platform: str) -> ModelExplanation:
+    """See `gconv.explain`."""
+    from flax import nnx
+
+    graph, state = nnx.split(model)
+    kinds, parameters = {}, {}
+    for path, module in nnx.iter_modules(model):
+        name = ".".join(map(str, path)) or "(the model itself)"
+        kinds[name] = type(module).__name__
+        own = [v for v in vars(module).values() if isinstance(v, nnx.Param)]
+        parameters[name] = sum(math.prod(v.shape) for v in own)
+
+    def call(state, *inputs):
+        return _with_names(nnx.merge(graph, state))(*inputs)
+
+    found: dict[str, list] = {}
+    for name, *cost in _costs(jax.make_jaxpr(call)(state, *inputs).jaxpr, "", 1, platform):
+        found.setdefault(name if name in kinds else ELSEWHERE, []).append(cost)
+    layers = []
+    for name in (*kinds, ELSEWHERE):
+        costs, count = found.get(name, []), parameters.get(name, 0)
+        if costs or count:
+            by, flops, moved = ([c[i] for c in costs] for i in range(3))
+            layers.append(Layer(name, kinds.get(name, ""), tuple(by), sum(flops), sum(moved), count))
+    return ModelExplanation(tuple(layers), platform)
+
+
+def _with_names(model):
+    """The model, whose layers trace what they compute under their paths: each gets a subclass of its own class."""
+    from flax import nnx
+
+    for path, module in nnx.iter_modules(model):
+        cls = type(module)
+        if callable(module):
+            name = SCOPE + (".".join(map(str, path)) or "(the model itself)")
+            module.__class__ = type(cls.__name__, (cls,), {"__call__": _named(name, cls.__call__)})
+    return model
+
+
+def _named(name: str, call):
+    def inside(self, *arguments, **options):
+        with jax.named_scope(name):
+            return call(self, *arguments, **options)
+
+    return inside
+
+
+# --- reading a jaxpr ---------------------------------------------------------------------------------------------------
+
+
+def _costs(jaxpr, outside: str, times: int, platform: str) -> Iterator[tuple[str, str, int, int]]:
+    """`(layer, implementation, FLOPs, bytes)` of every convolution and matrix product."""
+    for eqn in jaxpr.eqns:
+        names = f"{outside}/{eqn.source_info.name_stack}"
+        cost = _cost(eqn, platform)
+        if cost is not None:
+            by, flops = cost
+            moved = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in (*eqn.invars, *eqn.outvars))
+            layer = re.findall(f"{SCOPE}([^/]*)", names)
+            yield (layer[-1].rstrip(")") if layer else ELSEWHERE), by, times * flops, times * moved
+            continue
+        inner = [list(_costs(j, names, times * eqn.params.get("length", 1), platform)) for j in _jaxprs(eqn)]
+        if eqn.primitive.name == "cond":  # one of the branches: the longest
+            inner = [max(inner, key=lambda costs: sum(cost[2] for cost in costs))]
+        for costs in inner:
+            yield from costs
+
+
+def _jaxprs(eqn) -> list:
+    """The programs inside an equation, each once: of a derivative rule only what it is a rule for."""
+    found = []
+    for value in eqn.params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            one = getattr(one, "jaxpr", one)
+            if hasattr(one, "eqns"):
+                found.append(one)
+    return found
+
+
+def _cost(eqn, platform: str) -> tuple[str, int] | None:
+    name, params = eqn.primitive.name, eqn.params
+    avals = [v.aval for v in eqn.invars]
+    operand = wider(*(a.dtype for a in avals)) if avals and all(hasattr(a, "dtype") for a in avals[:2]) else None
+    role = next((r for r, p in roles.PRIMITIVES.items() if p is eqn.primitive), None)
+    if role is not None:
+        g, batch = params["geometry"], avals[0].shape[0]
+        by = backends.choose(role, g, operand, platform, batch, params["implementation"])
+        return by, 2 * backends.products(g, batch)
+    if eqn.primitive is lax.conv_general_dilated_p:
+        equation = equation_of(avals, params)
+        reading = read(equation)
+        summed = equation.rhs_shape[params["dimension_numbers"].rhs_spec[1]]
+        window = [equation.rhs_shape[i] for i in params["dimension_numbers"].rhs_spec[2:]]
+        flops = 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(window) * summed
+        if isinstance(reading, str) or not is_taken(eqn.ctx.xla_metadata):
+            return "lax", flops
+        return backends.choose(reading.role, reading.geometry, operand, platform, reading.batch), flops
+    if name == "dot_general":
+        contracted, _ = params["dimension_numbers"]
+        return "XLA", 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(avals[0].shape[i] for i in contracted[0])
+    return None
