@@ -41,7 +41,7 @@ bench: $(VENV)/ready
 	$(IN_VENV) -m benchmarks
 
 report: $(VENV)/ready
-	$(IN_VENV) -m benchmarks.report --readme
+	$(IN_VENV) -m benchmarks.report --page
 
 notebooks: $(VENV)/ready
 	mkdir -p built-notebooks

@@ -1,8 +1,8 @@
-"""From JSON lines to a report: REPORT.md with every row, plots, and the summary in the project's README.
+"""From JSON lines to a report: REPORT.md with every row, plots, and the summary on the page of measured performance.
 
 python -m benchmarks.report                      all results but quick ones; a repeated measurement replaces the older one
 python -m benchmarks.report FILE ... --to DIRECTORY
-python -m benchmarks.report --readme             also rewrites the README's section between its two markers
+python -m benchmarks.report --page               also rewrites docs/performance.md between its two markers
 """
 
 import argparse
@@ -14,10 +14,10 @@ from pathlib import Path
 from benchmarks import plots, tables
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 IDENTITY = ("part", "case", "role", "dtype", "mode", "batch", "size", "axis", "value", "threads", "gpu")
-HEADLINE = "layers.png"  # the plot that the README shows
+HEADLINE = "layers.png"  # the plot that the page shows
 
 
 def load(files: Iterable[Path], *, quick: bool = False) -> list[dict]:
@@ -33,11 +33,11 @@ def load(files: Iterable[Path], *, quick: bool = False) -> list[dict]:
     return list(rows.values())
 
 
-def rewrite(readme: str, section: str) -> str:
-    """The README with `section` between the markers."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"the README must hold {BEGIN} and {END} once each.")
-    head, rest = readme.split(BEGIN)
+def rewrite(page: str, section: str) -> str:
+    """The page with `section` between the markers."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"the page must hold {BEGIN} and {END} once each.")
+    head, rest = page.split(BEGIN)
     return f"{head}{BEGIN}\n{section.strip()}\n{END}{rest.split(END)[1]}"
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, help="by default all in benchmarks/results")
     parser.add_argument("--to", type=Path, default=HERE / "report", help="directory for REPORT.md and plots")
     parser.add_argument("--quick", action="store_true", help="quick results too: to try the report, not to publish")
-    parser.add_argument("--readme", action="store_true", help="rewrite the README's section as well")
+    parser.add_argument("--page", action="store_true", help="rewrite the section of docs/performance.md as well")
     args = parser.parse_args()
     rows = load(args.files or sorted((HERE / "results").glob("*.jsonl")), quick=args.quick)
     if not rows:
@@ -56,15 +56,12 @@ def main() -> None:
     names = plots.draw([row for row in rows if "gpu" not in row], args.to)
     (args.to / "REPORT.md").write_text(tables.report(rows, names))
     print(f"{len(rows)} rows: {args.to / 'REPORT.md'} and {len(names)} plots")
-    if args.readme:
-        where = args.to.resolve().relative_to(HERE.parent)
+    if args.page:
+        where = Path("..") / args.to.resolve().relative_to(HERE.parent)
         image = f"![{plots.TITLES[HEADLINE]}]({where / HEADLINE})" if HEADLINE in names else ""
-        README.write_text(
-            rewrite(
-                README.read_text(), f"{tables.summary([r for r in rows if 'gpu' not in r])}\n{image}\n\n{tables.sources(where)}"
-            )
-        )
-        print(f"{README}: rewritten between its markers")
+        summary = tables.summary([row for row in rows if "gpu" not in row])
+        PAGE.write_text(rewrite(PAGE.read_text(), f"{summary}\n{image}\n\n{tables.sources(where)}"))
+        print(f"{PAGE}: rewritten between its markers")
 
 
 if __name__ == "__main__":

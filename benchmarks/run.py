@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks import cases, issues, limits, memory
+from benchmarks import cases, equations, issues, limits, memory
 from benchmarks.measure import interleaved
 from benchmarks.models import networks, steps
 from benchmarks.models import profile as profiles
@@ -47,14 +47,20 @@ class Clock:
 
 
 def measured(
-    prepared: Mapping[str, Prepared], seconds: float, *, quick: bool, dtype: str, tolerance: float | None = None
+    prepared: Mapping[str, Prepared],
+    seconds: float,
+    *,
+    quick: bool,
+    dtype: str,
+    tolerance: float | None = None,
+    slow: float = SLOW,
 ) -> dict:
     """The times of prepared work; in quick mode, results are compared first, with whatever comes first as the reference."""
     if quick:
         compare({name: work.result() for name, work in prepared.items()}, tolerance or TOLERANCES[dtype])
     rounds = 1 if quick else ROUNDS
     runs, clocks = ({name: getattr(work, of) for name, work in prepared.items()} for of in ("run", "clock"))
-    times = interleaved(runs, rounds=rounds, seconds=seconds, once_over=SLOW, clocks=clocks)
+    times = interleaved(runs, rounds=rounds, seconds=seconds, once_over=slow, clocks=clocks)
     return {name: {"compile": prepared[name].compile, **t} for name, t in times.items()}
 
 
@@ -210,6 +216,19 @@ def profile(bounds: dict, seconds: float, *, quick=False, only=("",), size=224) 
         yield {"part": "profile", "case": name, "batch": batch, "size": size, "kinds": kinds}
 
 
+def lowered(bounds: dict, seconds: float, *, quick=False, only=("",)) -> Iterator[dict]:
+    """Every convolution of the networks' training steps and a sample of odd ones, as an equation: by lax, and installed."""
+    del bounds
+    chosen = [case for case in [*equations.of_networks(), *equations.odd()] if _wanted(case.name, only)]
+    chosen = chosen[-12::4] if quick else chosen
+    clock = Clock(seconds, len(chosen))
+    for case in chosen:
+        share = clock.share()
+        prepared, by = case.prepared()
+        times = measured(prepared, min(share, 1.0), quick=quick, dtype="float32", tolerance=1e-3, slow=0.5)
+        yield {"part": "equations", "case": case.name, "by": by, "times": times}
+
+
 def threads(bounds: dict, seconds: float, *, quick=False, only=("",)) -> Iterator[dict]:
     """Some layers again on 1, 2, 4, ... processors, each time in a process that may use so many."""
     del bounds
@@ -264,6 +283,7 @@ PARTS = {
     "layers": layers,
     "issues": programs,
     "models": models,
+    "equations": lowered,
     "profile": profile,
     "sweeps": sweeps,
     "threads": threads,

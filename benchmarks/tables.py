@@ -342,7 +342,7 @@ def report(rows: list[dict], plots: Sequence[str]) -> str:
 
 
 def summary(rows: list[dict]) -> str:
-    """What the README shows."""
+    """What the page of measured performance shows."""
     parts = []
     if layers := part(rows, "layers"):
         sizes = f"{len({row['case'] for row in layers})} layers of real networks at their full sizes"

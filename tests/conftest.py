@@ -20,6 +20,13 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture
+def lenient():
+    """JAX's usual modes, for one test that calls a library which mixes ranks or types."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
 def x64():
     """64-bit types for one test."""
     with jax.enable_x64(True):

@@ -4,6 +4,7 @@ The training step is forward, backward and stochastic gradient descent with mome
 update their statistics). Each step goes on from the parameters that the last one left.
 """
 
+import contextlib
 import importlib.util
 import zlib
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+import gconv
 from benchmarks import machine
 from benchmarks.models import networks
 from benchmarks.peers import Prepared, timed
@@ -59,12 +61,14 @@ def loss_of(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
 
-def flax_inference(name: str, conv: Callable, batch: int, size: int) -> Prepared:
+def flax_inference(name: str, conv: Callable, batch: int, size: int, *, around=contextlib.nullcontext) -> Prepared:
+    """`around` is what the program is compiled in."""
     model = build(name, conv)
     model.eval()
     graph, state = nnx.split(model)
     x = jnp.asarray(example(name, batch, size)[0])
-    program, seconds = timed(lambda: jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).compile())
+    with around():
+        program, seconds = timed(lambda: jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).compile())
     run = partial(program, state, x)
     return Prepared(run, lambda: np.asarray(run()), seconds)
 
@@ -89,10 +93,11 @@ def training_step(name: str, conv: Callable) -> tuple[Callable, tuple]:
     return step, (params, rest, solver.init(params))
 
 
-def flax_training(name: str, conv: Callable, batch: int, size: int) -> Prepared:
+def flax_training(name: str, conv: Callable, batch: int, size: int, *, around=contextlib.nullcontext) -> Prepared:
     step, state = training_step(name, conv)
     x, labels = (jnp.asarray(a) for a in example(name, batch, size))
-    program, seconds = timed(lambda: jax.jit(step, donate_argnums=(0, 1, 2)).lower(*state, x, labels).compile())
+    with around():
+        program, seconds = timed(lambda: jax.jit(step, donate_argnums=(0, 1, 2)).lower(*state, x, labels).compile())
     now = [*state]
 
     def run():
@@ -168,6 +173,9 @@ def peers(mode: str) -> dict[str, Callable[[str, int, int], Prepared]]:
     of_flax = {"inference": flax_inference, "training": flax_training}[mode]
     of_torch = {"inference": torch_inference, "training": torch_training}[mode]
     found = {key: lambda name, batch, size, conv=conv: of_flax(name, conv, batch, size) for key, conv in networks.CONVS.items()}
+    found["nnx.Conv installed"] = lambda name, batch, size: of_flax(
+        name, networks.flax_layer, batch, size, around=gconv.accelerated
+    )
     if importlib.util.find_spec("torch"):
         found["PyTorch contiguous"] = partial(of_torch, channels_last=False)
         found["PyTorch channels_last"] = partial(of_torch, channels_last=True)

@@ -134,6 +134,8 @@ def _scratch_bytes(library, role: str, dtype, spatial: dict, sizes: tuple) -> in
     five = np.array(sizes, np.int64)
     pointers = (a.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)) for a in (three, five))
     size = library.gconv_scratch_bytes(ROLES.index(role), TYPES.index(dtype.name), *pointers)
+    if size == -2:
+        raise MemoryError("no memory is left to plan a kernel of gconv's")
     if size < 0:
         raise ValueError(f"the native kernels take sizes, strides, dilations and paddings up to 2^31, got {spatial}.")
     return size
