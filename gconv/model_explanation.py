@@ -43,7 +43,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModelExplanation:
-    """What `gconv.explain` found of a model; `print` shows the table.
+    """What `gconv.explain` found of a model; `print` shows the table, and indexing by a path gives its `Layer`.
 
     Attributes:
       layers: those that have parameters, or compute a convolution or a matrix product, in the order of the model.
@@ -52,6 +52,9 @@ class ModelExplanation:
 
     layers: tuple[Layer, ...]
     platform: str
+
+    def __getitem__(self, path: str) -> Layer:
+        return next(layer for layer in self.layers if layer.path == path)
 
     @property
     def flops(self) -> int:

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 import gconv
 from gconv import roles
@@ -65,3 +67,83 @@ def test_wrong_names_are_errors_here_too():
         gconv.explain(x, kernel, implementation="cudnn")
     assert list(gconv.implementations())[-1] == "lax"
     assert gconv.implementations()["lax"] is None
+
+
+# --- a whole model ---------------------------------------------------------------------------------------------------
+
+
+class Block(nnx.Module):
+    def __init__(self, channels, *, rngs):
+        self.depthwise = gconv.nnx.GroupedConv(channels, 3, 1, channels, padding="same", rngs=rngs)
+        self.norm = nnx.BatchNorm(channels, rngs=rngs)
+        self.pointwise = nnx.Conv(channels, 2 * channels, (1, 1), rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.pointwise(self.norm(self.depthwise(x))))
+
+
+class Model(nnx.Module):
+    """Layers within layers, one that is called twice under two names, remat, scan, and a product outside of all layers."""
+
+    def __init__(self, rngs):
+        self.stem = nnx.Conv(3, 8, (3, 3), strides=2, rngs=rngs)
+        self.blocks = nnx.List([Block(8, rngs=rngs), Block(16, rngs=rngs)])
+        self.again = self.blocks[0].depthwise
+        self.up = gconv.nnx.GroupedConvTranspose(32, 2, 8, 2, strides=2, rngs=rngs)
+        self.head = nnx.Linear(16, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.again(self.stem(x))
+        for block in self.blocks:
+            x = nnx.remat(lambda block, x: block(x))(block, x)
+        x = self.up(x).mean((1, 2))
+        x, _ = jax.lax.scan(lambda x, _: (x @ jnp.eye(16), None), x, length=3)
+        return self.head(x)
+
+
+def test_a_model_as_a_table():
+    model = Model(nnx.Rngs(0))
+    before = jax.tree.map(jnp.array, nnx.state(model))
+    x = jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
+    table = gconv.explain(model, x, platform="cpu")
+    assert table.parameters == sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    pixels = 2 * 8 * 8
+    flops = {
+        "stem": 2 * pixels * 9 * 3 * 8,
+        "blocks.0.pointwise": 2 * pixels * 8 * 16,
+        "blocks.1.depthwise": 2 * pixels * 9 * 16,
+        "blocks.1.pointwise": 2 * pixels * 16 * 32,
+        "up": 2 * pixels * 4 * 32 * 8,
+        "head": 2 * 2 * 16 * 5,
+        "(elsewhere)": 3 * 2 * 2 * 16 * 16,
+    }
+    found = {layer.path: layer for layer in table.layers}
+    assert {path: found[path].flops for path in flops} == flops
+    (shared,) = (found[path] for path in ("again", "blocks.0.depthwise") if path in found)
+    assert shared.flops == 2 * (2 * pixels * 9 * 8) and shared.parameters == 80
+    assert table.flops == sum(flops.values()) + shared.flops
+    assert found["stem"].bytes == 4 * (2 * 16 * 16 * 3 + 9 * 3 * 8 + pixels * 8)
+    assert found["stem"].implementations == ("lax",) and found["head"].implementations == ("XLA",)
+    assert found["blocks.0.norm"].flops == 0 and found["blocks.0.norm"].parameters == 16
+    assert "total" in str(table) and f"{table.flops:,}" in str(table)
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+    assert type(model.stem) is nnx.Conv, "the model itself is not touched"
+
+
+def test_the_table_says_what_is_taken():
+    model, x = Model(nnx.Rngs(0)), jax.ShapeDtypeStruct((2, 16, 16, 3), "float32")
+    of = lambda: {layer.path: layer.implementations for layer in gconv.explain(model, x, platform="cpu").layers}
+    assert of()["stem"] == ("lax",)
+    gconv.install()
+    try:
+        assert of()["stem"] != ("lax",)
+    finally:
+        gconv.uninstall()
+    gconv.accelerate(model)
+    assert of()["stem"] != ("lax",)
+    assert gconv.explain(model, x, platform="tpu")["stem"].implementations == ("lax",)
+
+
+def test_what_is_neither_arrays_nor_a_model():
+    with pytest.raises(TypeError, match="takes `x, kernel`, or an NNX model"):
+        gconv.explain(jnp.ones(3))

@@ -85,3 +85,26 @@ def test_as_lax_gives_the_same_gradients_and_leaves_no_trace():
     for got, value in zip(*map(jax.tree.leaves, (jax.jit(by_lax)(state, IMAGES), expected)), strict=True):
         np.testing.assert_allclose(got, value, rtol=1e-4, atol=1e-4 * np.abs(value).max())
     assert "grouped_conv" in str(jax.make_jaxpr(lambda x: model(x))(IMAGES))
+
+
+@pytest.mark.parametrize("strides", (1, 2, 3))
+@pytest.mark.parametrize("padding", (0, "same", ((2, 0), (1, 3))), ids=str)
+def test_symbolic_heights_and_widths(padding, strides):
+    """Values and gradients of two sizes by one program; where the output may be empty, the error names the constraint."""
+    scope = ["h >= 3", "w >= 3"] if padding == 0 else []
+    b, h, w = jax.export.symbolic_shape("b, h, w", constraints=scope)
+    kernel = np.float32(normal(1, 3, 3, 2, 6))
+
+    def run(x, kernel):
+        conv = lambda x, k: gconv.grouped_conv(x, k, padding=padding, strides=strides)
+        return conv(x, kernel), *jax.grad(lambda *a: (conv(*a) ** 2).sum(), (0, 1))(x, kernel)
+
+    exported = jax.export.export(jax.jit(run))(jax.ShapeDtypeStruct((b, h, w, 6), "float32"), kernel)
+    for size in ((1, 9, 8), (3, 5, 12)):
+        x = np.float32(normal(2, *size, 6))
+        for got, expected in zip(exported.call(x, kernel), run(x, kernel), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    if padding == 0:
+        (h,) = jax.export.symbolic_shape("h")
+        with pytest.raises(ValueError, match=r"axis 0, whose size h is symbolic.* at least 3.*constraints=\['h >= 3'\]"):
+            jax.eval_shape(run, jax.ShapeDtypeStruct((1, h, 8, 6), "float32"), kernel)
