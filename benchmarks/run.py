@@ -19,11 +19,12 @@ import jax
 import numpy as np
 from flax import nnx
 
+import gconv
 from benchmarks import cases, equations, issues, limits, memory
 from benchmarks.measure import interleaved
-from benchmarks.models import networks, steps
+from benchmarks.models import libraries, networks, steps
 from benchmarks.models import profile as profiles
-from benchmarks.peers import Prepared, Problem
+from benchmarks.peers import Prepared, Problem, timed
 from benchmarks.peers import of as peers_on
 from benchmarks.target import CPU, Target
 
@@ -219,14 +220,33 @@ def profile(bounds: dict, seconds: float, *, quick=False, only=("",), size=224) 
 def lowered(bounds: dict, seconds: float, *, quick=False, only=("",)) -> Iterator[dict]:
     """Every convolution of the networks' training steps and a sample of odd ones, as an equation: by lax, and installed."""
     del bounds
-    chosen = [case for case in [*equations.of_networks(), *equations.odd()] if _wanted(case.name, only)]
-    chosen = chosen[-12::4] if quick else chosen
+    found = [*equations.odd(12)][::4] if quick else [*equations.of_networks(), *equations.odd()]
+    chosen = [case for case in found if _wanted(case.name, only)]
     clock = Clock(seconds, len(chosen))
     for case in chosen:
         share = clock.share()
         prepared, by = case.prepared()
         times = measured(prepared, min(share, 1.0), quick=quick, dtype="float32", tolerance=1e-3, slow=0.5)
         yield {"part": "equations", "case": case.name, "by": by, "times": times}
+
+
+def foreign(bounds: dict, seconds: float, *, quick=False, only=("",)) -> Iterator[dict]:
+    """A step of models of other libraries, unchanged: by lax, and with gconv installed."""
+    del bounds
+    chosen = {name: make for name, make in libraries.available().items() if _wanted(name, only)}
+    chosen = dict([*chosen.items()][-1:]) if quick else chosen
+    batch, size = (2, 32) if quick else (8, 96)
+    clock = Clock(seconds, len(chosen))
+    for name, make in chosen.items():
+        share, (step, operands) = clock.share(), make(batch, size)
+        fast = gconv.accelerated(step)
+        prepared = {}
+        for peer, of in (("lax", step), ("installed", fast)):
+            run, compiling = timed(lambda of=of, operands=operands: of.lower(*operands).compile())
+            run = partial(run, *operands)
+            prepared[peer] = Prepared(run, lambda run=run: libraries.leaves(run()), compiling)
+        times = measured(prepared, share, quick=quick, dtype="float32", tolerance=2e-3)
+        yield {"part": "libraries", "case": name, "batch": batch, "size": size, "report": str(fast.report), "times": times}
 
 
 def threads(bounds: dict, seconds: float, *, quick=False, only=("",)) -> Iterator[dict]:
@@ -284,6 +304,7 @@ PARTS = {
     "issues": programs,
     "models": models,
     "equations": lowered,
+    "libraries": foreign,
     "profile": profile,
     "sweeps": sweeps,
     "threads": threads,

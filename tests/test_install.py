@@ -394,7 +394,8 @@ def test_models_of_other_libraries(make, how):
             assert report.taken.total() >= 8, report
 
 
-def test_keras_fits_and_predicts_before_and_after():
+def test_keras_fits_and_predicts_before_and_after(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras", reason="keras is not installed: pip install keras")
     if keras.backend.backend() != "jax":
         pytest.skip("Keras runs on another backend here")
