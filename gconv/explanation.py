@@ -115,7 +115,7 @@ def explain(
     >>> model = nnx.Sequential(gconv.nnx.GroupedConv(96, 7, 1, 96, rngs=nnx.Rngs(0)), nnx.Linear(96, 4, rngs=nnx.Rngs(0)))
     >>> table = gconv.explain(model, x)
     >>> table.flops, table.parameters
-    (191154176, 5188)
+    (203520000, 5188)
 
     Args:
       x, inputs: `x, kernel`, arrays or `jax.ShapeDtypeStruct`s, of which no data is read; or a `flax.nnx.Module` and what it is

@@ -121,10 +121,10 @@ axis.legend()
 axis.set_title(f"batch of 4 images of 48 x 48, on {jax.devices()[0].platform}, jax {jax.__version__}")
 
 # %% [markdown]
-# ## Models that are not NNX
+# ## Any library, in one line
 #
-# Linen, Haiku, Equinox, Keras and code of one's own call `jax.lax.conv_general_dilated`. One line makes what is traced inside
-# it call gconv instead:
+# Linen, Haiku, Equinox, Keras and code of one's own call `jax.lax`. `gconv.install()` reaches all of them, for the whole process and
+# also in functions that were compiled before; `gconv.accelerated` is the same for a block or for one function.
 
 # %%
 from flax import linen as nn  # noqa: E402
@@ -132,5 +132,7 @@ from flax import linen as nn  # noqa: E402
 module = nn.Conv(64, (3, 3), feature_group_count=64)
 features = jnp.ones((4, 24, 24, 64))
 variables = module.init(jax.random.key(0), features)
-apply = jax.jit(gconv.accelerated()(module.apply))
-print("gconv's role in the program:", "gconv_y" in apply.lower(variables, features).as_text(debug_info=True))
+report = gconv.install()
+print("gconv's role in the program:", "gconv_y" in jax.jit(module.apply).lower(variables, features).as_text(debug_info=True))
+print(report)
+gconv.uninstall()

@@ -8,6 +8,9 @@ from flax import nnx
 
 from benchmarks.models import networks, steps
 
+# Models as users write them, and optax, mix ranks and types.
+pytestmark = pytest.mark.usefixtures("lenient")
+
 NAMES = [*networks.NETWORKS]
 SIZE = 32
 

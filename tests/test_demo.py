@@ -8,6 +8,9 @@ from flax import nnx
 
 digits = pytest.importorskip("notebooks.digits", reason="the demo needs the extra 'notebooks'")
 
+# Models as users write them, and optax, mix ranks and types.
+pytestmark = pytest.mark.usefixtures("lenient")
+
 
 def test_the_demo_reaches_its_accuracy_and_leaves_its_files(tmp_path, capsys):
     digits.plt.switch_backend("Agg")

@@ -483,6 +483,7 @@ def with_gconv(monkeypatch):
     return swap
 
 
+@pytest.mark.usefixtures("lenient")
 def test_haiku_mobilenet(with_gconv):
     hk = pytest.importorskip("haiku", reason="dm-haiku is not installed: pip install dm-haiku")
     from haiku._src import depthwise_conv

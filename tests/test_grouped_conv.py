@@ -157,6 +157,7 @@ def test_padding_value_may_be_complex():
         ("float32", "complex64", "float32", "complex64"),
     ),
 )
+@pytest.mark.usefixtures("lenient")
 def test_mixed_dtypes_are_promoted_and_gradients_keep_their_own(x, kernel, bias, result):
     drawn = GROUPED.arrays()
     operands = [jnp.asarray(a).astype(dtype) for a, dtype in zip(drawn, (x, kernel, bias), strict=False)]

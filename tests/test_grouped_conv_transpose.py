@@ -122,7 +122,7 @@ def gradients(y, kernel, x, facts):
 def test_bias_has_one_entry_per_input_channel_of_the_convolution():
     y, kernel, bias = jnp.ones((1, 3, 6)), jnp.ones((2, 1, 6)), jnp.arange(3.0)
     without = grouped_conv_transpose(y, kernel, groups=3)
-    np.testing.assert_array_equal(grouped_conv_transpose(y, kernel, bias, groups=3), without + bias)
+    np.testing.assert_array_equal(grouped_conv_transpose(y, kernel, bias, groups=3), without + bias[None, None])
     with pytest.raises(ValueError, match=r"`bias` .* shape \(3,\), got \(6,\)"):
         grouped_conv_transpose(y, kernel, jnp.ones(6), groups=3)
 

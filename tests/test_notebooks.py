@@ -7,6 +7,8 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the notebooks need the extra 'notebooks'")
 
+# Models as users write them, and optax, mix ranks and types.
+pytestmark = pytest.mark.usefixtures("lenient")
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
@@ -14,6 +16,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 def run(monkeypatch):
     """`run(name)` executes a notebook: its variables, and how many pictures it drew."""
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="the notebooks need the extra 'notebooks'")
+
     pyplot.switch_backend("Agg")
     pyplot.close("all")
 
@@ -47,7 +50,7 @@ def test_moving_in_keeps_the_numbers(run):
 
 def test_a_fast_model_predicts_the_same(run):
     result, pictures = run("make_it_fast")
-    assert pictures == 1 and len(result["surgery"].changed) == 3 and result["difference"] < 1e-5
+    assert pictures == 1 and len(result["surgery"].changed) == 7 and result["difference"] < 1e-5
 
 
 def test_streams_are_the_whole_sequence(run):

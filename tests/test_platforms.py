@@ -90,6 +90,7 @@ def test_the_automatic_choice_lowers_and_is_the_one_explained(platform):
             assert f"gconv_{role}_{found[role].implementation}" in text
 
 
+@pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("kind", [gconv.nnx.GroupedConv, gconv.nnx.GroupedConvTranspose])
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_training_step_lowers(platform, kind):

@@ -104,6 +104,7 @@ def test_a_model_of_everything():
     assert taken(lambda x: merged(x), images()) == 5
 
 
+@pytest.mark.usefixtures("lenient")
 def test_optimizers_and_checkpoints_from_before_go_on_after(tmp_path):
     step = nnx.jit(lambda m, o, x: o.update(m, nnx.grad(lambda m: (m(x) ** 2).mean())(m)))
     make = lambda seed: nnx.Sequential(Block(4, 4, rngs=nnx.Rngs(seed)), nnx.Conv(4, 2, (1, 1), rngs=nnx.Rngs(seed)))

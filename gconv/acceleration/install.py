@@ -36,7 +36,8 @@ from gconv.dtypes import wider
 TAG = "gconv"
 NAMED = "implementation="
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+_registered: list[str] = []  # the platforms whose rule is ours
 _process = Report()  # all that was lowered since the first `install`
 _reports: "weakref.WeakValueDictionary[str, Report]" = weakref.WeakValueDictionary()  # of decorated functions, by their tags
 _context: Any = None  # whether `install` is in force
@@ -206,13 +207,14 @@ def listening():
 # --- the lowering rule -----------------------------------------------------------------------------------------------
 
 
-@functools.cache
 def register() -> None:
     """Puts a rule before lax's own, which asks of each equation whether it is gconv's. Once: it need not be taken back."""
-    for platform in roles.PLATFORMS:
-        own = rules._platform_specific_lowerings[platform]
-        by_lax = own[_CONVOLUTION] if _CONVOLUTION in own else rules._lowerings[_CONVOLUTION]
-        mlir.register_lowering(_CONVOLUTION, functools.partial(_lower, platform, by_lax.rule), platform)
+    with _lock:
+        for platform in roles.PLATFORMS if not _registered else ():
+            own = rules._platform_specific_lowerings[platform]
+            by_lax = own[_CONVOLUTION] if _CONVOLUTION in own else rules._lowerings[_CONVOLUTION]
+            mlir.register_lowering(_CONVOLUTION, functools.partial(_lower, platform, by_lax.rule), platform)
+            _registered.append(platform)
 
 
 _CONVOLUTION = lax.conv_general_dilated_p

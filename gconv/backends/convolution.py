@@ -11,14 +11,15 @@ from jax import Array, lax
 from jax.lax import conv_general_dilated
 
 
-def convolution(lhs: Array, rhs: Array, *, padding, dimension_numbers, lhs_dilation=None, **options) -> Array:
+def convolution(lhs: Array, rhs: Array, *, padding, dimension_numbers, lhs_dilation=None, crop=True, **options) -> Array:
     """lax's convolution; where `padding`, a `(low, high)` per spatial axis, is negative, `lhs` is cropped before.
 
-    The other arguments are those of `jax.lax.conv_general_dilated`.
+    The other arguments are those of `jax.lax.conv_general_dilated`; `crop=False` leaves the padding as it is.
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     factors = lhs_dilation or (1,) * len(padding)
-    lhs, padding = cropped(lhs, numbers.lhs_spec[2:], padding, factors)
+    if crop:
+        lhs, padding = cropped(lhs, numbers.lhs_spec[2:], padding, factors)
     return conv_general_dilated(lhs, rhs, padding=padding, dimension_numbers=numbers, lhs_dilation=lhs_dilation, **options)
 
 
