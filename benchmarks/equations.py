@@ -4,6 +4,7 @@ From the training steps of the networks, whose every convolution and gradient is
 sample of odd ones: other ranks, layouts, dilations and channel counts, transposed.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,6 +66,21 @@ def of_networks(batch: int = 8, size: int = 224) -> Iterator[Case]:
 
         for eqn in _convolutions(jax.make_jaxpr(jax.grad(loss, allow_int=True))(model[1], x).jaxpr):
             yield from _case(name, eqn, seen)
+
+
+def dense() -> Iterator[Case]:
+    """Windows of 3 x 3 and of one pixel in one group, as ResNet and VGG have them, at batch 1 and 8."""
+    seen: set = set()
+    for channels, side, window, batch in itertools.product((64, 256, 512), (7, 14, 28), (1, 3), (1, 8)):
+        x = jax.ShapeDtypeStruct((batch, side, side, channels), "float32")
+        kernel = jax.ShapeDtypeStruct((window, window, channels, channels), "float32")
+
+        def loss(x, kernel):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return (lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers) ** 2).sum()
+
+        for eqn in _convolutions(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, kernel).jaxpr):
+            yield from _case("dense", eqn, seen)
 
 
 def odd(count: int = ODD) -> Iterator[Case]:

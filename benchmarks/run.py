@@ -220,7 +220,7 @@ def profile(bounds: dict, seconds: float, *, quick=False, only=("",), size=224) 
 def lowered(bounds: dict, seconds: float, *, quick=False, only=("",)) -> Iterator[dict]:
     """Every convolution of the networks' training steps and a sample of odd ones, as an equation: by lax, and installed."""
     del bounds
-    found = [*equations.odd(12)][::4] if quick else [*equations.of_networks(), *equations.odd()]
+    found = [*equations.odd(12)][::4] if quick else [*equations.of_networks(), *equations.dense(), *equations.odd()]
     chosen = [case for case in found if _wanted(case.name, only)]
     clock = Clock(seconds, len(chosen))
     for case in chosen:

@@ -5,10 +5,14 @@ python -m gconv run script.py arguments      the script with `gconv.install()`, 
 python -m gconv run -m module arguments      the same for a module
 """
 
+import atexit
+import importlib.abc
+import importlib.util
 import platform
 import runpy
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -27,7 +31,7 @@ def main(arguments: list[str]) -> int:
     command, program = arguments[:1], arguments[1:]
     if not command:
         return check()
-    if command == ["run"] and any(name != "-m" for name in program[:2]):
+    if command == ["run"] and program and not program[0].startswith("--") and program != ["-m"]:
         run(program)
         return 0
     wanted = command[0] in ("-h", "--help")
@@ -36,17 +40,35 @@ def main(arguments: list[str]) -> int:
 
 
 def run(program: list[str]) -> None:
-    """Runs `script.py arguments` or `-m module arguments` as Python does, with gconv installed."""
+    """Runs `script.py arguments` or `-m module arguments` as Python does, with gconv installed; a report comes last of all."""
     report = gconv.install()
-    try:
-        if program[0] == "-m":
-            sys.argv, sys.path[0] = program[1:], ""
-            runpy.run_module(program[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv, sys.path[0] = program, str(Path(program[0]).resolve().parent)
-            runpy.run_path(program[0], run_name="__main__")
-    finally:
-        print(report, file=sys.stderr)
+    atexit.register(lambda: print(report, file=sys.stderr))
+    if program[0] == "-m":
+        spec = importlib.util.find_spec(program[1])
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{program[1]}.__main__")
+        if spec is None or not isinstance(spec.loader, importlib.abc.InspectLoader):
+            sys.exit(f"python -m gconv run: no module named {program[1]} that can be run")
+        sys.argv = [spec.origin or program[1], *program[2:]]
+        _as_main(spec.loader.get_code(spec.name), {"__spec__": spec, "__package__": spec.parent, "__file__": spec.origin})
+        return
+    sys.argv, path = program, Path(program[0]).resolve()
+    if not path.exists():
+        sys.exit(f"python -m gconv run: no file {program[0]}")
+    if not sys.flags.safe_path:
+        sys.path[0] = str(path if path.suffix == ".zip" or path.is_dir() else path.parent)
+    if path.suffix == ".zip" or path.is_dir():
+        runpy.run_path(str(path), run_name="__main__")
+    else:
+        _as_main(compile(path.read_bytes(), str(path), "exec"), {"__file__": str(path)})
+
+
+def _as_main(code, facts: dict) -> None:
+    """Executes a program as the module `__main__`, which stays: threads and handlers of the program may need it later."""
+    module = types.ModuleType("__main__")
+    vars(module).update(facts, __builtins__=__builtins__)
+    sys.modules["__main__"] = module
+    exec(code, vars(module))
 
 
 def check() -> int:

@@ -99,6 +99,7 @@ def explain(
     precision=None,
     preferred_element_type=None,
     platform: str | None = None,
+    **call,
 ) -> Explanation | ModelExplanation:
     """Which implementation each role of `grouped_conv` takes and why, and its FLOPs, bytes and scratch; or those of a model.
 
@@ -119,7 +120,7 @@ def explain(
 
     Args:
       x, inputs: `x, kernel`, arrays or `jax.ShapeDtypeStruct`s, of which no data is read; or a `flax.nnx.Module` and what it is
-        called with.
+        called with, keyword arguments included.
       platform: "cpu", "cuda", "rocm" or "tpu"; by default this machine's.
       groups, strides, padding, dilation, padding_value, implementation, precision, preferred_element_type: as in
         `gconv.grouped_conv`.
@@ -129,7 +130,14 @@ def explain(
     """
     where = _known(platform)
     if (flax := sys.modules.get("flax")) and isinstance(x, flax.nnx.Module):
-        return explain_model(x, *inputs, platform=where)
+        told = (groups, strides, padding, dilation, padding_value, implementation, precision, preferred_element_type)
+        if told != (None, 1, 0, 1, 0, None, None, None):
+            raise TypeError(
+                "explain(model, *inputs) takes the model's own arguments and `platform`; its layers know their options."
+            )
+        return explain_model(x, *inputs, platform=where, **call)
+    if call:
+        raise TypeError(f"explain() got an unexpected argument {next(iter(call))!r}.")
     if len(inputs) != 1:
         given = f"{type(x).__name__} and {len(inputs)}"
         raise TypeError(f"explain() takes `x, kernel`, or an NNX model and its inputs, got {given}.")

@@ -4,8 +4,11 @@ XLA's own count knows no kernel of another library: `cost_analysis` says -1, and
 it.
 """
 
+import contextlib
+import functools
 import math
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +20,7 @@ from gconv.acceleration.equation import read
 from gconv.acceleration.install import equation_of, is_taken
 from gconv.dtypes import wider
 
-SCOPE = "gconv:"  # before the path of a layer, in the names of what it traces
+SCOPE = "gconv:"  # before the number of a layer, in the names of what it traces
 ELSEWHERE = "(elsewhere)"
 
 
@@ -72,11 +75,12 @@ class ModelExplanation:
         return sum(layer.parameters for layer in self.layers)
 
     def __str__(self) -> str:
-        rows = [("layer", "kind", "by", "FLOPs", "bytes", "parameters")]
+        rows: list[tuple[str, ...]] = [("layer", "kind", "by", "FLOPs", "bytes", "parameters")]
         for one in self.layers:
             by = ", ".join(dict.fromkeys(one.implementations))
-            rows.append((one.path, one.kind, by, f"{one.flops:,}", f"{one.bytes:,}", f"{one.parameters:,}"))
-        rows.append(("total", f"on {self.platform}", "", f"{self.flops:,}", f"{self.bytes:,}", f"{self.parameters:,}"))
+            rows.append((one.path, one.kind, by, *map(_number, (one.flops, one.bytes, one.parameters))))
+        total = (_number(n) for n in (self.flops, self.bytes, self.parameters))
+        rows.append(("total", f"on {self.platform}", "", *total))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
         for row in rows:
@@ -85,48 +89,83 @@ class ModelExplanation:
         return "\n".join(lines)
 
 
-def explain_model(model, *inputs, platform: str) -> ModelExplanation:
-    """See `gconv.explain`."""
+def _number(n) -> str:
+    return f"{n:,}" if isinstance(n, int) else str(n)  # of a symbolic size
+
+
+def explain_model(model, *inputs, platform: str, **options) -> ModelExplanation:
+    """See `gconv.explain`. Arrays among the inputs are abstract; everything else is handed to the model as it is."""
     from flax import nnx
 
     graph, state = nnx.split(model)
-    kinds, parameters = {}, {}
+    paths, kinds, parameters, seen = [], [], [], set()
     for path, module in nnx.iter_modules(model):
-        name = ".".join(map(str, path)) or "(the model itself)"
-        kinds[name] = type(module).__name__
-        own = [v for v in vars(module).values() if isinstance(v, nnx.Param)]
-        parameters[name] = sum(math.prod(v.shape) for v in own)
+        paths.append(".".join(map(str, path)) or "(the model itself)")
+        kinds.append(type(module).__name__)
+        own = [v for v in jax.tree.leaves(vars(module), is_leaf=_is_leaf) if isinstance(v, nnx.Param) and id(v) not in seen]
+        seen |= {id(v) for v in own}
+        parameters.append(sum(math.prod(a.shape) for v in own for a in jax.tree.leaves(v.get_value())))
+    leaves, structure = jax.tree.flatten((inputs, options))
+    abstract = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
 
-    def call(state, *inputs):
-        return _with_names(nnx.merge(graph, state))(*inputs)
+    def call(state, arrays):
+        given = [*leaves]
+        for i, array in zip(abstract, arrays, strict=True):
+            given[i] = array
+        inputs, options = jax.tree.unflatten(structure, given)
+        merged = nnx.merge(graph, state)
+        with _named({id(module): i for i, (_, module) in enumerate(nnx.iter_modules(merged))}, merged):
+            return merged(*inputs, **options)
 
-    found: dict[str, list] = {}
-    for name, *cost in _costs(jax.make_jaxpr(call)(state, *inputs).jaxpr, "", 1, platform):
-        found.setdefault(name if name in kinds else ELSEWHERE, []).append(cost)
+    found: dict[int | None, list] = {}
+    for number, *cost in _costs(jax.make_jaxpr(call)(state, [leaves[i] for i in abstract]).jaxpr, "", 1, platform):
+        found.setdefault(number, []).append(cost)
     layers = []
-    for name in (*kinds, ELSEWHERE):
-        costs, count = found.get(name, []), parameters.get(name, 0)
+    numbered = [*enumerate(zip(paths, kinds, parameters, strict=True)), (None, (ELSEWHERE, "", 0))]
+    for number, (name, kind, count) in numbered:
+        costs = found.get(number, [])
         if costs or count:
-            by, flops, moved = ([c[i] for c in costs] for i in range(3))
-            layers.append(Layer(name, kinds.get(name, ""), tuple(by), sum(flops), sum(moved), count))
+            by, flops, moved = ([cost[i] for cost in costs] for i in range(3))
+            layers.append(Layer(name, kind, tuple(by), sum(flops), sum(moved), count))
     return ModelExplanation(tuple(layers), platform)
 
 
-def _with_names(model):
-    """The model, whose layers trace what they compute under their paths: each gets a subclass of its own class."""
+def _is_leaf(value) -> bool:
+    """Not what is inside a variable, nor another module: that has a row of its own."""
     from flax import nnx
 
-    for path, module in nnx.iter_modules(model):
-        cls = type(module)
-        if callable(module):
-            name = SCOPE + (".".join(map(str, path)) or "(the model itself)")
-            module.__class__ = type(cls.__name__, (cls,), {"__call__": _named(name, cls.__call__)})
-    return model
+    return isinstance(value, (nnx.Variable, nnx.Module))
 
 
-def _named(name: str, call):
+@contextlib.contextmanager
+def _named(numbers: dict[int, int], model):
+    """While the layers trace, each under its number: their classes' `__call__` is another one for that time."""
+    from flax import nnx
+
+    with _LOCK:
+        classes = {type(module) for _, module in nnx.iter_modules(model) if callable(module)}
+        own = {cls: vars(cls).get("__call__") for cls in classes}
+        for cls in classes:
+            setattr(cls, "__call__", _within_scope(numbers, cls.__call__))  # noqa: B010
+        try:
+            yield
+        finally:
+            for cls, call in own.items():
+                if call is None:
+                    delattr(cls, "__call__")
+                else:
+                    setattr(cls, "__call__", call)  # noqa: B010
+
+
+_LOCK = threading.Lock()
+
+
+def _within_scope(numbers: dict[int, int], call):
+    @functools.wraps(call)
     def inside(self, *arguments, **options):
-        with jax.named_scope(name):
+        if id(self) not in numbers:
+            return call(self, *arguments, **options)
+        with jax.named_scope(f"{SCOPE}{numbers[id(self)]}:"):
             return call(self, *arguments, **options)
 
     return inside
@@ -135,22 +174,29 @@ def _named(name: str, call):
 # --- reading a jaxpr ---------------------------------------------------------------------------------------------------
 
 
-def _costs(jaxpr, outside: str, times: int, platform: str) -> Iterator[tuple[str, str, int, int]]:
-    """`(layer, implementation, FLOPs, bytes)` of every convolution and matrix product."""
+def _costs(jaxpr, outside: str, times: int, platform: str) -> Iterator[tuple[int | None, str, int, int]]:
+    """`(number of the layer, implementation, FLOPs, bytes)` of every convolution and matrix product."""
     for eqn in jaxpr.eqns:
         names = f"{outside}/{eqn.source_info.name_stack}"
         cost = _cost(eqn, platform)
         if cost is not None:
             by, flops = cost
             moved = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in (*eqn.invars, *eqn.outvars))
-            layer = re.findall(f"{SCOPE}([^/]*)", names)
-            yield (layer[-1].rstrip(")") if layer else ELSEWHERE), by, times * flops, times * moved
+            layer = re.findall(rf"{SCOPE}(\d+):", names)
+            yield (int(layer[-1]) if layer else None), by, times * flops, times * moved
             continue
-        inner = [list(_costs(j, names, times * eqn.params.get("length", 1), platform)) for j in _jaxprs(eqn)]
+        inner = [list(_costs(j, names, times * _times(eqn), platform)) for j in _jaxprs(eqn)]
         if eqn.primitive.name == "cond":  # one of the branches: the longest
             inner = [max(inner, key=lambda costs: sum(cost[2] for cost in costs))]
         for costs in inner:
             yield from costs
+
+
+def _times(eqn) -> int:
+    """How often what is inside runs: a scan's length, every device of a shard_map. Of a while loop nobody knows: once."""
+    if eqn.primitive.name == "shard_map":
+        return math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params["newly_manual_axes"])
+    return eqn.params["length"] if eqn.primitive.name == "scan" else 1
 
 
 def _jaxprs(eqn) -> list:
@@ -167,11 +213,10 @@ def _jaxprs(eqn) -> list:
 def _cost(eqn, platform: str) -> tuple[str, int] | None:
     name, params = eqn.primitive.name, eqn.params
     avals = [v.aval for v in eqn.invars]
-    operand = wider(*(a.dtype for a in avals)) if avals and all(hasattr(a, "dtype") for a in avals[:2]) else None
     role = next((r for r, p in roles.PRIMITIVES.items() if p is eqn.primitive), None)
     if role is not None:
         g, batch = params["geometry"], avals[0].shape[0]
-        by = backends.choose(role, g, operand, platform, batch, params["implementation"])
+        by = backends.choose(role, g, _operand(avals), platform, batch, params["implementation"])
         return by, 2 * backends.products(g, batch)
     if eqn.primitive is lax.conv_general_dilated_p:
         equation = equation_of(avals, params)
@@ -181,8 +226,12 @@ def _cost(eqn, platform: str) -> tuple[str, int] | None:
         flops = 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(window) * summed
         if isinstance(reading, str) or not is_taken(eqn.ctx.xla_metadata):
             return "lax", flops
-        return backends.choose(reading.role, reading.geometry, operand, platform, reading.batch), flops
+        return backends.choose(reading.role, reading.geometry, _operand(avals), platform, reading.batch), flops
     if name == "dot_general":
         contracted, _ = params["dimension_numbers"]
         return "XLA", 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(avals[0].shape[i] for i in contracted[0])
     return None
+
+
+def _operand(avals):
+    return wider(*(aval.dtype for aval in avals))

@@ -123,8 +123,8 @@ axis.set_title(f"batch of 4 images of 48 x 48, on {jax.devices()[0].platform}, j
 # %% [markdown]
 # ## Any library, in one line
 #
-# Linen, Haiku, Equinox, Keras and code of one's own call `jax.lax`. `gconv.install()` reaches all of them, for the whole process and
-# also in functions that were compiled before; `gconv.accelerated` is the same for a block or for one function.
+# Linen, Haiku, Equinox, Keras and code of one's own call `jax.lax`. `gconv.install()` reaches all of them, for the whole
+# process and also in functions that were compiled before; `gconv.accelerated` is the same for a block or for one function.
 
 # %%
 from flax import linen as nn  # noqa: E402

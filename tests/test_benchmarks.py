@@ -425,3 +425,15 @@ def test_scaling_in_quick_mode(tmp_path):
         assert {*row["collectives"]} == {"all-reduce"}
         assert row["bytes"] >= 4 * row["parameters"]
         assert all(0 < m["efficiency_not_hidden"] < m["efficiency_hidden"] <= 1 for m in row["modelled"].values())
+
+
+def test_no_recorded_equation_is_slower_than_by_lax():
+    """Of the recorded runs; where a rule changed in between, the later row counts."""
+    rows = {}
+    for file in sorted((ROOT / "benchmarks" / "results" / "install").glob("*.jsonl")):
+        for row in map(json.loads, file.read_text().splitlines()):
+            if row.get("part") == "equations":
+                rows[row["case"]] = row["times"]
+    assert len(rows) >= 300
+    slower = {case: t for case, t in rows.items() if t["installed"]["median"] > 1.1 * t["lax"]["median"]}
+    assert not slower

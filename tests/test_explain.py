@@ -115,7 +115,7 @@ def test_a_model_as_a_table():
         "blocks.1.pointwise": 2 * pixels * 16 * 32,
         "up": 2 * pixels * 4 * 32 * 8,
         "head": 2 * 2 * 16 * 5,
-        "(elsewhere)": 3 * 2 * 2 * 16 * 16,
+        "(the model itself)": 3 * 2 * 2 * 16 * 16,
     }
     found = {layer.path: layer for layer in table.layers}
     assert {path: found[path].flops for path in flops} == flops
@@ -147,3 +147,50 @@ def test_the_table_says_what_is_taken():
 def test_what_is_neither_arrays_nor_a_model():
     with pytest.raises(TypeError, match="takes `x, kernel`, or an NNX model"):
         gconv.explain(jnp.ones(3))
+
+
+class Training(nnx.Module):
+    """Draws random numbers, takes a keyword, shares a parameter, holds a tree of parameters and one in a dict."""
+
+    def __init__(self, rngs):
+        self.first, self.second = (nnx.Conv(8, 8, (3, 3), use_bias=False, rngs=rngs) for _ in range(2))
+        self.second.kernel = self.first.kernel
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.tree = nnx.Param({"a": jnp.ones(3), "b": jnp.ones((2, 2))})
+        self.layers = nnx.Dict({"up/(down)": nnx.Conv(8, 4, (1, 1), rngs=rngs)})
+
+    def __call__(self, x, *, train):
+        x = self.dropout(self.second(self.first(x)), deterministic=not train)
+        return self.layers["up/(down)"](x)
+
+
+def test_a_model_that_draws_shares_and_takes_keywords():
+    model, x = Training(nnx.Rngs(0)), jax.ShapeDtypeStruct((1, 8, 8, 8), "float32")
+    table = gconv.explain(model, x, train=True, platform="cpu")
+    assert table.parameters == 9 * 64 + 7 + 36
+    assert table["layers.up/(down)"].flops == 2 * 64 * 8 * 4 and table["first"].flops == 2 * 64 * 9 * 64
+    alone = gconv.explain(model.first, x, platform="cpu")
+    assert alone["(the model itself)"].flops == alone.flops == 2 * 64 * 9 * 64
+    with pytest.raises(TypeError, match="the model's own arguments"):
+        gconv.explain(model, x, groups=2)
+    with pytest.raises(TypeError, match="unexpected argument 'train'"):
+        gconv.explain(x, x, train=True)
+
+
+def test_a_model_of_symbolic_batch_and_on_four_devices():
+    (b,) = jax.export.symbolic_shape("b")
+    layer = gconv.nnx.GroupedConv(8, 3, 1, 8, padding="same", rngs=nnx.Rngs(0))
+    assert "9216*b" in str(gconv.explain(layer, jax.ShapeDtypeStruct((b, 8, 8, 8), "float32")))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    image = jax.sharding.PartitionSpec("data")
+
+    class Split(nnx.Module):
+        def __init__(self):
+            self.layer = nnx.Linear(8, 8, use_bias=False, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            kernel = self.layer.kernel[...]
+            specs = dict(mesh=mesh, in_specs=(image, jax.sharding.PartitionSpec()), out_specs=image)
+            return jax.shard_map(lambda x, k: x @ k, **specs)(x, kernel)
+
+    assert gconv.explain(Split(), jax.ShapeDtypeStruct((8, 8), "float32")).flops == 2 * 8 * 8 * 8

@@ -1,5 +1,7 @@
 """`gconv.install` and `gconv.accelerated`: programs of others, whose convolutions of lax gconv computes."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import threading
@@ -230,6 +232,9 @@ def test_padding_that_crops_is_right_although_laxs_own_is_not():
         {"padding": ((-1, 3), (-1, 3)), "lhs_dilation": (2, 2)},
         {"padding": ((-3, 1), (-3, 3)), "lhs_dilation": (2, 2), "window_strides": (2, 2)},
         {"padding": ((-2, 1), (-20, 21))},
+        {"padding": ((-5, -4), (0, 0)), "lhs_dilation": (2, 1)},
+        {"padding": ((2, -20), (0, 0)), "lhs_dilation": (3, 1)},
+        {"padding": ((-9, 8), (-7, -2))},
     ):
         exact = conv(np.asarray(x, np.int32), np.asarray(kernel, np.int32), **options)
         with gconv.accelerated():
@@ -305,9 +310,76 @@ def test_blocks_nest_belong_to_their_thread_and_survive_errors():
     assert scopes(conv, X, KERNEL) == set()
 
 
-def test_what_is_not_callable():
-    with pytest.raises(TypeError, match="`function` must be callable, got int"):
-        gconv.accelerated(3)
+@gconv.accelerated
+def decorated(x, kernel):
+    """Its own words."""
+    return conv(x, kernel)
+
+
+class Decorated:
+    @gconv.accelerated
+    def method(self, x):
+        return conv(x, KERNEL)
+
+    @gconv.accelerated
+    @staticmethod
+    def static(x):
+        return conv(x, KERNEL)
+
+    @gconv.accelerated
+    @classmethod
+    def of_the_class(cls, x):
+        return conv(x, KERNEL)
+
+
+def test_a_decorated_function_is_a_function_as_before():
+    assert decorated.__doc__ == "Its own words." and decorated.__name__ == "decorated"
+    for copied in (copy.copy(decorated), copy.deepcopy(decorated), pickle.loads(pickle.dumps(decorated))):
+        assert copied is decorated
+    local = gconv.accelerated(partial(conv, padding="VALID"))
+    assert scopes(copy.deepcopy(local), X, KERNEL) == {"y"}
+    one = Decorated()
+    assert one.method == one.method and one.method.__self__ is one and one.method.report is Decorated.method.report
+    for method in (one.method, one.static, Decorated.static, one.of_the_class, Decorated.of_the_class):
+        assert scopes(method, X) == {"y"}
+    jitted = gconv.accelerated(jax.jit(conv))
+    assert "gconv_y" in jitted.lower(X, KERNEL).as_text(debug_info=True)
+    assert jitted.eval_shape(X, KERNEL).shape == (2, 9, 8, 8)
+    jitted._clear_cache()
+
+
+def test_each_decorated_function_has_a_report_of_its_own():
+    models = [linen.Conv(4, (3, 3)), linen.Conv(8, (3, 3))]
+    first, second = (gconv.accelerated(model.apply) for model in models)
+    jax.jit(first)(models[0].init(jax.random.key(0), X), X)
+    assert (first.report.taken.total(), second.report.taken.total()) == (1, 0)
+    whole = gconv.accelerated(lambda x, k: gconv.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NHWC))
+    jax.jit(whole)(*arrays((1, 8, 8, 4), (3, 3, 4, 8)))
+    assert whole.report.taken.total() == 1, "the drop-in inside counts, too"
+
+
+def generator():
+    yield
+
+
+async def coroutine():
+    pass
+
+
+@pytest.mark.parametrize(
+    "what, match",
+    [
+        (3, "int. For a block of code: with gconv.accelerated"),
+        (Decorated, "the class Decorated: decorate its __call__"),
+        (generator, "generator, which runs later: with gconv.accelerated"),
+        (coroutine, "coroutine, which runs later"),
+        (nnx.Conv(1, 1, (1,), rngs=nnx.Rngs(0)), r"the NNX model Conv: gconv.accelerate\(model\)"),
+    ],
+    ids=("number", "class", "generator", "coroutine", "model"),
+)
+def test_what_cannot_be_decorated_says_what_can(what, match):
+    with pytest.raises(TypeError, match=match):
+        gconv.accelerated(what)
 
 
 # --- every way to a convolution --------------------------------------------------------------------------------------
@@ -439,6 +511,39 @@ def test_an_unchanged_program(tmp_path, module):
     assert "1 of 1 convolutions computed by gconv" in done.stderr
 
 
+SIBLING = """
+import atexit, os, pickle, sys
+from pathlib import Path
+class Kept:
+    pass
+atexit.register(lambda: print("pickled", len(pickle.dumps(Kept())) > 0))
+os.chdir("/")
+print("beside", (Path(__file__).parent / "helper.py").exists())
+import helper
+print("helper", helper.VALUE)
+"""
+
+
+@pytest.mark.parametrize("how", ("script", "module", "package", "directory"))
+def test_a_program_is_run_as_python_runs_it(tmp_path, how):
+    home = tmp_path / "pack" if how in ("package", "directory") else tmp_path
+    home.mkdir(exist_ok=True)
+    name = "program.py" if how in ("script", "module") else "__main__.py"
+    (home / name).write_text(SIBLING)
+    (tmp_path / "helper.py").write_text("VALUE = 3")
+    (home / "helper.py").write_text("VALUE = 3")
+    what = {"script": ["program.py"], "module": ["-m", "program"], "package": ["-m", "pack"], "directory": ["pack"]}[how]
+    done = subprocess.run(
+        [sys.executable, "-m", "gconv", "run", *what], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    expected = ["beside True", "helper 3"] + ([] if how == "directory" else ["pickled True"])
+    assert done.stdout.split("\n")[: len(expected)] == expected
+    assert done.stderr.rstrip().endswith("0 of 0 convolutions computed by gconv")
+
+
 def test_run_says_how_it_is_used():
+    done = subprocess.run([sys.executable, "-m", "gconv", "run", "none.py"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "no file none.py" in done.stderr
     done = subprocess.run([sys.executable, "-m", "gconv", "run"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "python -m gconv run script.py" in done.stderr

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from gconv import backends
-from gconv.acceleration import install
+from gconv.acceleration.install import DROP_IN, register
 
 # As it was when gconv was imported, so that gconv may be put in its place: `jax.lax.conv_general_dilated = gconv....`.
 _LAX = lax.conv_general_dilated
@@ -70,9 +70,8 @@ def conv_general_dilated(
     that shards nothing. Source: https://docs.jax.dev/en/latest/_autosummary/jax.lax.conv_general_dilated.html
     """
     backends.check_name(implementation)
-    install.register()
-    tag = "accelerated" if implementation is None else f"{install.NAMED}{implementation}"
-    with set_xla_metadata(**{install.TAG: tag}):
+    register()
+    with set_xla_metadata(**{DROP_IN: str(implementation)}):
         return _LAX(
             lhs,
             rhs,

@@ -12,7 +12,10 @@ derivatives inherit.
 
 import contextlib
 import functools
+import inspect
+import sys
 import threading
+import types
 import warnings
 import weakref
 from collections.abc import Callable
@@ -32,14 +35,14 @@ from gconv.acceleration.report import Report
 from gconv.backends.convolution import convolution
 from gconv.dtypes import wider
 
-# Of an equation's metadata; the value says to whose report it belongs, or which implementation was named.
-TAG = "gconv"
-NAMED = "implementation="
+# Of an equation's metadata: to whose report it belongs; which implementation the drop-in was told to take, "None" for any.
+TAG, DROP_IN = "gconv", "gconv_drop_in"
 
 _lock = threading.RLock()
 _registered: list[str] = []  # the platforms whose rule is ours
 _process = Report()  # all that was lowered since the first `install`
 _reports: "weakref.WeakValueDictionary[str, Report]" = weakref.WeakValueDictionary()  # of decorated functions, by their tags
+_decorated: dict[str, int] = {}  # how many have been of a name
 _context: Any = None  # whether `install` is in force
 
 
@@ -104,10 +107,12 @@ def accelerated(function: Callable | None = None):
     (1, 0)
 
     It holds for what its own thread traces inside, wherever and whenever that is lowered, and for the derivatives of that; a
-    function that was compiled outside is compiled again inside, and is lax's again afterwards.
+    function that was compiled outside is compiled again inside, and is lax's again afterwards. Blocks end in the order in which
+    they began: a generator or a coroutine that leaves one open while others run leaves JAX's own contexts open, too.
 
     Args:
-      function: what to decorate: any callable, also one that `jax.jit` returned, whose attributes (`lower`, ...) stay.
+      function: what to decorate: a function, also one that `jax.jit` returned, whose attributes (`lower`, ...) stay; any
+        kind of method. Not a class, a coroutine or a generator, whose bodies run later.
 
     Returns:
       A context manager, which yields a `Report` of what is lowered before it ends; or the decorated function, whose `report`
@@ -116,6 +121,8 @@ def accelerated(function: Callable | None = None):
     Warns:
       UserWarning: at the end of a block in which convolutions were lowered and none was taken.
     """
+    if isinstance(function, (staticmethod, classmethod)):
+        return type(function)(_Decorated(function.__func__))
     return _Block() if function is None else _Decorated(function)
 
 
@@ -149,40 +156,64 @@ class _Block:
 
 
 class _Decorated:
-    """A function inside `accelerated`, and its attributes: those of `jax.jit` lower and trace inside, too."""
+    """A function inside `accelerated`. Its attributes are its own; what `jax.jit` traces and lowers is inside, too."""
+
+    INSIDE = ("lower", "trace", "eval_shape")
 
     def __init__(self, function: Callable):
-        if not callable(function):
-            raise TypeError(
-                f"`function` must be callable, got {type(function).__name__}. For an NNX model: gconv.accelerate(model); for a "
-                "block of code: with gconv.accelerated(): ..."
-            )
+        if reason := _why_not(function):
+            raise TypeError(f"`function` must be a function that is done when it returns, got {reason}.")
         functools.update_wrapper(self, function, updated=())
         register()
         self._function = function
         name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
-        self._tag = f"accelerated {name}"
-        # By name, and shared by those of one name: a number would make another program of it in the next process.
-        self.report: Report = _reports.setdefault(self._tag, Report())
+        with _lock:
+            number = _decorated[name] = _decorated.get(name, 0) + 1
+        # Told apart in the order in which they are decorated, so that the next process makes the same programs.
+        self._tag = f"accelerated {name}" if number == 1 else f"accelerated {name} {number}"
+        self.report = _reports[self._tag] = Report()
 
     def __call__(self, *arguments, **options):
         with set_xla_metadata(**{TAG: self._tag}):
             return self._function(*arguments, **options)
 
     def __get__(self, instance, owner=None):
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else types.MethodType(self, instance)
 
     def __getattr__(self, name: str):
-        value = getattr(self.__dict__["_function"], name)
-        if not callable(value):
+        if name.startswith("__") or "_function" not in self.__dict__:
+            raise AttributeError(name)
+        value = getattr(self._function, name)
+        if name not in self.INSIDE:
             return value
 
-        @functools.wraps(value)
         def inside(*arguments, **options):
             with set_xla_metadata(**{TAG: self._tag}):
                 return value(*arguments, **options)
 
         return inside
+
+    def __reduce__(self):
+        """By name where the name is this object's, as functions are copied and pickled; else with what it decorates."""
+        found = sys.modules.get(self.__module__)
+        for part in getattr(self, "__qualname__", "").split("."):
+            found = getattr(found, part, None)
+        return self.__qualname__ if found is self else (_Decorated, (self._function,))
+
+
+def _why_not(function) -> str | None:
+    """What cannot be decorated, and what to do instead, or None."""
+    kind = type(function).__name__
+    if isinstance(function, type):
+        return f"the class {function.__name__}: decorate its __call__"
+    if (flax := sys.modules.get("flax")) and isinstance(function, flax.nnx.Module):
+        return f"the NNX model {kind}: gconv.accelerate(model)"
+    if not callable(function):
+        return f"{kind}. For a block of code: with gconv.accelerated(): ..."
+    waits = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    if any(is_one(function) for is_one in waits):
+        return f"{getattr(function, '__name__', kind)}, which runs later: with gconv.accelerated(): ... in its body"
+    return None
 
 
 class _Listeners(threading.local):
@@ -222,7 +253,7 @@ _CONVOLUTION = lax.conv_general_dilated_p
 
 def is_taken(metadata: dict | None) -> bool:
     """Whether an equation with this metadata is gconv's to lower: by its tag, or since all are."""
-    return TAG in (metadata or {}) or _is_installed()
+    return not {TAG, DROP_IN}.isdisjoint(metadata or {}) or _is_installed()
 
 
 def _is_installed() -> bool:
@@ -230,15 +261,15 @@ def _is_installed() -> bool:
 
 
 def _lower(platform: str, by_lax: Callable, ctx, lhs, rhs, **params):
-    metadata = getattr(ctx.jaxpr_eqn_ctx, "xla_metadata", None)
+    metadata = getattr(ctx.jaxpr_eqn_ctx, "xla_metadata", None) or {}
     if not roles.may_take_further() or not is_taken(metadata):
         return by_lax(ctx, lhs, rhs, **params)
-    tag, installed = (metadata or {}).get(TAG), _is_installed()
     equation = equation_of(ctx.avals_in, params)
-    named = tag.removeprefix(NAMED) if tag is not None and tag.startswith(NAMED) else None
+    named = metadata.get(DROP_IN, "None")
+    named = None if named == "None" else named
     chosen = _chosen(ctx, platform, equation, named)
-    theirs = _reports.get(tag) if tag is not None else None  # of a decorated function
-    for report in [*_listeners.reports, *([_process] if installed else []), *([theirs] if theirs is not None else [])]:
+    theirs = _reports.get(metadata.get(TAG, ""))  # of a decorated function
+    for report in [*_listeners.reports, *([_process] if _is_installed() else []), *([theirs] if theirs is not None else [])]:
         if isinstance(chosen, str):
             report.left[chosen] += 1
         else:

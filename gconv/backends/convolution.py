@@ -33,14 +33,12 @@ def cropped(lhs: Array, axes, padding, factors) -> tuple[Array, tuple]:
     for axis, (lo, hi), f in zip(axes, padding, factors, strict=True):
         n = lhs.shape[axis]
         before, after = (-(p // f) if _is_negative(p) else 0 for p in (lo, hi))
-        total = (n - 1) * f + 1 + lo + hi
-        if (before or after) and before + after >= n and total > 0:  # no sample is left: one of zeros stands for it
-            lhs = jnp.zeros((*lhs.shape[:axis], 1, *lhs.shape[axis + 1 :]), lhs.dtype)
-            last[axis] = 1
-            left.append((total - 1, 0))
-            continue
-        if (before or after) and before + after > n:  # nothing to compute, whatever the padding
-            left.append((lo, hi))
+        if (before or after) and before + after >= n:  # no sample is left
+            total = ((n - 1) * f + 1 if n else 0) + lo + hi
+            if total > 0:  # only padding is: one sample of zeros stands for all of them but it
+                lhs = jnp.zeros((*lhs.shape[:axis], 1, *lhs.shape[axis + 1 :]), lhs.dtype)
+                last[axis] = 1
+            left.append((total - 1, 0) if total > 0 else (lo, hi))  # else there is nothing to compute
             continue
         first[axis], last[axis] = before, n - after
         left.append((lo + before * f, hi + after * f))

@@ -19,6 +19,9 @@ TYPES = ("float32", "float64", "bfloat16", "float16")
 # where a row has up to MEDIUM and the products are LITTLE (measured on 2 cores with AVX-512; with a window of 5 x 5 a short row
 # is up to four times faster here, with one of 11 x 11 ten times).
 TAPS, SHORT, MEDIUM, LITTLE = 9, 12, 200, 90_000
+# Windows of one pixel in one group with so many pairs of channels: input gradients with strides take 1.1 to 1.2 times as long
+# as XLA's, and kernel gradients over fewer than so many pixels 1.2 times (python -m benchmarks equations: 1 x 1; Zen 4).
+WIDE, FEW_PIXELS = 1 << 17, 64
 # Of any attribute of a call: what the library computes with them stays far inside 64 bits.
 LARGEST = 1 << 31
 # The precisions that do not ask for more than the default.
@@ -46,6 +49,11 @@ def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str
     """Where the work is less than the call of a kernel, where channels are too few for its vectors, and where rows are shorter
     than its tiles and windows small: XLA's own loops need no call and run across rows and images."""
     g = geometry
+    if math.prod(g.window) == g.groups == 1 and g.channels * g.filters >= WIDE:
+        if role == "x" and max(g.strides) > 1:
+            return "XLA's matrix product of so many channels is faster where strides leave pixels out"
+        if role == "w" and isinstance(batch, int) and batch * math.prod(g.output) < FEW_PIXELS:
+            return "XLA's matrix product of so many channels is faster where there are few pixels to sum over"
     if not sums.sums_products(role, g) or xla.pass_over(role, g, dtype, platform, batch):
         return None
     if sums.few_products(role, g, batch):
