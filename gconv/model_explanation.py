@@ -4,11 +4,9 @@ XLA's own count knows no kernel of another library: `cost_analysis` says -1, and
 it.
 """
 
-import contextlib
 import functools
 import math
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -113,9 +111,7 @@ def explain_model(model, *inputs, platform: str, **options) -> ModelExplanation:
         for i, array in zip(abstract, arrays, strict=True):
             given[i] = array
         inputs, options = jax.tree.unflatten(structure, given)
-        merged = nnx.merge(graph, state)
-        with _named({id(module): i for i, (_, module) in enumerate(nnx.iter_modules(merged))}, merged):
-            return merged(*inputs, **options)
+        return _numbered(nnx.merge(graph, state))(*inputs, **options)
 
     found: dict[int | None, list] = {}
     for number, *cost in _costs(jax.make_jaxpr(call)(state, [leaves[i] for i in abstract]).jaxpr, "", 1, platform):
@@ -137,35 +133,21 @@ def _is_leaf(value) -> bool:
     return isinstance(value, (nnx.Variable, nnx.Module))
 
 
-@contextlib.contextmanager
-def _named(numbers: dict[int, int], model):
-    """While the layers trace, each under its number: their classes' `__call__` is another one for that time."""
+def _numbered(model):
+    """The model, whose layers trace under their numbers: each gets a subclass of its own class, which `nnx.split` takes along."""
     from flax import nnx
 
-    with _LOCK:
-        classes = {type(module) for _, module in nnx.iter_modules(model) if callable(module)}
-        own = {cls: vars(cls).get("__call__") for cls in classes}
-        for cls in classes:
-            setattr(cls, "__call__", _within_scope(numbers, cls.__call__))  # noqa: B010
-        try:
-            yield
-        finally:
-            for cls, call in own.items():
-                if call is None:
-                    delattr(cls, "__call__")
-                else:
-                    setattr(cls, "__call__", call)  # noqa: B010
+    for number, (_, module) in enumerate(nnx.iter_modules(model)):
+        cls = type(module)
+        if callable(module):
+            module.__class__ = type(cls)(cls.__name__, (cls,), {"__call__": _within_scope(number, cls.__call__)})
+    return model
 
 
-_LOCK = threading.Lock()
-
-
-def _within_scope(numbers: dict[int, int], call):
+def _within_scope(number: int, call):
     @functools.wraps(call)
     def inside(self, *arguments, **options):
-        if id(self) not in numbers:
-            return call(self, *arguments, **options)
-        with jax.named_scope(f"{SCOPE}{numbers[id(self)]}:"):
+        with jax.named_scope(f"{SCOPE}{number}:"):
             return call(self, *arguments, **options)
 
     return inside
