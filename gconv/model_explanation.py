@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax import lax
@@ -134,13 +135,14 @@ def _is_leaf(value) -> bool:
 
 
 def _numbered(model):
-    """The model, whose layers trace under their numbers: each gets a subclass of its own class, which `nnx.split` takes along."""
+    """The model, whose layers trace under their numbers: each gets a subclass of its class, which `nnx.split` takes along."""
     from flax import nnx
 
     for number, (_, module) in enumerate(nnx.iter_modules(model)):
         cls = type(module)
         if callable(module):
-            module.__class__ = type(cls)(cls.__name__, (cls,), {"__call__": _within_scope(number, cls.__call__)})
+            make: Any = type(cls)  # the metaclass
+            module.__class__ = make(cls.__name__, (cls,), {"__call__": _within_scope(number, cls.__call__)})
     return model
 
 
