@@ -16,7 +16,7 @@ from jax import lax
 
 from gconv import backends, roles
 from gconv.acceleration.equation import read
-from gconv.acceleration.install import equation_of, is_taken
+from gconv.acceleration.lowering import equation_of, is_taken
 from gconv.dtypes import wider
 
 SCOPE = "gconv:"  # before the number of a layer, in the names of what it traces

@@ -11,7 +11,7 @@ from foreign import normal
 from jax import lax
 
 import gconv
-from gconv.acceleration.install import listening
+from gconv.acceleration.lowering import listening
 
 LAX = lax.conv_general_dilated
 

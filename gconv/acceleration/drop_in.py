@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from gconv import backends
-from gconv.acceleration.install import DROP_IN, register
+from gconv.acceleration.lowering import DROP_IN, register
 
 # As it was when gconv was imported, so that gconv may be put in its place: `jax.lax.conv_general_dilated = gconv....`.
 _LAX = lax.conv_general_dilated

@@ -13,7 +13,8 @@ which is symmetric in more ways than its name says. With T(x, w, y) = <y, conv(x
     "w'"      y            x             w, turned    no rhs_dilation         c        c, taps
 
 The first two are a convolution and its transpose. The last two are kernel gradients: c counts their images, the result is their
-window, and `rhs`, which slides in words, is as large as an image. Derivatives of lax's own rules are all four.
+window, and `rhs`, which is the window in lax's words, is as large as an image. The derivatives that lax's own rules make of a
+convolution are of all four kinds.
 """
 
 import math
