@@ -315,7 +315,6 @@ def outcome(function, *arguments, **options):
 WRONG = {
     "ranks differ": {"rhs": np.ones((2, 2, 3), np.float32)},
     "dtypes differ": {"rhs": np.ones((4, 2, 3, 3), np.float16)},
-    "not an array": {"lhs": [[1.0]]},
     "channels do not divide": {"feature_group_count": 3},
     "no groups": {"feature_group_count": 0},
     "kernel channels": {"rhs": np.ones((4, 3, 3, 3), np.float32)},

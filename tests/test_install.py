@@ -171,7 +171,12 @@ def test_custom_rules(how):
 
 
 def test_what_knows_laxs_primitive_goes_on(installed):
-    """The jaxpr is lax's: policies of remat, jet, checkify, and whoever counts equations."""
+    """The jaxpr is lax's: policies of remat, jet, checkify, and whoever counts equations or FLOPs."""
+    programs = [str(jax.make_jaxpr(lambda *a: jax.grad(loss, (0, 1))(*a))(X, KERNEL))]
+    gconv.uninstall()
+    programs.append(str(jax.make_jaxpr(lambda *a: jax.grad(loss, (0, 1))(*a))(X, KERNEL)))
+    gconv.install()
+    assert programs[0] == programs[1]
     count = lambda function: str(jax.make_jaxpr(function)(X, KERNEL)).count("conv_general_dilated[")
     saved = jax.checkpoint(lambda x, k: conv(jnp.sin(conv(x, k)), k).sum(), policy=jax.checkpoint_policies.dots_saveable)
     again = jax.checkpoint(lambda x, k: conv(jnp.sin(conv(x, k)), k).sum())

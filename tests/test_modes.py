@@ -22,9 +22,8 @@ import gconv
 from gconv import backends, roles
 
 GROUPED = next(case for case in NAMED if case.name == "grouped-2d")
-CASES = [
-    case for case in NAMED if case.name in ("depthwise-2d", "grouped-2d", "dense-2d", "causal-1d", "3d", "filled-with-a-number")
-]
+NAMES = ("depthwise-2d", "grouped-2d", "dense-2d", "causal-1d", "filled-with-a-number")
+CASES = [case for case in NAMED if case.name in NAMES]
 
 
 def with_gradients(case, implementation=None):
@@ -190,7 +189,7 @@ def test_eager_programs_have_names(caplog):
 # --- transformations that few know -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES[:4], ids=str)
+@pytest.mark.parametrize("case", CASES[:2], ids=str)
 def test_jet(case):
     """Derivatives along a curve, against forward mode three times over."""
     x, kernel, *_ = arrays(case)
@@ -315,6 +314,9 @@ def test_what_is_no_array(kind, value, match):
     for name, call in calls.items():
         with pytest.raises(TypeError, match=f"`{name}` .*{match}"):
             call(value)
+    if kind in ("list", "torch"):
+        with pytest.raises(TypeError, match=f"`lhs` .*{match}"):
+            gconv.conv_general_dilated(value, kernel, (1, 1), "SAME")
     for call in (lambda v: gconv.causal_conv1d(v, kernel), lambda v: gconv.explain(v, kernel)):
         with pytest.raises(TypeError, match=f"`x` .*{match}"):
             call(value)

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from gconv import backends
 from gconv.acceleration.lowering import DROP_IN, register
+from gconv.arrays import check_kind
 
 # As it was when gconv was imported, so that gconv may be put in its place: `jax.lax.conv_general_dilated = gconv....`.
 _LAX = lax.conv_general_dilated
@@ -46,7 +47,8 @@ def conv_general_dilated(
     (8, 12, 16)
 
     It binds lax's own primitive, and says of that one equation and of its derivatives what `gconv.install` says of all: see
-    there for what is taken, and when. lax checks every call: wrong arguments raise its errors.
+    there for what is taken, and when. lax checks every call: wrong arguments raise its errors, but for lists and tensors of
+    other libraries, which get a sentence that says what to do.
 
     Results are lax's to rounding. On CPU windows of 3 x 3 may be computed by Winograd's algorithm, whose rounding errors are as
     large as those of plain sums but relative to the largest products of a window; `precision="highest"` asks for plain sums.
@@ -70,6 +72,8 @@ def conv_general_dilated(
     that shards nothing. Source: https://docs.jax.dev/en/latest/_autosummary/jax.lax.conv_general_dilated.html
     """
     backends.check_name(implementation)
+    for name, operand in (("lhs", lhs), ("rhs", rhs)):
+        check_kind(name, operand)
     register()
     with set_xla_metadata(**{DROP_IN: str(implementation)}):
         return _LAX(
