@@ -164,7 +164,7 @@ def _lowering(role, platform):
         portable = must_be_portable(ctx)
         name = backends.choose(role, params["geometry"], operand, platform, ctx.avals_in[0].shape[0], implementation, portable)
         # An exported program may be called by one that XLA splits.
-        split = _split_by_xla(ctx) or ctx.module_context.lowering_parameters.for_export
+        split = split_by_xla(ctx) or ctx.module_context.lowering_parameters.for_export
         run = partial(_run, role, name, platform, split=split)
         with no_further():
             return mlir.lower_fun(run, multiple_results=False)(ctx, first, second, **params)
@@ -215,10 +215,11 @@ def must_be_portable(ctx) -> str | None:
         return "an exported program may run where gconv is not installed"
     if not all(isinstance(n, int) for aval in ctx.avals_in for n in aval.shape):
         return "a symbolic batch leaves open how much memory it needs"
-    return "XLA's partitioner splits its own operations only" if _split_by_xla(ctx) else None
+    return "XLA's partitioner splits its own operations only" if split_by_xla(ctx) else None
 
 
-def _split_by_xla(ctx) -> bool:
+def split_by_xla(ctx) -> bool:
+    """Whether XLA's partitioner, and not `gconv.partition`, splits what is being lowered over devices."""
     axes = ctx.module_context.axis_context  # of a shard_map, or how many devices jit's partitioner splits the program over
     if hasattr(axes, "manual_axes"):
         return any(size > 1 and name not in axes.manual_axes for name, size in axes.mesh.shape.items())

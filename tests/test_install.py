@@ -229,6 +229,22 @@ def test_on_a_mesh_with_an_unused_axis(axis_type, groups, installed):
     assert text.count(" all-gather(") == 0 and text.count(" all-reduce(") + text.count(" all-reduce-start(") == 1
 
 
+def test_on_such_a_mesh_without_shardy(installed):
+    mesh = jax.make_mesh((2, 2), ("data", "unused"), axis_types=(AxisType.Auto,) * 2)
+    for groups, strides in ((8, 1), (2, 2), (80, 1)):
+        x, kernel = arrays((4, 9, 8, 2 * groups), (3, 3, 2, 2 * groups))
+        gradient = lambda x, k, strides=strides: jax.grad(partial(loss, window_strides=(strides,) * 2), 1)(x, k)
+        gconv.uninstall()
+        expected = jax.jit(lambda *a, gradient=gradient: gradient(*a))(x, kernel)
+        gconv.install()
+        split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+        jax.config.update("jax_use_shardy_partitioner", False)
+        try:
+            close(jax.jit(gradient)(split, jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))), expected)
+        finally:
+            jax.config.update("jax_use_shardy_partitioner", True)
+
+
 def test_padding_that_crops_is_right_although_laxs_own_is_not():
     """openxla/xla issue 48713: also what gconv leaves to lax, here a convolution with dilation and strides at once."""
     x, kernel = jnp.ones((1, 9, 9, 12)), jnp.ones((3, 3, 12, 12))

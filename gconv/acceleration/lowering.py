@@ -138,14 +138,15 @@ def _chosen(ctx, platform: str, equation: Equation, named: str | None) -> tuple[
             )
         return reading
     operand = wider(*(aval.dtype for aval in ctx.avals_in))
+    wrong_by_lax = reading.role == "w" and reading.geometry.groups > 1  # on a mesh with an unused axis
     if partition.devices_of(ctx):
-        # lax's own kernel gradient of groups is wrong on a mesh with an unused axis.
-        ours = named or platform == "cpu" or (reading.role == "w" and reading.geometry.groups > 1)
+        ours = named or platform == "cpu" or wrong_by_lax
         return (reading, "per device") if ours else f"on several devices of {platform!r}, where lax is as good"
     case = (reading.role, reading.geometry, operand, platform)
     portable = roles.must_be_portable(ctx)
     name = backends.choose(*case, reading.batch, named, portable)
-    if name == "lax" and named is None and backends.operand_type(operand, reading.geometry, platform) == operand:
+    as_it_is = backends.operand_type(operand, reading.geometry, platform) == operand
+    if name == "lax" and named is None and as_it_is and not (wrong_by_lax and roles.split_by_xla(ctx)):
         return backends.reason_against("xla", *case, reading.batch, portable) or "lax is as fast"
     return reading, name
 
