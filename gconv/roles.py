@@ -252,9 +252,9 @@ for _role, _primitive in PRIMITIVES.items():
     _primitive.def_impl(_eager(_primitive))
     ad.defbilinear(_primitive, partial(_transpose, _role, 0), partial(_transpose, _role, 1))
     batching.primitive_batchers[_primitive] = partial(_batch, _role)
-    # The rule that `jax.experimental.jet` has for lax's convolution is that of any bilinear primitive.
-    _bilinear: Any = jet.jet_rules[lax.conv_general_dilated_p]
-    jet.jet_rules[_primitive] = partial(_bilinear.func, _primitive)
+    # The rule that `jax.experimental.jet` has for lax's convolution is that of any bilinear primitive, its first argument.
+    if _bilinear := getattr(jet.jet_rules.get(lax.conv_general_dilated_p), "func", None):
+        jet.jet_rules[_primitive] = partial(_bilinear, _primitive)
     for _platform in PLATFORMS:
         mlir.register_lowering(_primitive, _lowering(_role, _platform), platform=_platform)
     # Whatever else has a plug-in for JAX (METAL, neuron, oneapi, ...) takes what lax lowers to.

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax._src.interpreters import mlir as rules  # where lax's own rule is kept, which JAX shows nowhere else
 from jax.core import ShapedArray
 from jax.interpreters import mlir
 from jax.sharding import use_abstract_mesh
@@ -89,13 +88,20 @@ def register() -> None:
     """Puts a rule before lax's own, which asks of each equation whether it is gconv's. Once: it need not be taken back."""
     with LOCK:
         for platform in roles.PLATFORMS if not _registered else ():
-            own = rules._platform_specific_lowerings[platform]
-            by_lax = own[_CONVOLUTION] if _CONVOLUTION in own else rules._lowerings[_CONVOLUTION]
+            own = _rules()._platform_specific_lowerings[platform]
+            by_lax = own[_CONVOLUTION] if _CONVOLUTION in own else _rules()._lowerings[_CONVOLUTION]
             mlir.register_lowering(_CONVOLUTION, functools.partial(_lower, platform, by_lax.rule), platform)
             _registered.append(platform)
 
 
 _CONVOLUTION = lax.conv_general_dilated_p
+
+
+def _rules() -> Any:
+    """Where lax's own rule is kept, which JAX shows nowhere else. Imported late: a JAX that moves it breaks this only."""
+    from jax._src.interpreters import mlir as module
+
+    return module
 
 
 def _lower(platform: str, by_lax: Callable, ctx, lhs, rhs, **params):
@@ -179,4 +185,4 @@ def _emit(ctx, function: Callable, params: dict, lhs, rhs):
 
     bare = tuple(ShapedArray(aval.shape, aval.dtype) for aval in (*ctx.avals_in, result))
     (value,) = mlir.lower_fun(plain, multiple_results=False)(ctx.replace(avals_in=bare[:2], avals_out=bare[2:]), lhs, rhs)
-    return [rules.lower_with_sharding_in_types(ctx, value, result)]
+    return [_rules().lower_with_sharding_in_types(ctx, value, result)]
