@@ -290,6 +290,18 @@ def test_numbers_that_the_kernels_do_not_take():
     close((row,), (gconv.grouped_conv(x[0], kernel[0, 1:2], groups=3),))
 
 
+@pytest.mark.parametrize("dilation", (2**18, 2**24, 2**32))
+@pytest.mark.parametrize("implementation", (None, "lax"))
+def test_dilations_that_reach_far(implementation, dilation):
+    """The middle tap meets every sample, the others none: XLA's own kernel gradient is wrong from 2^24 on."""
+    x, kernel, ct = (jnp.asarray(draw(np.random.default_rng(0), s, "float32")) for s in ((2, 9, 6), (3, 2, 6), (2, 9, 6)))
+    far = partial(gconv.grouped_conv, groups=3, dilation=dilation, padding=dilation, implementation=implementation)
+    y, pull = jax.vjp(far, x, kernel)
+    near, pull_near = jax.vjp(partial(gconv.grouped_conv, groups=3), x, kernel[1:2])
+    dx, dk = pull_near(ct)
+    close((y, *pull(ct)), (near, dx, jnp.pad(dk, ((1, 1), (0, 0), (0, 0)))))
+
+
 def foreign_arrays():
     yield "list", [[1.0]], "must be an array, got list"
     yield "big-endian", np.ones((1, 5, 6, 4), ">f4"), "this machine's byte order, got dtype '>f4'"

@@ -9,6 +9,10 @@ from jax import Array, lax
 # By name, not as `lax.conv_general_dilated`: users may put gconv's drop-in in that place.
 from jax.lax import conv_general_dilated
 
+# From such strides on XLA:CPU sums wrong pixels (jax 0.10.2, the kernel gradient of a dilated convolution in 1-D: right at
+# 2^20, wrong at 2^24).
+FAR = 1 << 20
+
 
 def convolution(lhs: Array, rhs: Array, *, padding, dimension_numbers, lhs_dilation=None, crop=True, **options) -> Array:
     """lax's convolution; where `padding`, a `(low, high)` per spatial axis, is negative, `lhs` is cropped before.

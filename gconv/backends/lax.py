@@ -13,7 +13,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gconv.backends.convolution import convolution
+from gconv.backends.convolution import FAR, convolution
 from gconv.dtypes import is_narrow, wider
 from gconv.geometry import Geometry
 
@@ -83,6 +83,8 @@ def w(x: Array, y: Array, geometry: Geometry, *, batch_groups: bool = False, **o
     channels of each group; with `batch_groups` lax's own, to which `x` is an image whose batch is its channels.
     """
     g, s = geometry, SPATIAL[geometry.rank]
+    if g.is_known and max(g.dilation) >= FAR and max(g.window) > 1:
+        return _of_taps_that_meet(x, y, g, batch_groups=batch_groups, **options)
     if not g.is_known:  # the padding below must be numbers: of what the windows reach it is none
         x, g = _reached(x, g)
     if batch_groups:
@@ -106,6 +108,25 @@ def w(x: Array, y: Array, geometry: Geometry, *, batch_groups: bool = False, **o
         **grouping,
         **options,
     )
+
+
+def _of_taps_that_meet(x: Array, y: Array, g: Geometry, **options) -> Array:
+    """Role w of the taps that meet any sample of `x`, which lie near each other, among the zeros of those that meet none."""
+    taps = []
+    for n, out, k, s, d, (lo, _) in zip(g.spatial, g.output, g.window, g.strides, g.dilation, g.padding, strict=True):
+        taps.append([t for t in range(k) if any(0 <= o * s + t * d - lo < n for o in range(out))])
+    if not all(taps):
+        return jnp.zeros(g.kernel_shape, options["dtype"])
+    before, after = [t[0] for t in taps], [k - 1 - t[-1] for t, k in zip(taps, g.window, strict=True)]
+    near = replace(
+        g,
+        window=tuple(t[-1] - t[0] + 1 for t in taps),
+        padding=tuple((lo - b * d, hi - a * d) for (lo, hi), b, a, d in zip(g.padding, before, after, g.dilation, strict=True)),
+        dilation=tuple(d if t[-1] > t[0] else 1 for t, d in zip(taps, g.dilation, strict=True)),
+    )
+    result = w(x, y, near, **options)
+    ends = [(b, a, 0) for b, a in zip(before, after, strict=True)]
+    return lax.pad(result, jnp.zeros((), result.dtype), [*ends, (0, 0, 0), (0, 0, 0)])
 
 
 def _reached(x: Array, g: Geometry) -> tuple[Array, Geometry]:

@@ -22,7 +22,7 @@ from functools import partial, reduce
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gconv.backends.convolution import convolution
+from gconv.backends.convolution import FAR, convolution
 from gconv.backends.sums import TERMS, by_products, few_products, sums_products, thin
 from gconv.dtypes import accumulator
 from gconv.geometry import Geometry
@@ -38,10 +38,12 @@ SUMS, STRETCH = 8, 64
 
 def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
     """These are ordinary JAX operations; but some of them copy the input with its padding, which must fit into memory."""
-    del role, dtype, platform
+    del dtype, platform
     g = geometry
     if not g.is_known:
         return f"it is written out for sizes that are known, got {g.spatial}"
+    if role == "w" and max(g.dilation) >= FAR:
+        return f"XLA sums wrong pixels at a dilation of {max(g.dilation)}"
     extents = [n + abs(lo) + abs(hi) + e for n, (lo, hi), e in zip(g.spatial, g.padding, g.effective_window, strict=True)]
     if (copied := math.prod(extents) * max(g.in_channels, g.out_channels)) > LARGEST:
         return f"it copies each image with its padding, {copied} numbers, more than 2^31"
