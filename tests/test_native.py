@@ -542,10 +542,11 @@ def test_threads_that_made_way_may_run_everywhere_again():
                 found[thread] = os.sched_getaffinity(thread)
         return found
 
+    time.sleep(0.1)  # for a late one, which may be making way just now
     before = processors()
     for _ in range(300):
         jax.block_until_ready(run(x))
-    time.sleep(0.1)  # for a late one
+    time.sleep(0.1)
     after = processors()
     assert len({*before} & {*after}) > 1
     assert all(after[thread] == before[thread] for thread in {*before} & {*after})
