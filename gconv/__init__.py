@@ -15,10 +15,10 @@ from gconv.causal import causal_conv1d as causal_conv1d
 from gconv.explanation import explain as explain
 from gconv.explanation import implementations as implementations
 from gconv.layer import describe as describe
+from gconv.mesh.placement import natural_specs as natural_specs
 from gconv.native import register_kernels as register_kernels
 from gconv.op import grouped_conv as grouped_conv
 from gconv.op import grouped_conv_transpose as grouped_conv_transpose
-from gconv.placement import natural_specs as natural_specs
 from gconv.roles import convolutions_saveable as convolutions_saveable
 from gconv.version import __version__ as __version__
 

@@ -19,8 +19,8 @@ from flax.core import freeze
 from jax.typing import DTypeLike
 
 from gconv import layer
-from gconv.factor import DEFAULTS, Factor, learn_rate_and_l2
 from gconv.layer import Config, describe
+from gconv.optim.factor import DEFAULTS, Factor, learn_rate_and_l2
 from gconv.options import integer, metadata_of
 
 

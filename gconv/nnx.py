@@ -10,10 +10,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from gconv import layer
-from gconv.factor import DEFAULTS, checked, learn_rate_and_l2
 from gconv.layer import Config, describe
+from gconv.mesh.placement import natural_specs
+from gconv.optim.factor import DEFAULTS, checked, learn_rate_and_l2
 from gconv.options import integer, metadata_of
-from gconv.placement import natural_specs
 
 # What may be given anew after construction, and what may not: no attribute that a user sets is ignored.
 _FACTORS = tuple(f"{name}_{kind}_factor" for name in ("kernel", "bias") for kind in ("learn_rate", "l2"))

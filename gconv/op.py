@@ -14,10 +14,11 @@ from jax import Array
 from jax.lax import conv_general_dilated
 from jax.typing import ArrayLike, DTypeLike
 
-from gconv import backends, roles, sharding
+from gconv import backends, roles
 from gconv.arrays import check_array
 from gconv.dtypes import accumulator
 from gconv.geometry import Geometry, check_bias, geometry, transposed_geometry
+from gconv.mesh import sharding
 from gconv.options import PADDING_MODES, parse_padding_value
 
 _CONFIG: Any = jax.config  # its options are attributes that not every version of its types knows

@@ -24,9 +24,10 @@ from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from gconv import backends, native, partition
+from gconv import backends, native
 from gconv.dtypes import wider
 from gconv.geometry import Geometry
+from gconv.mesh import partition
 from gconv.version import __version__
 
 OPERANDS = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}
@@ -207,7 +208,7 @@ def _run(role, name, platform, first, second, *, geometry, dtype, precision, spl
 def must_be_portable(ctx) -> str | None:
     """Why the program may hold XLA's own operations only, or None where any code of this machine's will do.
 
-    On several devices this is asked about one device's part, after `partition` has split the role; what it leaves to XLA is a
+    On several devices this is asked about one device's part, after `mesh.partition` has split the role; what it leaves to XLA is a
     shard_map over some axes of the mesh only, and a lowering without devices or without Shardy.
     """
     module = ctx.module_context
@@ -219,7 +220,7 @@ def must_be_portable(ctx) -> str | None:
 
 
 def split_by_xla(ctx) -> bool:
-    """Whether XLA's partitioner, and not `gconv.partition`, splits what is being lowered over devices."""
+    """Whether XLA's partitioner, and not `gconv.mesh.partition`, splits what is being lowered over devices."""
     axes = ctx.module_context.axis_context  # of a shard_map, or how many devices jit's partitioner splits the program over
     if hasattr(axes, "manual_axes"):
         return any(size > 1 and name not in axes.manual_axes for name, size in axes.mesh.shape.items())

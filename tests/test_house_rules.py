@@ -19,19 +19,20 @@ LONGEST = 350
 
 # Each line may import the lines above it, not its own. A member of a package stands for all of them as "package.*".
 ORDER = (
-    ("version", "options", "layout", "factor", "native", "placement", "swapping", "arrays", "dtypes"),
+    ("version", "options", "layout", "arrays", "dtypes", "optim.factor", "native", "interop.swapping"),
+    ("mesh", "mesh.placement", "mesh.sharding"),
     ("geometry",),
     ("backends.sums", "backends.convolution"),
     ("backends.lax", "backends.xla"),
     ("backends.*",),
-    ("backends", "partition"),
-    ("roles", "sharding"),
+    ("backends", "mesh.partition"),
+    ("roles",),
     ("op",),
     ("causal", "initializers", "acceleration.equation", "acceleration.report"),
     ("layer", "acceleration.lowering"),
-    ("nnx", "linen", "model_explanation", "acceleration.drop_in", "acceleration.install"),
-    ("acceleration.flax_layers",),
-    ("explanation", "acceleration.surgery"),
+    ("nnx", "linen", "explanation.model", "acceleration.drop_in", "acceleration.install"),
+    ("acceleration.flax_layers", "explanation.operation"),
+    ("acceleration.surgery", "explanation"),
     ("acceleration",),
     ("interop.convolution",),
     ("interop.flax",),
@@ -39,7 +40,7 @@ ORDER = (
     ("interop",),
 )
 # Beside all that: what the optimizers may import is the ground and each other, downwards.
-BESIDE = (("factor",), ("optim.tree",), ("optim.transforms",), ("optim.solvers",), ("optim",))
+BESIDE = (("optim.factor",), ("optim.tree",), ("optim.transforms",), ("optim.solvers",), ("optim",))
 PUBLIC = ("gconv", "gconv.nnx", "gconv.linen", "gconv.optim", "gconv.interop", "gconv.initializers")
 OPTIONAL = {"gconv.nnx": "flax", "gconv.linen": "flax", "gconv.optim": "optax"}
 
@@ -99,7 +100,7 @@ def test_the_order_lists_only_what_exists(module):
     (
         ("geometry", "from gconv.op import grouped_conv"),
         ("layer", "import gconv.nnx"),
-        ("roles", "from gconv import op, sharding"),
+        ("roles", "from gconv import op\n    from gconv.mesh import sharding"),
     ),
 )
 def test_an_ascending_import_would_be_found(module, source, tmp_path):
@@ -119,9 +120,10 @@ def public() -> dict[str, object]:
             continue
         module = importlib.import_module(name)
         source = ast.parse(Path(module.__file__).read_text())
-        aliases = [alias for node in source.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+        aliases = [alias for node in ast.walk(source) if isinstance(node, ast.ImportFrom) for alias in node.names]
         exported = {alias.name for alias in aliases if alias.asname == alias.name}
-        for key, value in vars(module).items():
+        late = {key: getattr(module, key) for key in exported}  # gconv.optim loads most of its names when they are asked for
+        for key, value in (vars(module) | late).items():
             own = getattr(value, "__module__", None) == name and not key.startswith("_")
             if callable(value) and (key in exported or own):
                 found[f"{name}.{key}"] = value
@@ -218,6 +220,14 @@ def test_import_of_interop_loads_no_other_library():
     loaded = in_a_fresh_python("import gconv.interop; print(json.dumps(sorted(sys.modules)))")
     others = {"flax", "torch", "keras", "haiku", "equinox", "onnx", "scipy.io", "mat73", "tensorflow"}
     assert "gconv.interop.onnx" in loaded and not others & {*loaded}
+
+
+@pytest.mark.parametrize("module", ("gconv.linen", "gconv.interop"))
+def test_factors_of_layers_need_no_optimizer(module):
+    if module == "gconv.linen":
+        pytest.importorskip("flax")
+    loaded = in_a_fresh_python(f"import {module}; print(json.dumps(sorted(sys.modules)))")
+    assert "gconv.optim.factor" in loaded and not {"optax", "gconv.optim.tree"} & {*loaded}
 
 
 def test_import_changes_no_configuration_of_jax_and_starts_no_backend():

@@ -23,11 +23,12 @@ from jax.core import ShapedArray
 from jax.interpreters import mlir
 from jax.sharding import use_abstract_mesh
 
-from gconv import backends, partition, roles
+from gconv import backends, roles
 from gconv.acceleration.equation import Equation, Reading, read
 from gconv.acceleration.report import Report
 from gconv.backends.convolution import convolution
 from gconv.dtypes import wider
+from gconv.mesh import partition
 
 # Of an equation's metadata: to whose report it belongs; which implementation the drop-in was told to take, "None" for any.
 TAG, DROP_IN = "gconv", "gconv_drop_in"

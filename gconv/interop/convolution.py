@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 
 from gconv import geometry, layer
-from gconv.factor import Factor
 from gconv.layer import Config
+from gconv.optim.factor import Factor
 from gconv.options import Pairs
 
 

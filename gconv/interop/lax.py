@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from gconv import roles
 from gconv.backends import lax
-from gconv.swapping import Swap
+from gconv.interop.swapping import Swap
 
 
 def as_lax(function: Callable) -> Callable:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gconv.factor import Factor, checked
 from gconv.interop.convolution import Convolution, array, from_arrays, from_gconv
 from gconv.layout import bias_from_per_group, bias_to_per_group, kernel_from_per_group, kernel_to_per_group
+from gconv.optim.factor import Factor, checked
 
 
 def kernel_from_matlab(weights):

@@ -19,20 +19,50 @@ kernel  learn_rate=0.5  l2=1
 Semantics: MATLAB's WeightLearnRateFactor, BiasLearnRateFactor, WeightL2Factor, BiasL2Factor; a learn-rate factor of 0 freezes.
 """
 
-from gconv.factor import Factor as Factor
-from gconv.optim.solvers import adam as adam
-from gconv.optim.solvers import piecewise as piecewise
-from gconv.optim.solvers import rmsprop as rmsprop
-from gconv.optim.solvers import sgdm as sgdm
-from gconv.optim.solvers import training_options as training_options
-from gconv.optim.transforms import add_decoupled_l2 as add_decoupled_l2
-from gconv.optim.transforms import add_l2 as add_l2
-from gconv.optim.transforms import clip_by_parameter_norm as clip_by_parameter_norm
-from gconv.optim.transforms import freeze_zero_factors as freeze_zero_factors
-from gconv.optim.transforms import regularized_loss as regularized_loss
-from gconv.optim.transforms import scale_by_learn_rate_factors as scale_by_learn_rate_factors
-from gconv.optim.tree import Factors as Factors
-from gconv.optim.tree import decayed as decayed
-from gconv.optim.tree import default_factor as default_factor
-from gconv.optim.tree import factors as factors
-from gconv.optim.tree import frozen as frozen
+import importlib
+from typing import TYPE_CHECKING
+
+from gconv.optim.factor import Factor as Factor
+
+# The layers and `gconv.interop` need `Factor` alone: what loads optax and Flax is loaded when it is first used.
+_LAZY = {
+    "solvers": ("adam", "piecewise", "rmsprop", "sgdm", "training_options"),
+    "transforms": (
+        "add_decoupled_l2",
+        "add_l2",
+        "clip_by_parameter_norm",
+        "freeze_zero_factors",
+        "regularized_loss",
+        "scale_by_learn_rate_factors",
+    ),
+    "tree": ("Factors", "decayed", "default_factor", "factors", "frozen"),
+}
+
+if TYPE_CHECKING:
+    from gconv.optim.solvers import adam as adam
+    from gconv.optim.solvers import piecewise as piecewise
+    from gconv.optim.solvers import rmsprop as rmsprop
+    from gconv.optim.solvers import sgdm as sgdm
+    from gconv.optim.solvers import training_options as training_options
+    from gconv.optim.transforms import add_decoupled_l2 as add_decoupled_l2
+    from gconv.optim.transforms import add_l2 as add_l2
+    from gconv.optim.transforms import clip_by_parameter_norm as clip_by_parameter_norm
+    from gconv.optim.transforms import freeze_zero_factors as freeze_zero_factors
+    from gconv.optim.transforms import regularized_loss as regularized_loss
+    from gconv.optim.transforms import scale_by_learn_rate_factors as scale_by_learn_rate_factors
+    from gconv.optim.tree import Factors as Factors
+    from gconv.optim.tree import decayed as decayed
+    from gconv.optim.tree import default_factor as default_factor
+    from gconv.optim.tree import factors as factors
+    from gconv.optim.tree import frozen as frozen
+
+
+def __getattr__(name: str):
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(importlib.import_module(f"gconv.optim.{module}"), name)
+    raise AttributeError(f"module 'gconv.optim' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *(name for names in _LAZY.values() for name in names)])

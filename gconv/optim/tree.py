@@ -11,7 +11,7 @@ from flax import nnx
 from flax.core.meta import AxisMetadata
 from optax import MaskedNode
 
-from gconv.factor import DEFAULTS, Factor
+from gconv.optim.factor import DEFAULTS, Factor
 
 
 @jax.tree_util.register_dataclass

@@ -1,4 +1,4 @@
-"""What would run, and what it costs, without running anything."""
+"""What would run of one operation, and what it costs, without running anything."""
 
 import math
 import sys
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from gconv import backends, op, roles
 from gconv.arrays import check_array
 from gconv.dtypes import wider
+from gconv.explanation.model import ModelExplanation, explain_model
 from gconv.geometry import Geometry, geometry
-from gconv.model_explanation import ModelExplanation, explain_model
 from gconv.options import parse_padding_value
 
 
