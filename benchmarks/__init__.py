@@ -1,17 +1,28 @@
 """What gconv costs, measured so that a sceptic can repeat it.
 
-`python -m benchmarks` runs (`--gpu`: on an NVIDIA GPU), `python -m benchmarks.report` reports.
+What is measured:
 
-    cases      the problems: layers of real networks (layers.json), and sweeps
-    issues     the programs of users' issues
-    peers      who solves them: gconv's implementations, lax, Flax, PyTorch, ONNX Runtime, OpenVINO
-    target     what is measured on: the processor, or a GPU
-    gpu        a GPU's clock, limits and facts
-    limits     what this machine could do at best: copy bandwidth and multiply-add peak
-    measure    one stopwatch for all: taking turns in one process, medians
-    run        the parts of a run
-    models     whole networks in Flax (gconv or nnx.Conv) and in PyTorch, and where a training step's time goes
-    memory     peak resident size of a training step, each in a process of its own
-    factors    what the optimizer's factors cost
-    report     from the JSON lines in results/ to tables and plots
+    cases       one convolution each: the layers of real networks, and sweeps
+    programs    whole programs: of users' issues, networks in Flax and PyTorch, models of other libraries
+
+Who is compared:
+
+    peers       gconv's implementations, lax, Flax, PyTorch, ONNX Runtime, OpenVINO
+
+How it is measured:
+
+    measuring   one stopwatch for all, the machine's limits, the processor or a GPU as the target
+    parts       the parts of a run
+
+How it is reported:
+
+    reporting   from the JSON lines in results/ to the tables and plots in report/
+
+A folder imports only folders before it in the order measuring, cases, peers, programs, parts, reporting.
+The modules beside the folders are commands:
+
+    python -m benchmarks           measures (`--gpu`: on an NVIDIA GPU)
+    python -m benchmarks.report    reports
+    python -m benchmarks.factors   what the optimizer's factors cost
+    python -m benchmarks.scaling   what a training step sends on many devices
 """

@@ -20,9 +20,11 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from benchmarks import gpu, limits, machine, run
+from benchmarks.measuring import gpu, limits, machine
+from benchmarks.measuring.target import CPU
+from benchmarks.parts import GPU_PARTS, PARTS
+from benchmarks.parts.common import DTYPES
 from benchmarks.peers import GPU_PEERS, PEERS
-from benchmarks.target import CPU
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,18 +32,18 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.formatter_class = argparse.RawTextHelpFormatter
-    parser.add_argument("parts", nargs="*", help=f"among {', '.join(run.PARTS)}; all by default")
+    parser.add_argument("parts", nargs="*", help=f"among {', '.join(PARTS)}; all by default")
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name contains one of these")
     parser.add_argument("--roles", default="yxw", help="y: forward, x: input gradient, w: kernel gradient")
-    parser.add_argument("--dtypes", nargs="+", choices=run.DTYPES, help="of the layers and issues; by default both")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="of the layers and issues; by default both")
     known = [*dict.fromkeys([*PEERS, *GPU_PEERS])]
     parser.add_argument("--peers", nargs="+", choices=known, metavar="NAME", help=f"of the layers: {', '.join(known)}")
-    parser.add_argument("--gpu", action="store_true", help=f"on the first CUDA device: {', '.join(run.GPU_PARTS)}")
+    parser.add_argument("--gpu", action="store_true", help=f"on the first CUDA device: {', '.join(GPU_PARTS)}")
     parser.add_argument("--seconds", type=float, default=600.0, help="for each part and type, about (600)")
     parser.add_argument("--quick", action="store_true", help="few and small, each once, and results are compared")
     parser.add_argument("--output", type=Path, help=f"where to append; by default {RESULTS.name}/DATE-THREADS-threads.jsonl")
     args = parser.parse_args()
-    parts = run.GPU_PARTS if args.gpu else tuple(run.PARTS)
+    parts = GPU_PARTS if args.gpu else tuple(PARTS)
     if unknown := [name for name in args.parts if name not in parts]:
         parser.error(f"parts {unknown} are not among {', '.join(parts)}")
     # Each call is waited for, so JAX has nothing to gain from handing it to another thread, and loses some 0.1 ms.
@@ -80,10 +82,10 @@ def main() -> None:
                 "peers": args.peers,
                 "target": target,
             }
-            known = inspect.signature(run.PARTS[part]).parameters
+            known = inspect.signature(PARTS[part]).parameters
             options = {key: value for key, value in options.items() if key in known and value is not None}
-            seconds = args.seconds * len(options.get("dtypes", run.DTYPES if "dtypes" in known else [1]))
-            progress = tqdm(run.PARTS[part](bounds, seconds, quick=args.quick, **options), desc=part, file=sys.stderr)
+            seconds = args.seconds * len(options.get("dtypes", DTYPES if "dtypes" in known else [1]))
+            progress = tqdm(PARTS[part](bounds, seconds, quick=args.quick, **options), desc=part, file=sys.stderr)
             for row in progress:
                 write(row)
                 progress.set_postfix_str(row.get("case", ""), refresh=False)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import gconv
-from benchmarks.measure import interleaved
+from benchmarks.measuring.stopwatch import interleaved
 
 
 def parameters(millions: float) -> dict:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks import plots, tables
+from benchmarks.reporting import document, plots
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -54,13 +54,13 @@ def main() -> None:
     shutil.rmtree(args.to, ignore_errors=True)
     args.to.mkdir(parents=True)
     names = plots.draw([row for row in rows if "gpu" not in row], args.to)
-    (args.to / "REPORT.md").write_text(tables.report(rows, names))
+    (args.to / "REPORT.md").write_text(document.report(rows, names))
     print(f"{len(rows)} rows: {args.to / 'REPORT.md'} and {len(names)} plots")
     if args.page:
         where = Path("..") / args.to.resolve().relative_to(HERE.parent)
         image = f"![{plots.TITLES[HEADLINE]}]({where / HEADLINE})" if HEADLINE in names else ""
-        summary = tables.summary([row for row in rows if "gpu" not in row])
-        PAGE.write_text(rewrite(PAGE.read_text(), f"{summary}\n{image}\n\n{tables.sources(where)}"))
+        summary = document.summary([row for row in rows if "gpu" not in row])
+        PAGE.write_text(rewrite(PAGE.read_text(), f"{summary}\n{image}\n\n{document.sources(where)}"))
         print(f"{PAGE}: rewritten between its markers")
 
 

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 import gconv
-from benchmarks.collectives import Collective, collectives
-from benchmarks.models.networks import NETWORKS, PARAMETERS, gconv_layer
+from benchmarks.measuring.collectives import Collective, collectives
+from benchmarks.programs.networks import NETWORKS, PARAMETERS, gconv_layer
 
 PAPERS = ("resnext50_32x4d", "convnext_t")
 DEVICES = (8, 64, 256)

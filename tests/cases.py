@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import oracle
 
-LAYERS = Path(__file__).parent.parent / "benchmarks" / "layers.json"
+LAYERS = Path(__file__).parent.parent / "benchmarks" / "cases" / "layers.json"
 NUMPY_MODES = {
     "symmetric-include-edge": "symmetric",
     "symmetric-exclude-edge": "reflect",
@@ -210,7 +210,7 @@ def _x(value) -> str:
 
 
 def layers() -> tuple[Case, ...]:
-    """The grouped convolutions of published networks, in `benchmarks/layers.json`."""
+    """The grouped convolutions of published networks, in `benchmarks/cases/layers.json`."""
     return tuple(_layer(entry) for entry in json.loads(LAYERS.read_text())["layers"])
 
 

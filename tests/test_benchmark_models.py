@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks.models import networks, steps
+from benchmarks.programs import networks, steps
 
 # Models as users write them, and optax, mix ranks and types.
 pytestmark = pytest.mark.usefixtures("lenient")

@@ -1,5 +1,7 @@
 """The benchmarks still run, what they compare is equal, and they would notice if it were not. Nothing here is about time."""
 
+import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -15,9 +17,17 @@ import oracle
 import pytest
 
 from benchmarks import __main__ as main
-from benchmarks import cases, gpu, issues, limits, measure, peers, report, run, tables
-from benchmarks.peers import GPU_PEERS, PEERS, Prepared, Problem
-from benchmarks.target import CPU, Target, rotating
+from benchmarks import report
+from benchmarks.cases import convolution
+from benchmarks.measuring import gpu, limits, stopwatch, work
+from benchmarks.measuring.target import CPU, Target, rotating
+from benchmarks.measuring.work import Prepared
+from benchmarks.parts import convolutions
+from benchmarks.peers import GPU_PEERS, PEERS
+from benchmarks.peers import jax as peers_of_jax
+from benchmarks.peers.base import Problem
+from benchmarks.programs import issues
+from benchmarks.reporting import document, tables
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,11 +41,11 @@ def command(*arguments):
 # --- peers -----------------------------------------------------------------------------------------------------------
 
 CASES = (
-    cases.case("surplus-at-the-end", 2, (8, 10), 4, 4, 4, (3, 3), strides=2),
-    cases.case("grouped-stride-2", 2, (9, 8), 6, 4, 2, (5, 3), strides=(2, 1)),
-    cases.case("causal", 2, (11,), 3, 3, 3, (4,), padding="causal", dilation=2),
-    cases.case("multiplier-3d", 1, (4, 5, 6), 2, 4, 2, (2, 3, 2), strides=(1, 2, 1)),
-    cases.case("lopsided", 2, (7, 9), 4, 8, 2, (3, 2), padding=((0, 2), (1, 0)), dilation=(1, 2)),
+    convolution.case("surplus-at-the-end", 2, (8, 10), 4, 4, 4, (3, 3), strides=2),
+    convolution.case("grouped-stride-2", 2, (9, 8), 6, 4, 2, (5, 3), strides=(2, 1)),
+    convolution.case("causal", 2, (11,), 3, 3, 3, (4,), padding="causal", dilation=2),
+    convolution.case("multiplier-3d", 1, (4, 5, 6), 2, 4, 2, (2, 3, 2), strides=(1, 2, 1)),
+    convolution.case("lopsided", 2, (7, 9), 4, 8, 2, (3, 2), padding=((0, 2), (1, 0)), dilation=(1, 2)),
 )
 
 
@@ -50,7 +60,7 @@ def expected(case, role, arrays):
     }[role]()
 
 
-@pytest.mark.parametrize("role", cases.ROLES)
+@pytest.mark.parametrize("role", convolution.ROLES)
 @pytest.mark.parametrize("peer", [name for name in PEERS if not name.startswith("gconv ")])
 def test_peers_compute_what_they_are_asked(peer, role):
     for case in CASES:
@@ -63,7 +73,7 @@ def test_peers_compute_what_they_are_asked(peer, role):
 
 
 def test_pytorch_pads_both_ends_alike():
-    peer_torch = pytest.importorskip("benchmarks.peer_torch", reason="PyTorch is not installed")
+    peer_torch = pytest.importorskip("benchmarks.peers.torch", reason="PyTorch is not installed")
     same_stride_2, causal = CASES[0].geometry, CASES[2].geometry
     assert peer_torch.symmetric(same_stride_2) == (peer_torch.Symmetric(1, mirror=True, extra=0),) * 2
     assert peer_torch.symmetric(causal) == (peer_torch.Symmetric(6, mirror=False, extra=6),)
@@ -72,7 +82,7 @@ def test_pytorch_pads_both_ends_alike():
 def test_a_missing_peer_is_listed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     bounds = {"bandwidth": {"1": 1e9}, "flops": {"float32": 1e9}}
-    (row,) = run._convolutions("layers", [CASES[0]], bounds, 0.0, True, "y", ["float32"], ["gconv", "OpenVINO"])
+    (row,) = convolutions.by_all("layers", [CASES[0]], bounds, 0.0, True, "y", ["float32"], ["gconv", "OpenVINO"])
     assert row["missing"] == {"OpenVINO": "onnx is not installed"} and [*row["times"]] == ["gconv"]
     assert "- OpenVINO: onnx is not installed (1 row)" in tables.missing([row])
 
@@ -82,20 +92,20 @@ def test_a_missing_peer_is_listed(monkeypatch):
 
 def test_a_wrong_result_would_be_found():
     good, bad = np.ones((2, 3)), np.ones((2, 3)) + [0, 0, 1e-3]
-    run.compare({"a": good, "b": [good]}, 1e-5)
+    work.compare({"a": good, "b": [good]}, 1e-5)
     for wrong in (bad, good[:1], good * np.nan):
         with pytest.raises(AssertionError, match="b .* differs from a"):
-            work = {"a": Prepared(None, lambda: good), "b": Prepared(None, lambda w=wrong: w)}
-            run.measured(work, 0, quick=True, dtype="float32")
+            prepared = {"a": Prepared(None, lambda: good), "b": Prepared(None, lambda w=wrong: w)}
+            work.measured(prepared, 0, quick=True, dtype="float32")
 
 
 def test_all_take_turns_and_slow_ones_once():
     order = []
-    times = measure.interleaved({name: lambda name=name: order.append(name) for name in "ab"}, rounds=3, seconds=10)
+    times = stopwatch.interleaved({name: lambda name=name: order.append(name) for name in "ab"}, rounds=3, seconds=10)
     assert [t["calls"] for t in times.values()] == [order.count(name) - 4 - 3 for name in "ab"]  # four before, one per round
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert "".join(turns[-6:]) == "ababab"
-    once = measure.interleaved({"slow": lambda: order.append("slow")}, once_over=0.0)
+    once = stopwatch.interleaved({"slow": lambda: order.append("slow")}, once_over=0.0)
     assert order.count("slow") == once["slow"]["calls"] == 1 and once["slow"]["median"] == once["slow"]["first"]
 
 
@@ -158,8 +168,8 @@ def test_rotating_peers_compute_the_same(peer):
 
 def test_copies_have_memory_of_their_own(monkeypatch):
     given = []
-    monkeypatch.setattr(peers, "rotating", lambda function, copies: given.extend(copies))
-    peers.compiled(lambda x, w: x * w, jnp.ones(2), jnp.ones(2), target=Target(cache=12))
+    monkeypatch.setattr(peers_of_jax, "rotating", lambda function, copies: given.extend(copies))
+    peers_of_jax.compiled(lambda x, w: x * w, jnp.ones(2), jnp.ones(2), target=Target(cache=12))
     arrays = jax.tree.leaves(given)
     assert len(given) == 3 and len({a.unsafe_buffer_pointer() for a in arrays[2:]}) == 4
     assert all(a.tolist() == [1, 1] for a in arrays)
@@ -207,7 +217,7 @@ class PretendedTrace:
 
 
 def test_events_surround_a_queue_that_is_filled_before_it_begins(monkeypatch):
-    peer_torch = pytest.importorskip("benchmarks.peer_torch", reason="PyTorch is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     said, waited = [], []
 
     class Event:
@@ -220,11 +230,11 @@ def test_events_surround_a_queue_that_is_filled_before_it_begins(monkeypatch):
         def elapsed_time(self, end):
             return 12.0  # milliseconds
 
-    cuda = peer_torch.torch.cuda
+    cuda = torch.cuda
     monkeypatch.setattr(cuda, "Event", Event)
     monkeypatch.setattr(cuda, "synchronize", lambda: said.append("wait"))
     monkeypatch.setattr(cuda, "_sleep", lambda cycles: said.append("sleep") or waited.append(cycles))
-    assert peer_torch.Events().block(lambda: said.append("call"), 3) == [pytest.approx(4e-3)]
+    assert gpu.Events().block(lambda: said.append("call"), 3) == [pytest.approx(4e-3)]
     assert said == ["call", "wait", "sleep", "record", "call", "call", "call", "record", "wait"] and waited[0] > 0
 
 
@@ -248,14 +258,14 @@ def test_clocks_take_their_turns():
     """A clock that counts: one value per turn, and turns of at most as many calls as it allows."""
     asked = []
 
-    class Counting(measure.Wall):
+    class Counting(stopwatch.Wall):
         most = 7
 
         def block(self, run, calls):
             asked.append(calls)
             return [calls * 1.0]
 
-    times = measure.interleaved({"a": lambda: None, "b": lambda: None}, rounds=3, seconds=10, clocks={"a": Counting()})
+    times = stopwatch.interleaved({"a": lambda: None, "b": lambda: None}, rounds=3, seconds=10, clocks={"a": Counting()})
     assert asked == [7] * 3 and times["a"]["calls"] == 3 and times["a"]["median"] == 7.0
     assert times["b"]["median"] < 1
 
@@ -273,7 +283,7 @@ def test_data_sheets_by_name():
 
 
 def test_copying_is_timed_by_the_targets_clock():
-    class Fixed(measure.Wall):
+    class Fixed(stopwatch.Wall):
         def block(self, run, calls):
             run()
             return [1e-3, 2e-3]
@@ -326,7 +336,7 @@ def test_on_a_gpu_a_peer_that_fails_is_listed(monkeypatch):
     monkeypatch.setitem(PEERS, "lax", fails)
     monkeypatch.setitem(GPU_PEERS, "lax", fails)
     bounds = {"bandwidth": {"1": 1e9}, "flops": {}}
-    one = partial(run._convolutions, "layers", [CASES[0]], bounds, 0.0, True, "y", ["bfloat16"], ["gconv", "lax"])
+    one = partial(convolutions.by_all, "layers", [CASES[0]], bounds, 0.0, True, "y", ["bfloat16"], ["gconv", "lax"])
     (row,) = one(Target("cuda"))
     assert row["missing"] == {"lax": "it fails: JaxRuntimeError: INTERNAL: no algorithm"} and [*row["times"]] == ["gconv"]
     with pytest.raises(jax.errors.JaxRuntimeError):
@@ -361,15 +371,77 @@ def test_the_command_from_end_to_end_on_a_pretended_gpu(monkeypatch, tmp_path, c
     assert first["limits"]["flops"] == gpu.data_sheet("NVIDIA L4") and min(first["limits"]["bandwidth"].values()) > 1e8
     assert {row["part"] for row in rows} == {"layers", "issues"} and all(row["gpu"] == "NVIDIA L4" for row in rows)
     assert all({"gconv", "lax"} <= {*row["times"]} and row["versions"]["nvidia-cudnn"] == "9" for row in rows)
-    assert "### The map" in tables.report([first, *rows], [])
+    assert "### The map" in document.report([first, *rows], [])
 
 
 def test_layers_at_the_targets_batch():
     bounds = {"bandwidth": {"1": 1e9}, "flops": {"float32": 1e9}}
-    run_one = partial(run.layers, bounds, 0.0, only=("regnetx_400mf",), roles="y", dtypes=["float32"], peers=["gconv"])
+    run_one = partial(convolutions.layers, bounds, 0.0, only=("regnetx_400mf",), roles="y", dtypes=["float32"], peers=["gconv"])
     (row,) = run_one(target=Target(batch=1))
     (own,) = run_one()
     assert row["batch"] == 1 and own["batch"] > 1 and own["flops"] == own["batch"] * row["flops"]
+
+
+# --- the house -------------------------------------------------------------------------------------------------------
+
+# A folder imports only those before it, and itself without a circle; the commands beside the folders stand above all.
+FOLDERS = ("measuring", "cases", "peers", "programs", "parts", "reporting")
+LONGEST = 350
+
+
+def imports(source: str, modules) -> set[str]:
+    """The modules of the benchmarks that a source imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & modules or {node.module}
+    return {name for name in found if name.split(".")[0] == "benchmarks"}
+
+
+def level(module: str) -> int:
+    folder = module.split(".")[1] if module.count(".") else ""
+    return FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
+
+
+def sources() -> dict[str, str]:
+    """By module; a folder stands for its `__init__`."""
+    files = sorted((ROOT / "benchmarks").rglob("*.py"))
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    return dict(zip(names, (file.read_text() for file in files), strict=True))
+
+
+def ascending(of: dict[str, str]) -> list[str]:
+    """What is wrong with the imports of sources by module."""
+    graph = {module: imports(source, of.keys()) for module, source in of.items()}
+    wrong = [f"{m} imports {other}" for m, others in graph.items() for other in others if level(other) > level(m)]
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        wrong.append(f"a circle: {error.args[1]}")
+    return wrong
+
+
+def test_imports_of_the_benchmarks_only_descend():
+    found = sources()
+    assert {level(module) for module in found} == {*range(len(FOLDERS) + 1)}
+    assert not ascending(found)
+    assert not [module for module, source in found.items() if len(source.splitlines()) > LONGEST]
+
+
+@pytest.mark.parametrize(
+    "more",
+    (
+        {"benchmarks.peers.base": "def f():\n    from benchmarks.peers import PEERS"},
+        {"benchmarks.cases.layers": "from benchmarks.programs import issues"},
+        {"benchmarks.measuring.machine": "import benchmarks.report"},
+    ),
+)
+def test_an_ascending_import_would_be_found(more):
+    assert ascending(sources() | more)
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------

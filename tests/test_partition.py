@@ -17,7 +17,7 @@ from cases import Case, assert_matches
 from jax import P
 from jax.sharding import AxisType, NamedSharding
 
-from benchmarks.collectives import Collective, collectives, count
+from benchmarks.measuring.collectives import Collective, collectives, count
 from gconv import backends, grouped_conv, native
 from gconv.geometry import geometry
 

@@ -11,7 +11,7 @@ from jax import P
 from jax.sharding import AxisType, NamedSharding
 
 import gconv
-from benchmarks.collectives import count
+from benchmarks.measuring.collectives import count
 
 BATCH, SIZE, CLASSES = 8, 6, 5
 KERNEL = P(None, None, None, "groups")

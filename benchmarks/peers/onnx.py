@@ -7,12 +7,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.measuring.work import Prepared, timed
+from benchmarks.peers.base import Problem
 from gconv.geometry import Geometry
 
 NO_KERNEL_GRADIENT = "ONNX has no operator for the gradient of a kernel"
 
 
-def model(problem) -> bytes:
+def model(problem: Problem) -> bytes:
     """The role as a graph of one node, from "input" to "output"."""
     g: Geometry = problem.case.geometry
     source, kernel = problem.arrays["x" if problem.role == "y" else "y"], problem.arrays["w"]
@@ -42,10 +44,8 @@ def channels_first(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(array, -1, 1))
 
 
-def onnxruntime(problem, threads: int):
+def onnxruntime(problem: Problem, threads: int):
     import onnxruntime as ort
-
-    from benchmarks.peers import Prepared, timed
 
     if problem.role == "w":
         return NO_KERNEL_GRADIENT
@@ -69,10 +69,8 @@ def onnxruntime(problem, threads: int):
     return Prepared(run, lambda: np.moveaxis(run().numpy(), 1, -1), seconds, keep=source)
 
 
-def openvino(problem, threads: int):
+def openvino(problem: Problem, threads: int):
     import openvino as ov
-
-    from benchmarks.peers import Prepared, timed
 
     if problem.role == "w":
         return NO_KERNEL_GRADIENT

@@ -17,8 +17,8 @@ from jax import lax
 from jax.extend import core
 
 import gconv
-from benchmarks.models import networks
-from benchmarks.peers import Prepared, timed
+from benchmarks.measuring.work import Prepared, timed
+from benchmarks.programs import networks
 
 ODD = 80
 SEED = 0

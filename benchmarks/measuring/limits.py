@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from benchmarks import machine
+from benchmarks.measuring import machine
 
 SIZES = tuple(2**k * 1024 for k in range(8, 19))  # 256 KiB to 256 MiB, source and destination together
 

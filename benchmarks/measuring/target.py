@@ -1,4 +1,4 @@
-"""What is measured on: the processor, or (see `benchmarks.gpu`) a GPU. Peers and parts ask it whatever depends on that."""
+"""What is measured on: the processor, or a GPU (`benchmarks.measuring.gpu`). Peers and parts ask it what depends on that."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measure import WALL, Clock
+from benchmarks.measuring.stopwatch import WALL, Clock
 
 TIMES_THE_CACHE = 4
 

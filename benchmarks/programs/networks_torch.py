@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.models import networks
+from benchmarks.programs import networks
 
 
 class ConvNorm(nn.Module):

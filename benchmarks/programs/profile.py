@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from benchmarks.models import networks, steps
+from benchmarks.programs import networks, steps
 
 KINDS = ("grouped convolutions", "other convolutions and matrix products", "reductions", "the rest, elementwise")
 

@@ -17,9 +17,9 @@ import optax
 from flax import nnx
 
 import gconv
-from benchmarks import machine
-from benchmarks.models import networks
-from benchmarks.peers import Prepared, timed
+from benchmarks.measuring import machine
+from benchmarks.measuring.work import Prepared, timed
+from benchmarks.programs import networks
 
 RATE, MOMENTUM = 1e-3, 0.9
 
@@ -113,7 +113,7 @@ def flax_training(name: str, conv: Callable, batch: int, size: int, *, around=co
 def torch_model(name: str, channels_last: bool):
     import torch
 
-    from benchmarks.models import carry, networks_torch
+    from benchmarks.programs import carry, networks_torch
 
     torch.set_num_threads(machine.cores())
     model = carry.to_torch(build(name, networks.flax_layer), networks_torch.NETWORKS[name]())
@@ -123,7 +123,7 @@ def torch_model(name: str, channels_last: bool):
 def torch_example(name: str, batch: int, size: int, channels_last: bool):
     import torch
 
-    from benchmarks.models import carry
+    from benchmarks.programs import carry
 
     x, labels = example(name, batch, size)
     moved = carry.channels_first(x)

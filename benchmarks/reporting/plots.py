@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.tables import ROLES, median, part
+from benchmarks.reporting.numbers import ROLES, median, part
 
 STYLES = {  # colour, marker
     "gconv": ("#0072B2", "o"),

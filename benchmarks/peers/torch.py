@@ -6,7 +6,6 @@ that nobody asked for cut off (for a gradient: filled with zeros beforehand). It
 for a copy that its own users would not make.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,9 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks.peers import Prepared, timed
-from benchmarks.target import Target, rotating
+from benchmarks.measuring.target import Target, rotating
+from benchmarks.measuring.work import Prepared, timed
+from benchmarks.peers.base import Problem
 from gconv.geometry import Geometry
 
 FORMATS = {1: torch.channels_last, 2: torch.channels_last, 3: torch.channels_last_3d}
@@ -46,7 +46,7 @@ def symmetric(g: Geometry) -> tuple[Symmetric, ...]:
     return tuple(axes)
 
 
-def prepare(problem, layout: str, threads: int, compile: bool = False) -> Prepared:
+def prepare(problem: Problem, layout: str, threads: int, compile: bool = False) -> Prepared:
     """The problem's role, eagerly or through `torch.compile`."""
     g, role = problem.case.geometry, problem.role
     dtype = getattr(torch, problem.dtype)
@@ -117,38 +117,3 @@ def prepared(
 
     seconds = timed(result)[1] if compile else 0.0
     return Prepared(run, result, seconds, clock=target.torch)
-
-
-# --- timing on a GPU -------------------------------------------------------------------------------------------------
-
-
-class Events:
-    """A clock for PyTorch on a GPU: CUDA events around a turn whose calls are queued before the device may begin.
-
-    Otherwise small kernels would be timed by how fast Python launches them. The device is kept waiting for twice as long as
-    launching took before.
-    """
-
-    most = 100
-    fastest = 2.5e9  # cycles per second that no device exceeds by much: how long to wait
-
-    def once(self, run) -> float:
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    def block(self, run, calls: int) -> list[float]:
-        """One value, the mean of the calls."""
-        start = time.perf_counter()
-        run()
-        launching = time.perf_counter() - start
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        torch.cuda._sleep(int(2 * launching * calls * self.fastest))  # not public; PyTorch's own benchmarks wait with it
-        begin.record()
-        for _ in range(calls):
-            run()
-        end.record()
-        torch.cuda.synchronize()
-        return [begin.elapsed_time(end) * 1e-3 / calls]

@@ -24,9 +24,10 @@ import numpy as np
 from flax import nnx
 
 import gconv
-from benchmarks import machine
-from benchmarks.peers import Prepared, compiled
-from benchmarks.target import CPU, Target
+from benchmarks.measuring import machine
+from benchmarks.measuring.target import CPU, Target
+from benchmarks.measuring.work import Prepared
+from benchmarks.peers.jax import compiled
 
 CONVS = {"gconv": gconv.conv_general_dilated, "lax": jax.lax.conv_general_dilated}
 
@@ -236,7 +237,7 @@ def _run_torch(
 ) -> Prepared:
     import torch
 
-    from benchmarks import peer_torch
+    from benchmarks.peers import torch as peer
 
     torch.set_num_threads(machine.cores())
 
@@ -249,7 +250,7 @@ def _run_torch(
         out = to_numpy(out)
         return [leaf.float().numpy() for leaf in (out if isinstance(out, list | tuple) else [out])]
 
-    return peer_torch.prepared(function, [tensor(a) for a in operands], result, target, inference=inference)
+    return peer.prepared(function, [tensor(a) for a in operands], result, target, inference=inference)
 
 
 def _with_torch(prepare: Callable, name: str = "PyTorch contiguous") -> dict[str, Callable]:

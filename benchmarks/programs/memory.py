@@ -19,7 +19,7 @@ STATUS = Path("/proc/self/status")
 
 def in_a_process(peer: str, name: str, batch: int, size: int) -> dict[str, int] | str:
     """Bytes `before` the step and at the `peak`, or why there are none."""
-    command = [sys.executable, "-m", "benchmarks.memory", peer, name, str(batch), str(size)]
+    command = [sys.executable, "-m", "benchmarks.programs.memory", peer, name, str(batch), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return done.stderr.strip().splitlines()[-1]
@@ -38,7 +38,7 @@ def resident(which: str) -> int:
 
 def measure(peer: str, name: str, batch: int, size: int) -> dict[str, int]:
     """In this process: build, take note, step once, take note."""
-    from benchmarks.models import networks, steps
+    from benchmarks.programs import networks, steps
 
     if peer.startswith("PyTorch"):
         prepared = steps.torch_training(name, batch, size, channels_last=peer.endswith("channels_last"))

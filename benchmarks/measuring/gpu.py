@@ -2,12 +2,13 @@
 
 The time of a call is the device's alone: what a GPU takes once its work is queued, without the host's part, which a program of
 many operations hides. JAX gives no access to its stream, so its kernels' times come from its profiler. PyTorch's come from CUDA
-events around a queue that is filled before the device may begin (`benchmarks.peer_torch`): two profilers in one process would
-ask for the same counters. Events include the gap of about a microsecond between kernels, which the profiler's sum does not.
+events around a queue that is filled before the device may begin: two profilers in one process would ask for the same counters.
+Events include the gap of about a microsecond between kernels, which the profiler's sum does not.
 """
 
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import distributions
@@ -16,8 +17,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from benchmarks.measure import WALL
-from benchmarks.target import Target, rotating
+from benchmarks.measuring.stopwatch import WALL
+from benchmarks.measuring.target import Target, rotating
 
 BATCH = 64
 COPIED = tuple(2**k * 2**20 for k in (2, 4, 6, 8, 10))  # bytes read and written
@@ -66,6 +67,42 @@ class Profiled:
         return [busy_seconds(data) / calls]
 
 
+class Events:
+    """A clock for PyTorch on a GPU: CUDA events around a turn whose calls are queued before the device may begin.
+
+    Otherwise small kernels would be timed by how fast Python launches them. The device is kept waiting for twice as long as
+    launching took before.
+    """
+
+    most = 100
+    fastest = 2.5e9  # cycles per second that no device exceeds by much: how long to wait
+
+    def once(self, run) -> float:
+        import torch
+
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def block(self, run, calls: int) -> list[float]:
+        """One value, the mean of the calls."""
+        import torch
+
+        start = time.perf_counter()
+        run()
+        launching = time.perf_counter() - start
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(2 * launching * calls * self.fastest))  # not public; PyTorch's own benchmarks wait with it
+        begin.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        return [begin.elapsed_time(end) * 1e-3 / calls]
+
+
 def busy_seconds(data) -> float:
     """How long a GPU did anything, in a profile: the union of what its streams report, as kernels may run side by side."""
     lines = [line for plane in data.planes if plane.name.startswith("/device:GPU") for line in plane.lines]
@@ -90,7 +127,7 @@ def union(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def limits(target: Target, name: str, *, quick: bool = False) -> dict:
-    """As `benchmarks.limits.measured`: the bandwidth is measured, the FLOPs are the data sheet's."""
+    """As `benchmarks.measuring.limits.measured`: the bandwidth is measured, the FLOPs are the data sheet's."""
     flops = data_sheet(name)
     return {
         "bandwidth": {str(size): bandwidth(size, target) for size in (COPIED[:1] if quick else COPIED)},
@@ -127,11 +164,7 @@ def why_not() -> str | None:
 def target() -> Target:
     """The first CUDA device."""
     device = jax.devices("cuda")[0]
-    torch_clock = WALL
-    if _has_torch():
-        from benchmarks.peer_torch import Events
-
-        torch_clock = Events()
+    torch_clock = Events() if _has_torch() else WALL
     memory = partial(_memory, device)
     return Target("cuda", cache(), BATCH, jax=Profiled(), torch=torch_clock, memory=memory)
 
@@ -146,7 +179,7 @@ def cache() -> int:
 
 
 def facts() -> dict:
-    """What a result says beside `benchmarks.machine.facts`: device, driver, and the versions that compute there."""
+    """What a result says beside `benchmarks.measuring.machine.facts`: device, driver, and the versions that compute there."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -2,62 +2,24 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
-from benchmarks.models import profile
-
-TORCH = ("PyTorch contiguous", "PyTorch channels_last")
-OTHERS = ("lax", "nnx.Conv", "PyTorch", "ONNX Runtime", "OpenVINO")
-ROLES = {"y": "convolution (y)", "x": "input gradient (x)", "w": "kernel gradient (w)"}
-TARGET = {"nnx.Conv": 5.0, "PyTorch": 1.0}  # of a whole model's training step: times faster than
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
-
-
-def ms(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds * 1e3:.3g}" if seconds < 0.1 else f"{seconds * 1e3:,.0f}"
-
-
-def part(rows: list[dict], name: str) -> list[dict]:
-    return [row for row in rows if row["part"] == name]
-
-
-def median(row: dict, peer: str) -> float | None:
-    """Seconds of a peer; "PyTorch" is the best of its memory formats, on a GPU eagerly or compiled."""
-    names = [name for name in row["times"] if name.startswith(peer)] if peer == "PyTorch" else (peer,)
-    found = [row["times"][name]["median"] for name in names if name in row["times"]]
-    return min(found) if found else None
-
-
-def ratio(row: dict, peer: str) -> float | None:
-    """How many times as long as gconv the peer takes."""
-    theirs = median(row, peer)
-    return None if theirs is None or "gconv" not in row["times"] else theirs / row["times"]["gconv"]["median"]
-
-
-def ratios(rows: list[dict], peer: str) -> list[float]:
-    return [r for row in rows if (r := ratio(row, peer)) is not None]
-
-
-def mean_and_range(values: list[float]) -> str:
-    """Geometric mean, and least and greatest."""
-    if not values:
-        return ""
-    return f"{statistics.geometric_mean(values):.2f} ({min(values):.2g} to {max(values):.3g})"
-
-
-def mean(values: list[float]) -> str:
-    return f"{statistics.geometric_mean(values):.2f}" if values else ""
-
-
-def fraction(row: dict, peer: str = "gconv") -> float | None:
-    """The share of the machine's limit that a peer reaches."""
-    seconds = median(row, peer)
-    return None if seconds is None else row["least"] / seconds
-
+from benchmarks.programs import profile
+from benchmarks.reporting.numbers import (
+    OTHERS,
+    ROLES,
+    TARGET,
+    TORCH,
+    fraction,
+    mean,
+    mean_and_range,
+    median,
+    ms,
+    part,
+    ratio,
+    ratios,
+    table,
+)
 
 # --- about the run ---------------------------------------------------------------------------------------------------
 
@@ -252,113 +214,3 @@ def threads(rows: list[dict]) -> str:
             if None not in times:
                 lines.append([f"{case} {role}, {peer}", *map(ms, times), *(f"{times[0] / t:.2f}" for t in times[1:])])
     return table(["ms", *(f"{n} thr." for n in counts), *(f"speed-up on {n}" for n in counts[1:])], lines)
-
-
-# --- GPUs ------------------------------------------------------------------------------------------------------------
-
-
-def gpu_reports(rows: list[dict]) -> str:
-    """A section for every GPU that was measured on."""
-    return "\n".join(gpu_report([row for row in rows if row["gpu"] == name]) for name in dict.fromkeys(r["gpu"] for r in rows))
-
-
-def gpu_report(rows: list[dict]) -> str:
-    row, layers, issues = rows[-1], part(rows, "layers"), part(rows, "issues")
-    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items() if version)
-    dates = sorted({r["date"][:10] for r in rows})
-    text = (
-        f"## {row['gpu']}\n\nDriver {row['driver']}; {versions}, Python {row['python']}. "
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {', '.join(sorted({r['commit'] for r in rows}))}.\n\n"
-        "Times are the device's: kernels in JAX's profiler, CUDA events around a filled queue for PyTorch; medians over turns. "
-        f"Successive calls read other copies of their operands, together beyond the {row['cache'] / 2**20:g} MiB of cache.\n"
-    )
-    if limits := part(rows, "limits"):
-        text += "\n" + gpu_limits(limits[-1]["limits"])
-    if layers:
-        text += "\n### The map\n\n" + "\n".join((gpu_map_summary(layers), gpu_map(layers), missing(layers)))
-    if issues:
-        text += "\n### Programs of users' issues\n\n" + "\n".join((programs(issues), missing(issues)))
-    return text
-
-
-def gpu_limits(limits: dict) -> str:
-    copied = ", ".join(f"{speed / 1e9:,.0f} GB/s ({int(size) / 2**20:g} MiB)" for size, speed in limits["bandwidth"].items())
-    known = ", ".join(f"{flops / 1e12:g} TFLOP/s in {dtype}" for dtype, flops in limits["flops"].items())
-    return (
-        f"Limits: copying, measured in the same run (read and written), {copied}; by the data sheet "
-        f"{known or 'of this device, unknown FLOPs: the share is that of the bandwidth alone'}. "
-        "float32 is multiplied in TF32, both libraries' default.\n"
-    )
-
-
-ON_GPU = ("gconv", "gconv xla", "lax", "PyTorch")
-
-
-def gpu_map(rows: list[dict]) -> str:
-    """For every case and role: which share of the limit each reaches."""
-    lines = []
-    for row in sorted(rows, key=lambda row: (row["dtype"] != "float32", "yxw".index(row["role"]))):
-        names = [name for name in row["times"] if name.startswith("PyTorch")]
-        best = min(names, key=lambda name: row["times"][name]["median"]).removeprefix("PyTorch ") if names else ""
-        shares = ["" if (f := fraction(row, peer)) is None else f"{f:.0%}" for peer in ON_GPU]
-        lines.append([f"{row['case']} {row['role']}, {row['dtype']}, batch {row['batch']}", ms(row["least"]), *shares, best])
-    return table(["share of the limit", "limit, ms", *ON_GPU, "best of PyTorch"], lines)
-
-
-def gpu_map_summary(rows: list[dict]) -> str:
-    """The map's medians by role, type and kind: what a rule of choice can be read off."""
-    lines = []
-    for words, of in by_kind(rows):
-        found = [[f for row in of if (f := fraction(row, peer)) is not None] for peer in ON_GPU]
-        lines.append([words, len(of), *(f"{statistics.median(values):.0%}" if values else "" for values in found)])
-    return table(["share of the limit: median", "layers", *ON_GPU], lines)
-
-
-# --- the whole -------------------------------------------------------------------------------------------------------
-
-
-def report(rows: list[dict], plots: Sequence[str]) -> str:
-    def section(title: str, *makers: Callable[[list[dict]], str], of: str) -> str:
-        chosen = part(rows, of)
-        return f"## {title}\n\n" + "\n".join(make(chosen) for make in makers) + "\n" if chosen else ""
-
-    on_gpu, rows = [row for row in rows if "gpu" in row], [row for row in rows if "gpu" not in row]
-    layers = part(rows, "layers")
-    sections = [
-        "# Measurements\n\nWritten by `python -m benchmarks.report` from the lines in benchmarks/results.\n",
-        about(rows) if rows else "",
-        section("Layers", layers_summary, layers_kinds, missing, of="layers"),
-        section("Compiling, and the first call", beginnings, of="layers"),
-        section("Programs of users' issues", programs, of="issues"),
-        section("Whole models", targets, models, of="models"),
-        section("Where the time of a training step goes", profiles, of="profile"),
-        section("Peak memory of a training step", memory, of="memory"),
-        section("Threads", threads, of="threads"),
-        gpu_reports(on_gpu),
-        "## Plots\n\n" + "\n\n".join(f"![{name}]({name})" for name in plots) + "\n" if plots else "",
-        *(f"## Every layer, {dtype}\n\n" + every_layer(layers, dtype) for dtype in dict.fromkeys(r["dtype"] for r in layers)),
-    ]
-    return "\n".join(filter(None, sections))
-
-
-def summary(rows: list[dict]) -> str:
-    """What the page of measured performance shows."""
-    parts = []
-    if layers := part(rows, "layers"):
-        sizes = f"{len({row['case'] for row in layers})} layers of real networks at their full sizes"
-        parts += [f"Layers: {sizes}. More than 1: gconv is faster. PyTorch is the better of its two memory formats.\n",
-                  layers_summary(layers)]  # fmt: skip
-    if models_ := part(rows, "models"):
-        parts += [targets(models_), table(
-            ["time / gconv's time: geometric mean (range) over models", "models", *TARGET],
-            [[f"{mode}, batch {batch}", len(of), *(mean_and_range(ratios(of, p)) for p in TARGET)]
-             for mode, batch in dict.fromkeys((row["mode"], row["batch"]) for row in models_)
-             if (of := [row for row in models_ if (row["mode"], row["batch"]) == (mode, batch)])],
-        )]  # fmt: skip
-    if layers:
-        parts += ["Compiling and the first call, over the same layers:\n", beginnings(layers), missing(layers)]
-    return "\n".join([*parts, about(rows)])
-
-
-def sources(where) -> str:
-    return f"Every row, programs of users' issues, memory, threads and more plots: [{where}/REPORT.md]({where}/REPORT.md)."

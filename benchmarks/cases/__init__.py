@@ -1,0 +1,8 @@
+"""What is measured, one convolution at a time.
+
+    convolution   a case: one convolution of given sizes
+    layers        those of real networks, in layers.json
+    sweeps        one size of a layer grows, the others stay
+
+Whole programs are in `benchmarks.programs`.
+"""
