@@ -23,6 +23,7 @@ The modules beside the folders are commands:
 
     python -m benchmarks           measures (`--gpu`: on an NVIDIA GPU)
     python -m benchmarks.report    reports
+    python -m benchmarks.compare   two builds of the kernels, side by side in one process
     python -m benchmarks.factors   what the optimizer's factors cost
     python -m benchmarks.scaling   what a training step sends on many devices
 """

@@ -46,9 +46,7 @@ def main() -> None:
     parts = GPU_PARTS if args.gpu else tuple(PARTS)
     if unknown := [name for name in args.parts if name not in parts]:
         parser.error(f"parts {unknown} are not among {', '.join(parts)}")
-    # Each call is waited for, so JAX has nothing to gain from handing it to another thread, and loses some 0.1 ms.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    facts = machine.facts() | {"memory_kept": machine.keep_memory(), "async_dispatch": False}
+    facts = machine.begin()
     where, target = f"{facts['threads']} threads for every peer", CPU
     if args.gpu:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory too

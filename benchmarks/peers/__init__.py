@@ -3,6 +3,7 @@
     base     what a peer takes and answers
     jax      lax, Flax's nnx.Conv, and gconv: its choice and each of its implementations
     torch    PyTorch, in either memory format
+    builds   other builds of gconv's kernels, for `python -m benchmarks.compare`
     onnx     the runtimes that read ONNX: ONNX Runtime and OpenVINO
 
 Nothing but the call itself is timed: operands lie in the peer's own memory and layout, threads are as many as

@@ -26,8 +26,8 @@ def compiled(function: Callable, *operands, target: Target = CPU) -> tuple[Calla
     return rotating(program, jax.block_until_ready(copies)), seconds
 
 
-def _jax(problem: Problem, function: Callable) -> Prepared:
-    """`function` of the role's two operands."""
+def prepared(problem: Problem, function: Callable) -> Prepared:
+    """`function` of the role's two operands, compiled."""
     operands = [jnp.asarray(problem.arrays[name], problem.dtype) for name in roles.OPERANDS[problem.role]]
     run, seconds = compiled(function, *operands, target=problem.target)
     return Prepared(run, lambda: np.asarray(run(), np.float32), seconds, clock=problem.target.jax)
@@ -55,7 +55,7 @@ def lax(problem: Problem):
         dimension_numbers=(f"N{s}C", f"{s}IO", f"N{s}C"),
         feature_group_count=g.groups,
     )
-    return _jax(problem, _role_of(problem, conv))
+    return prepared(problem, _role_of(problem, conv))
 
 
 def flax_conv(problem: Problem):
@@ -82,7 +82,7 @@ def flax_conv(problem: Problem):
         filled = jax.tree.map(lambda _: w, state)  # one leaf: the kernel
         return nnx.merge(graph, filled)(x)
 
-    return _jax(problem, _role_of(problem, conv))
+    return prepared(problem, _role_of(problem, conv))
 
 
 def ours(name: str | None, problem: Problem):
@@ -92,4 +92,4 @@ def ours(name: str | None, problem: Problem):
         return reason
     bind = partial(roles.bind, problem.role, geometry=g, dtype=dtype, precision=None, implementation=name)
     first, second = roles.OPERANDS[problem.role]
-    return _jax(problem, lambda a, b: bind({first: a, second: b}))
+    return prepared(problem, lambda a, b: bind({first: a, second: b}))
