@@ -14,7 +14,7 @@ from gconv.acceleration import uninstall as uninstall
 from gconv.causal import causal_conv1d as causal_conv1d
 from gconv.explanation import explain as explain
 from gconv.explanation import implementations as implementations
-from gconv.layer import describe as describe
+from gconv.layers import describe as describe
 from gconv.mesh.placement import natural_specs as natural_specs
 from gconv.native import register_kernels as register_kernels
 from gconv.op import grouped_conv as grouped_conv

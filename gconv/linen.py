@@ -1,4 +1,4 @@
-"""Grouped convolution as Flax Linen modules: thin shells around `gconv.layer`.
+"""Grouped convolution as Flax Linen modules: thin shells around `gconv.layers`.
 
 Linen's parameters are plain arrays, equal in name, shape and layout to `flax.linen.Conv`'s. What they cannot carry stands
 beside them: the collection "factors", made by `init`, holds the learn-rate and L2 factors for `gconv.optim.factors(variables)`.
@@ -18,8 +18,8 @@ from flax import serialization
 from flax.core import freeze
 from jax.typing import DTypeLike
 
-from gconv import layer
-from gconv.layer import Config, describe
+from gconv import layers
+from gconv.layers import Config, describe
 from gconv.optim.factor import DEFAULTS, Factor, learn_rate_and_l2
 from gconv.options import integer, metadata_of
 
@@ -85,15 +85,15 @@ class _Shell(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
         """Applies the layer to `(*batch, *spatial, channels)`; see `gconv.nnx.GroupedConv`."""
-        layer.check_input(self.config, inputs)
+        layers.check_input(self.config, inputs)
         config, in_features = self.config, integer("the channels of the input", inputs.shape[-1], 1)
-        init = layer.kernel_initializer(self.kernel_init, config, in_features)
+        init = layers.kernel_initializer(self.kernel_init, config, in_features)
         kernel = self._parameter("kernel", init, config.kernel_shape(in_features))
         bias = None
         if config.use_bias:
-            init = layer.bias_initializer(self.bias_init, config, in_features)
+            init = layers.bias_initializer(self.bias_init, config, in_features)
             bias = self._parameter("bias", init, (config.out_features(in_features),))
-        return layer.apply(config, in_features, inputs, kernel, bias, out_sharding)
+        return layers.apply(config, in_features, inputs, kernel, bias, out_sharding)
 
     def __str__(self) -> str:
         return describe(self, {})
@@ -139,7 +139,7 @@ class GroupedConvTranspose(_Shell):
 
 
 def _config(module: _Shell) -> Config:
-    return layer.configure(**{name: getattr(module, name) for name in module._options})
+    return layers.configure(**{name: getattr(module, name) for name in module._options})
 
 
 def _factor(module: _Shell, name: str) -> Factor:

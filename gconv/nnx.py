@@ -1,4 +1,4 @@
-"""Grouped convolution as Flax NNX layers: thin shells around `gconv.layer`."""
+"""Grouped convolution as Flax NNX layers: thin shells around `gconv.layers`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from gconv import layer
-from gconv.layer import Config, describe
+from gconv import layers
+from gconv.layers import Config, describe
 from gconv.mesh.placement import natural_specs
 from gconv.optim.factor import DEFAULTS, checked, learn_rate_and_l2
 from gconv.options import integer, metadata_of
@@ -94,7 +94,7 @@ class _Shell(nnx.Module):
         **options,
     ):
         super().__setattr__("in_features", integer("in_features", in_features, 1))
-        self.config = config = layer.configure(**options)
+        self.config = config = layers.configure(**options)
         super().__setattr__("out_features", config.out_features(self.in_features))
         self.name = name
         of_kernel: dict[str, Any] = learn_rate_and_l2("kernel", kernel_learn_rate_factor, kernel_l2_factor)
@@ -102,11 +102,11 @@ class _Shell(nnx.Module):
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"`rngs` must be flax.nnx.Rngs, got {type(rngs).__name__}. A value that works: nnx.Rngs(0).")
         # Keys are drawn in the order of nnx.Conv: kernel, then bias if there is one.
-        init = layer.kernel_initializer(kernel_init, config, self.in_features)
+        init = layers.kernel_initializer(kernel_init, config, self.in_features)
         value = init(rngs.params(), config.kernel_shape(self.in_features), config.param_dtype)
         self.kernel = nnx.Param(value, **(of_kernel | metadata_of("kernel", kernel_metadata)))
         if config.use_bias:
-            init = layer.bias_initializer(bias_init, config, self.in_features)
+            init = layers.bias_initializer(bias_init, config, self.in_features)
             value = init(rngs.params(), (self.out_features,), config.param_dtype)
             self.bias = nnx.Param(value, **(of_bias | metadata_of("bias", bias_metadata)))
         else:
@@ -123,7 +123,7 @@ class _Shell(nnx.Module):
           `(*batch, *output, out_features)`.
         """
         bias = None if self.bias is None else self.bias[...]
-        return layer.apply(self.config, self.in_features, inputs, self.kernel[...], bias, out_sharding)
+        return layers.apply(self.config, self.in_features, inputs, self.kernel[...], bias, out_sharding)
 
     def __str__(self) -> str:
         return describe(self)
@@ -133,7 +133,7 @@ class _Shell(nnx.Module):
             parameter, kind = name.split("_", 1)
             self._set_factor(parameter, kind, value)
         elif name in _OPTIONS and isinstance(getattr(type(self), name, None), property):
-            self.config = layer.reconfigured(self.config, name, value)
+            self.config = layers.reconfigured(self.config, name, value)
         elif name in _FIXED:
             raise AttributeError(f"`{name}` of {type(self).__name__} {_FIXED[name].format(name=name)}.")
         elif name in _OPTIONS:

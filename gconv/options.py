@@ -3,6 +3,7 @@
 Like `gconv.geometry`, which is built on it, this file imports nothing but the standard library.
 """
 
+import difflib
 import operator
 from collections.abc import Iterable, Mapping
 
@@ -15,6 +16,20 @@ PADDING_MODES = {
     "circular": "wrap",
 }
 CHANNEL_WISE = "channel-wise"
+# What other libraries call the same, and what near it there is -> what it is here.
+PADDING_ALIASES = {
+    **{name: "same" for name in ("same_upper", "same-upper", "half")},
+    **{name: "same_lower" for name in ("same-lower",)},
+    **{name: "valid" for name in ("none", "no", "")},
+}
+PADDING_VALUE_ALIASES = {
+    **{name: "symmetric-exclude-edge" for name in ("reflect", "mirror", "reflection")},
+    **{name: "symmetric-include-edge" for name in ("symmetric",)},
+    **{name: "replicate" for name in ("edge", "nearest", "border")},
+    **{name: "circular" for name in ("wrap", "periodic", "grid-wrap")},
+    **{name: 0 for name in ("zeros", "zero", "constant")},
+}
+GROUPS_ALIASES = {name: CHANNEL_WISE for name in ("depthwise", "depth-wise", "channelwise", "channel_wise")}
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -77,13 +92,16 @@ def parse_padding(padding, rank: int) -> str | Pairs:
                 f'A combination that works: padding="same", padding_value={mode!r}.'
             )
         if name not in PADDING_NAMES:
-            raise ValueError(f"`padding` as a string must be one of {quoted(_names_for(rank))}, got {padding!r}.")
+            near = did_you_mean(name, _names_for(rank), PADDING_ALIASES)
+            raise ValueError(f"`padding` as a string must be one of {quoted(_names_for(rank))}, got {padding!r}.{near}")
         if name == "causal" and rank != 1:
             raise ValueError(
                 f'`padding`="causal" is defined for 1-D only, got {rank} spatial axes. '
                 'A value that works: "same", or explicit (low, high) pairs.'
             )
         return name
+    if padding is None:
+        raise TypeError('`padding` must be a number, numbers or a name, got None. Values that work: 0 for no padding, "same".')
     if not is_list(padding):
         p = integer("padding", padding, 0)
         return ((p, p),) * rank
@@ -113,7 +131,11 @@ def parse_padding_value(padding_value):
     if isinstance(padding_value, str):
         name = padding_value.lower()
         if name not in PADDING_MODES:
-            raise ValueError(f"`padding_value` must be a number or one of {quoted(PADDING_MODES)}, got {padding_value!r}.")
+            near = did_you_mean(name, PADDING_MODES, PADDING_VALUE_ALIASES)
+            if name in PADDING_NAMES:
+                near = f" How much to pad is `padding`: padding={padding_value!r}."
+            known = quoted(PADDING_MODES)
+            raise ValueError(f"`padding_value` must be a number or one of {known}, got {padding_value!r}.{near}")
         return name
     number = padding_value
     if hasattr(number, "item") and getattr(number, "ndim", None) == 0:
@@ -121,7 +143,7 @@ def parse_padding_value(padding_value):
     if isinstance(number, bool) or not isinstance(number, (int, float, complex)):
         raise TypeError(
             f"`padding_value` must be a number or one of {quoted(PADDING_MODES)}, got {padding_value!r} of type "
-            f"{type(padding_value).__name__}."
+            f"{type(padding_value).__name__}. A value that works: 0."
         )
     return number
 
@@ -130,8 +152,13 @@ def parse_groups(groups) -> int | str:
     """A positive integer, or "channel-wise"."""
     if isinstance(groups, str):
         if groups.lower() != CHANNEL_WISE:
-            raise ValueError(f'`groups` must be a positive integer or "{CHANNEL_WISE}", got {groups!r}.')
+            near = did_you_mean(groups, (CHANNEL_WISE,), GROUPS_ALIASES)
+            number = f" Did you mean {int(groups)}?" if groups.isdecimal() and int(groups) else ""
+            works = near or number or f' Values that work: 1, "{CHANNEL_WISE}".'
+            raise ValueError(f'`groups` must be a positive integer or "{CHANNEL_WISE}", got {groups!r}.{works}')
         return CHANNEL_WISE
+    if groups is None:
+        raise TypeError(f'`groups` must be a positive integer or "{CHANNEL_WISE}", got None. A value that works: 1.')
     return integer("groups", groups, 1)
 
 
@@ -148,6 +175,28 @@ def metadata_of(name: str, metadata: Mapping | None) -> dict:
 def is_list(value) -> bool:
     # A 0-d array claims to be iterable; a generator has no length to compare.
     return isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) != 0
+
+
+def did_you_mean(given: str, known: Iterable[str], aliases: Mapping[str, object] | None = None) -> str:
+    """A sentence that names the value which was meant, with a space before it; empty where none comes near.
+
+    Args:
+      given: what the user wrote.
+      known: the values that work.
+      aliases: what else may be written for a value, in lower case -> the value.
+    """
+    aliases, lower = aliases or {}, given.lower()
+    known = list(known)
+    meant: object = aliases.get(lower)
+    if meant is None:
+        near = difflib.get_close_matches(lower, [*known, *aliases], n=1, cutoff=0.6)
+        meant = None if not near else aliases.get(near[0], near[0])
+    return "" if meant is None else f" Did you mean {spelled(meant)}?"
+
+
+def spelled(value: object) -> str:
+    """A value as a user would write it."""
+    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def count(n: int, noun: str) -> str:

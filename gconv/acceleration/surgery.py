@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jax import lax
 
 from gconv.acceleration.drop_in import conv_general_dilated
-from gconv.layer import Config
+from gconv.layers import Config
 
 _LAX = lax.conv_general_dilated
 ELSEWHERE = "gconv.install() reaches it wherever it calls lax"

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from gconv import geometry, layer
-from gconv.layer import Config
+from gconv import geometry, layers
+from gconv.layers import Config
 from gconv.optim.factor import Factor
 from gconv.options import Pairs
 
@@ -63,7 +63,7 @@ class Convolution:
 
     def __call__(self, x) -> jax.Array:
         """The convolution of `x (*batch, *spatial, in_features)`, channels last."""
-        return layer.apply(self.config, self.in_features, x, self.kernel, self.bias)
+        return layers.apply(self.config, self.in_features, x, self.kernel, self.bias)
 
     def to_nnx(self, **options):
         """A `gconv.nnx.GroupedConv` or `GroupedConvTranspose`; `options` are further arguments of it."""
@@ -148,7 +148,7 @@ def from_arrays(
     groups = _groups_of(kernel, bias, transposed) if groups is None else groups
     inputs, filters = (kernel.shape[-1], kernel.shape[-2]) if transposed else (kernel.shape[-2] * groups, kernel.shape[-1])
     geometry.split_channels(groups, kernel.shape[-1], "the last channels of the weights")
-    config = layer.configure(
+    config = layers.configure(
         kernel.shape[:rank],
         filters if transposed else filters // groups,
         groups,

@@ -1,0 +1,77 @@
+"""What a user sees of a layer: MATLAB's listing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gconv.layers.config import Config
+
+
+def describe(layer, params: Mapping | None = None) -> str:
+    """MATLAB's listing of a gconv layer.
+
+    Args:
+      layer: a `GroupedConv` or `GroupedConvTranspose` of `gconv.nnx` or `gconv.linen`.
+      params: for a Linen layer, whose parameters live outside it, its `{"kernel": ..., "bias": ...}`.
+    """
+    c: Config = layer.config
+    params = params or {name: getattr(layer, name, None) for name in ("kernel", "bias")}
+    groups = c.groups
+    weights = params.get("kernel")
+    if weights is not None and isinstance(groups, str):
+        groups = weights.shape[-1] // (1 if c.transposed else c.filters_per_group)
+    channels: Any = c.channels_per_group or "auto"
+    if weights is not None:
+        channels = weights.shape[-1] // groups if c.transposed else weights.shape[-2]
+    hyper = {
+        "FilterSize": c.window,
+        "NumGroups": groups,
+        "NumChannelsPerGroup": channels,
+        "NumFiltersPerGroup": c.filters_per_group,
+        "Stride": c.strides,
+        "DilationFactor": c.dilation,
+        "PaddingMode": c.padding_mode,
+        "PaddingSize": c.padding_size or (),
+    }
+    if c.transposed:
+        hyper["OutputPadding"] = c.output_padding
+    elif c.padding_value != 0:
+        hyper["PaddingValue"] = c.padding_value
+    sizes = {name: _per_group_size(name, params.get(key), groups, c.window) for name, key in _LEARNABLE.items()}
+    width = max(map(len, hyper)) + 3
+
+    def rows(values: dict) -> str:
+        return "\n".join(f"{name:>{width}}: {_matlab(value)}" for name, value in values.items())
+
+    kind = f"{'Transposed' if c.transposed else ''}GroupedConvolution{len(c.window)}DLayer"
+    return (
+        f"{kind} with properties:\n\n{rows({'Name': getattr(layer, 'name', None) or ''})}\n\n"
+        f"   Hyperparameters\n{rows(hyper)}\n\n   Learnable Parameters\n{rows(sizes)}\n"
+    )
+
+
+_LEARNABLE = {"Weights": "kernel", "Bias": "bias"}
+
+
+def _per_group_size(name: str, value, groups, window: tuple[int, ...]):
+    """MATLAB's size of one layer's parameter, and how many a stack of layers has: `5 x [3x3x2x4x2 single]`."""
+    if value is None:
+        return ()
+    kind = {"float32": "single", "float64": "double"}.get(str(value.dtype), str(value.dtype))
+    axes = len(window) + 2 if name == "Weights" else 1
+    stack, own = value.shape[:-axes], value.shape[-axes:]
+    front = own[:-1] if name == "Weights" else (1,) * len(window)
+    size = (*front, own[-1] // groups, groups)
+    if name == "Weights" and own[: len(window)] != window:  # stacked along another axis than the first: as it is
+        stack, size = (), value.shape
+    times = "x".join
+    return _Size(f"{times(map(str, stack))} x [{times(map(str, size))} {kind}]".removeprefix(" x "))
+
+
+class _Size(str):
+    """Shown without quotes."""
+
+
+def _matlab(value) -> str:
+    if isinstance(value, tuple):
+        return f"[{' '.join(map(str, value))}]"
+    return f"'{value}'" if isinstance(value, str) and not isinstance(value, _Size) else str(value)
