@@ -2,7 +2,7 @@
 
 What is measured:
 
-    cases       one convolution each: the layers of real networks, and sweeps
+    cases       one convolution each: the layers of real networks, sweeps, a random sample
     programs    whole programs: of users' issues, networks in Flax and PyTorch, models of other libraries
 
 Who is compared:
@@ -23,6 +23,7 @@ The modules beside the folders are commands:
 
     python -m benchmarks           measures (`--gpu`: on an NVIDIA GPU)
     python -m benchmarks.report    reports
+    python -m benchmarks.tune      what gconv chooses, beside the best that it could have chosen
     python -m benchmarks.compare   two builds of the kernels, side by side in one process
     python -m benchmarks.factors   what the optimizer's factors cost
     python -m benchmarks.scaling   what a training step sends on many devices

@@ -4,6 +4,7 @@
     convolutions   layers, sweeps: each by every peer
     programs       issues, equations, libraries
     networks       models, profile, memory
+    choices        what gconv chooses, beside all that it could have chosen, for `python -m benchmarks.tune`
     threads        some layers on a growing number of processors
 
 `PARTS` is the list, by the names that `python -m benchmarks` takes.

@@ -3,6 +3,7 @@
     base     what a peer takes and answers
     jax      lax, Flax's nnx.Conv, and gconv: its choice and each of its implementations
     torch    PyTorch, in either memory format
+    kernels  gconv's kernels one by one, for `python -m benchmarks.tune`
     builds   other builds of gconv's kernels, for `python -m benchmarks.compare`
     onnx     the runtimes that read ONNX: ONNX Runtime and OpenVINO
 
