@@ -143,13 +143,12 @@ def test_a_winner_by_chance_costs_nothing(turns):
 
 
 def test_the_hopeless_take_no_turns_but_what_is_chosen_does(turns, monkeypatch):
-    calls = []
-    monkeypatch.setattr(choices, "WALL", SimpleNamespace(once=lambda run: calls.append(1) or run()))
-    work = {name: Prepared(lambda t=t: t, lambda: None) for name, t in {"a": 1e-3, "b": 30e-3, "c": 40e-3}.items()}
-    work["d"] = Prepared(lambda: pytest.fail("called again"), lambda: None)
+    monkeypatch.setattr(choices, "WALL", SimpleNamespace(once=lambda run: run()))
+    single = {"a": [9.0, 1e-3, 2e-3], "b": [30e-3], "c": [40e-3], "d": []}  # what further calls take
+    work = {name: Prepared(lambda left=left: left.pop(0), lambda: None) for name, left in single.items()}
     turns.medians += [{"a": 1.1e-3, "b": 31e-3}]
-    times = choices.select(work, {"a": 0.2, "b": 0.2, "c": 0.2, "d": 2.0}, "b", 1.0, rounds=3)
-    assert turns.asked == [({"a", "b"}, 3, 1.0)] and len(calls) == 3
+    times = choices.select(work, {"a": 0.04, "b": 0.2, "c": 0.2, "d": 2.0}, "b", 1.0, rounds=3)
+    assert turns.asked == [({"a", "b"}, 3, 1.0)] and not any(single.values()), "short ones are called more often"
     assert times == {"a": 1.1e-3, "b": 31e-3, "c": 40e-3, "d": 2.0}
 
 

@@ -17,7 +17,8 @@ from benchmarks.peers import kernels
 from benchmarks.peers.base import Problem
 from gconv.geometry import Geometry
 
-HOPELESS, LONG = 20.0, 0.5  # so many times as slow as the best in a single call: not measured further; seconds: called once
+HOPELESS = 20.0  # times as slow as the best in single calls: not measured further
+SHORT, LONG = 0.05, 0.5  # seconds of the first call: up to SHORT three more calls tell who is hopeless, from LONG on none
 NEAR = 1.15  # a finalist: at most so many times as slow as the best
 AGAIN, LONGER = 1.05, 3  # a regret of more than this is measured again, so many times as long
 ROUNDS, FINAL_ROUNDS = 7, 11
@@ -52,8 +53,9 @@ def measured(problem: Problem, seconds: float, *, quick: bool = False) -> dict:
 def select(
     prepared: Mapping[str, Prepared], first: Mapping[str, float], chosen: str, seconds: float, *, rounds: int
 ) -> dict[str, float]:
-    """Seconds of every candidate: a median, or a single call of one that is hopeless; `first` are those of the first calls."""
-    once = {name: first[name] if first[name] > LONG else WALL.once(work.run) for name, work in prepared.items()}
+    """Seconds of every candidate: a median, or the least of few calls of one that is hopeless; `first` are those of the first calls."""
+    calls = {name: 3 if first[name] < SHORT else 1 if first[name] < LONG else 0 for name in prepared}
+    once = {name: min([first[name], *(WALL.once(work.run) for _ in range(calls[name]))]) for name, work in prepared.items()}
     least = min(once.values())
     runs = {name: work.run for name, work in prepared.items() if name == chosen or once[name] <= HOPELESS * least}
     return once | {name: t["median"] for name, t in interleaved(runs, rounds=rounds, seconds=seconds).items()}
