@@ -53,7 +53,10 @@ def measured(problem: Problem, seconds: float, *, quick: bool = False) -> dict:
 def select(
     prepared: Mapping[str, Prepared], first: Mapping[str, float], chosen: str, seconds: float, *, rounds: int
 ) -> dict[str, float]:
-    """Seconds of every candidate: a median, or the least of few calls of one that is hopeless; `first` are those of the first calls."""
+    """Seconds of every candidate: a median, or the least of few calls of one that is hopeless.
+
+    `first` is how long the first calls took, in which the results were compared.
+    """
     calls = {name: 3 if first[name] < SHORT else 1 if first[name] < LONG else 0 for name in prepared}
     once = {name: min([first[name], *(WALL.once(work.run) for _ in range(calls[name]))]) for name, work in prepared.items()}
     least = min(once.values())
