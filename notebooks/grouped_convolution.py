@@ -42,6 +42,7 @@ for axis, groups in zip(axes, (1, 2, 4, "channel-wise"), strict=True):
     axis.set(title=f"groups = {groups}\n{kernel.size} weights", xlabel="input channel", xticks=range(8), yticks=range(8))
 axes[0].set_ylabel("output channel")
 figure.suptitle("Blue: this output channel depends on this input channel")
+plt.show()
 
 # %% [markdown]
 # The kernel's layout is `(*window, channels per group, outputs)`, output `group * filters_per_group + filter`. MATLAB keeps one
@@ -54,18 +55,36 @@ print("gconv and Flax:", kernel.shape, "  MATLAB:", gconv.interop.kernel_to_matl
 # %% [markdown]
 # ## Padding: what stands outside the image
 #
-# A channel-wise convolution with a 1 x 1 window of ones does nothing but pad, so it shows what each `padding_value` adds.
+# A channel-wise convolution with a window of one sample, a one, does nothing but pad. So it shows what each `padding_value`
+# adds, here to the numbers 1 to 5. "symmetric-include-edge" repeats the samples at the edge, "symmetric-exclude-edge" does not.
+
+# %%
+modes = (0, 0.7, "replicate", "symmetric-include-edge", "symmetric-exclude-edge", "circular")
+row = jnp.arange(1.0, 6)[:, None]
+figure, axes = plt.subplots(6, 1, figsize=(7, 4), layout="constrained")
+for axis, mode in zip(axes, modes, strict=True):
+    padded = np.asarray(gconv.grouped_conv(row, jnp.ones((1, 1, 1)), padding=3, padding_value=mode))[:, 0]
+    axis.imshow(padded[None], cmap="Blues", vmin=0, vmax=14, aspect="auto")
+    for at, value in enumerate(padded):
+        inside = 3 <= at < 8
+        axis.text(at, 0, f"{value:g}", ha="center", va="center", color="black" if inside else ORANGE, weight="bold")
+    axis.set(xticks=[], yticks=[0], yticklabels=[repr(mode)])
+figure.suptitle("padding = 3 around 1, 2, 3, 4, 5; in orange what is added")
+plt.show()
+
+# %% [markdown]
+# The same on a photograph, 60 pixels on each side. The two symmetric modes differ by one row of pixels there: nobody sees it.
 
 # %%
 image = load_sample_image("flower.jpg")[60:380:2, 180:500:2].astype(np.float32) / 255
-modes = (0, 0.7, "replicate", "symmetric-include-edge", "symmetric-exclude-edge", "circular")
-figure, axes = plt.subplots(2, 3, figsize=(9, 6.4), layout="constrained")
-for axis, mode in zip(axes.flat, modes, strict=True):
+figure, axes = plt.subplots(1, 4, figsize=(10, 3), layout="constrained")
+for axis, mode in zip(axes, (0, "replicate", "symmetric-include-edge", "circular"), strict=True):
     padded = gconv.grouped_conv(image, jnp.ones((1, 1, 1, 3)), groups="channel-wise", padding=60, padding_value=mode)
     axis.imshow(np.asarray(padded).clip(0, 1))
     axis.add_patch(plt.Rectangle((60, 60), 160, 160, fill=False, edgecolor="white", linestyle="--"))
     axis.set(title=repr(mode), xticks=[], yticks=[])
 figure.suptitle("padding = 60 around the dashed square, by padding_value")
+plt.show()
 
 # %% [markdown]
 # ## How much padding: `"same"` is not `1`
@@ -83,6 +102,7 @@ for axis, padding in zip(axes, (1, "same", "same_lower", "causal"), strict=True)
     axis.set(title=f"padding = {padding!r}", xlabel="reads input sample", xticks=range(8), yticks=range(4))
 axes[0].set_ylabel("output sample")
 figure.suptitle("Window 3, stride 2: which samples each output reads")
+plt.show()
 
 # %% [markdown]
 # ## Dilation: a wider window for the same price
@@ -108,5 +128,6 @@ def stack(x):
 span = reach(stack, jnp.ones((24, 1)))[:, 0]
 axes[-1].bar(range(-23, 1), span, color=[BLUE if s else GREY for s in span])
 axes[-1].set(title="4 causal layers of window 2,\ndilations 1, 2, 4, 8", xlabel="sample, 0 is now", yticks=[])
+plt.show()
 receptive_field = int((span > 0).sum())
 print(f"the last output of the four layers depends on {receptive_field} samples, through {4 * 2} weights")

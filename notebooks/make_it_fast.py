@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from flax import linen as nn
 from flax import nnx
 
 import gconv
@@ -91,7 +92,7 @@ def timed(model, rounds: int = 7) -> dict[str, float]:
 
 
 before, parameters, prediction = timed(model), nnx.to_pure_dict(nnx.state(model)), jax.jit(lambda x: model(x))(images)
-print({name: f"{ms:.2f} ms" for name, ms in before.items()})
+print("before:", ", ".join(f"{name} {ms:.2f} ms" for name, ms in before.items()), "(medians of 7)")
 
 # %% [markdown]
 # ## One line
@@ -105,7 +106,7 @@ print(gconv.accelerate(model, dry_run=True))
 # %%
 surgery = gconv.accelerate(model)
 after = timed(model)
-print({name: f"{ms:.2f} ms" for name, ms in after.items()})
+print("after:", ", ".join(f"{name} {ms:.2f} ms" for name, ms in after.items()), "(medians of 7)")
 difference = float(jnp.abs(jax.jit(lambda x: model(x))(images) - prediction).max())
 jax.tree.map(np.testing.assert_array_equal, parameters, nnx.to_pure_dict(nnx.state(model)))
 print(f"the parameters are the same; predictions differ by at most {difference:.1e}")
@@ -119,6 +120,7 @@ axis.set(yticks=range(2), yticklabels=[*before], xlabel="milliseconds, median of
 axis.set_xlim(right=2.5 * max(before.values()))
 axis.legend()
 axis.set_title(f"batch of 4 images of 48 x 48, on {jax.devices()[0].platform}, jax {jax.__version__}")
+plt.show()
 
 # %% [markdown]
 # ## Any library, in one line
@@ -127,8 +129,6 @@ axis.set_title(f"batch of 4 images of 48 x 48, on {jax.devices()[0].platform}, j
 # process and also in functions that were compiled before; `gconv.accelerated` is the same for a block or for one function.
 
 # %%
-from flax import linen as nn  # noqa: E402
-
 module = nn.Conv(64, (3, 3), feature_group_count=64)
 features = jnp.ones((4, 24, 24, 64))
 variables = module.init(jax.random.key(0), features)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.io import savemat
 from sklearn.datasets import load_sample_image
 
 import gconv
@@ -32,8 +33,6 @@ image = load_sample_image("china.jpg")[::4, ::4].astype(np.float32)[None] / 255 
 # channels, each one a group of its own.
 
 # %%
-from scipy.io import savemat  # noqa: E402
-
 sobel = np.array([[-1, -2, -1], [0, 0, 0], [1, 2, 1]], np.float32) / 4
 weights = np.stack([np.stack([sobel, sobel.T], -1)] * 3, -1)[:, :, None]  # (height, width, channels, filters, groups)
 path = Path(tempfile.mkdtemp()) / "edges.mat"
@@ -73,6 +72,7 @@ left.imshow(image[0])
 left.set(title="image", xticks=[], yticks=[])
 right.imshow((strength / strength.max()).clip(0, 1) ** 0.6)
 right.set(title="MATLAB's filters, in gconv: edges by colour", xticks=[], yticks=[])
+plt.show()
 
 # %% [markdown]
 # ## From PyTorch
@@ -128,6 +128,7 @@ figure, axis = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
 picture = axis.imshow(shift, cmap="magma")
 axis.set(title='|padding=1 minus "same"|, stride 2', xticks=[], yticks=[])
 figure.colorbar(picture, ax=axis, label="mean over channels")
+plt.show()
 print(f"mean difference {shift.mean():.3f} of a signal of mean {float(even.mean()):.3f}: not rounding")
 
 # %% [markdown]

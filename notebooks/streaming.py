@@ -101,6 +101,7 @@ right.plot(clean[0, :, 0], color=ORANGE, linestyle="--", label="clean")
 right.plot(whole[0, :, 0], color=BLUE, label="model")
 right.set(xlabel="sample", title="A new signal")
 right.legend(loc="upper right", ncols=3)
+plt.show()
 
 # %% [markdown]
 # ## The same parameters, sample by sample
@@ -142,6 +143,7 @@ for t in range(200):
 figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
 axis.plot(1e6 * np.array(seconds[20:]), color=BLUE, linewidth=0.8)
 axis.set(xlabel="sample of the stream", ylabel="microseconds", title="Time of a step does not grow with the stream", ylim=0)
+plt.show()
 print(f"median step: {1e6 * np.median(seconds[20:]):.0f} microseconds on {jax.devices()[0].platform}")
 
 # %% [markdown]
@@ -166,3 +168,4 @@ axis.plot(np.abs(np.asarray(leaky - packed))[0].max(-1), color=ORANGE)
 for boundary in np.cumsum(lengths)[:-1]:
     axis.axvline(boundary, color=GREY, linestyle=":")
 axis.set(xlabel="sample", ylabel="difference", title="What leaks over the borders (dotted) without segment_ids")
+plt.show()

@@ -1,4 +1,4 @@
-"""Several processes on one machine train the demo's network together, lose one of their number, and go on from a checkpoint."""
+"""Several processes on one machine train a network together, lose one of their number, and go on from a checkpoint."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-trainer = pytest.importorskip("trainer", reason="the demo's network needs the extra 'notebooks'")
+trainer = pytest.importorskip("trainer", reason="the digits need the extra 'notebooks'")
 ROOT = Path(__file__).parent.parent
 PATIENCE = 120  # seconds for one of a program's milestones
 QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compiled: every process does that

@@ -1,5 +1,9 @@
-"""Every notebook runs from top to bottom and says what it found. (`digits` has a test of its own, with its accuracy.)"""
+"""Every notebook runs from top to bottom and says what it found; its .ipynb is of the same cells, and was executed.
 
+(`digits` has a test of its own, with its accuracy.)
+"""
+
+import ast
 import runpy
 from pathlib import Path
 
@@ -10,6 +14,8 @@ pytest.importorskip("sklearn", reason="the notebooks need the extra 'notebooks'"
 # Models as users write them, and optax, mix ranks and types.
 pytestmark = pytest.mark.usefixtures("lenient")
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+SCRIPTS = sorted(path for path in NOTEBOOKS.glob("*.py") if not path.name.startswith("_"))
+LARGEST, ALL = 200_000, 600_000  # bytes of an executed notebook, and of all
 
 
 @pytest.fixture
@@ -19,6 +25,7 @@ def run(monkeypatch):
 
     pyplot.switch_backend("Agg")
     pyplot.close("all")
+    monkeypatch.setattr(pyplot, "show", lambda: None)  # a notebook shows its pictures, a test looks at them
 
     def execute(name: str) -> tuple[dict, int]:
         result = runpy.run_path(str(NOTEBOOKS / f"{name}.py"))
@@ -39,7 +46,7 @@ def test_fine_tuning_learns_in_every_loop(run):
 
 def test_grouped_convolution_is_drawn(run):
     result, pictures = run("grouped_convolution")
-    assert pictures == 4 and result["receptive_field"] == 16
+    assert pictures == 5 and result["receptive_field"] == 16
 
 
 def test_moving_in_keeps_the_numbers(run):
@@ -59,10 +66,54 @@ def test_streams_are_the_whole_sequence(run):
     assert max(result[f"{kind}_error"] for kind in ("stream", "chunk", "packed")) < 1e-5
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_each_is_a_notebook_that_says_what_one_learns(path):
     jupytext = pytest.importorskip("jupytext", reason="the notebooks need the extra 'notebooks'")
     cells = jupytext.read(path, fmt="py:percent").cells
     assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
     assert "What one learns here:" in cells[0].source
     assert sum(cell.cell_type == "code" for cell in cells) >= 3
+
+
+# --- the executed notebooks -------------------------------------------------------------------------------------------
+
+
+def cells_of(path: Path) -> list:
+    jupytext = pytest.importorskip("jupytext", reason="the notebooks need the extra 'notebooks'")
+    return jupytext.read(path, **({"fmt": "py:percent"} if path.suffix == ".py" else {})).cells
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_the_pair_holds_the_same_cells(path):
+    script, executed = cells_of(path), cells_of(path.with_suffix(".ipynb"))
+    remedy = f"run `python -m notebooks {path.stem}`"
+    assert [cell.cell_type for cell in executed] == [cell.cell_type for cell in script], remedy
+    for number, (ours, theirs) in enumerate(zip(script, executed, strict=True)):
+        assert theirs.source == ours.source, f"cell {number}: {remedy}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_the_notebook_was_executed_and_shows_what_it_found(path):
+    code = [cell for cell in cells_of(path.with_suffix(".ipynb")) if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
+    for cell in code:
+        kinds = [output.output_type for output in cell.outputs]
+        assert set(kinds) <= {"stream", "display_data"}, f"an error, or a value that nobody asked for: {cell.outputs}"
+        assert all(output.name == "stdout" for output in cell.outputs if output.output_type == "stream"), cell.outputs
+        statements = [node for node in ast.parse(cell.source).body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        called = {call.func for node in statements for call in ast.walk(node) if isinstance(call, ast.Call)}
+        names = {ast.unparse(function) for function in called}
+        assert "print" not in names or "stream" in kinds, f"prints, and shows nothing: {cell.source}"
+        assert "plt.subplots" not in names or "display_data" in kinds, f"draws, and shows nothing: {cell.source}"
+
+
+def test_pictures_are_small():
+    sizes = {path.name: path.stat().st_size for path in NOTEBOOKS.glob("*.ipynb")}
+    assert len(sizes) == len(SCRIPTS)
+    assert max(sizes.values()) <= LARGEST and sum(sizes.values()) <= ALL, sizes
+
+
+def test_no_machine_shows():
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        text = path.read_text()
+        assert str(Path.home()) not in text and "/tmp/" not in text and "site-packages" not in text, path.name

@@ -1,4 +1,4 @@
-"""One of several processes that train the demo's network together, on a mesh of data x groups; `test_multi_process` runs it.
+"""One of several processes that train a network together, on a mesh of data x groups; `test_multi_process` runs it.
 
     python tests/trainer.py PROCESS COUNT PORT CHECKPOINT START SAVE END
 
@@ -12,16 +12,48 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax import P
 from jax.sharding import AxisType, NamedSharding
+from sklearn.datasets import load_digits
 
 import gconv
-from notebooks import digits
 
 DATA, GROUPS, BATCH = 2, 2, 16
 LONGEST = 180  # seconds, after which a process ends whatever became of the others and of the test
+
+
+class Network(nnx.Module):
+    """A dense convolution, a channel-wise one with factors of its own, batch norm and a head."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        conv = gconv.nnx.GroupedConv
+        self.conv = conv(1, 3, 32, 1, padding="same", rngs=rngs)
+        self.norm = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
+        self.channel_wise = conv(32, 3, 1, "channel-wise", strides=2, padding="same", bias_learn_rate_factor=2, rngs=rngs)
+        self.head = nnx.Linear(4 * 4 * 32, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.channel_wise(nnx.relu(self.norm(self.conv(x)))))
+        return self.head(x.reshape(len(x), -1))
+
+
+def make_optimizer(model: nnx.Module) -> nnx.Optimizer:
+    factors = gconv.optim.factors(model)
+    scaled = gconv.optim.scale_by_learn_rate_factors(factors)
+    return nnx.Optimizer(model, optax.chain(gconv.optim.add_l2(1e-4, factors), optax.adam(5e-3), scaled), wrt=nnx.Param)
+
+
+@nnx.jit
+def train_step(model, optimizer, images, labels):
+    def loss_of(model):
+        return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
+
+    loss, gradients = nnx.value_and_grad(loss_of)(model)
+    optimizer.update(model, gradients)
+    return loss
 
 
 def setting():
@@ -30,8 +62,8 @@ def setting():
     mesh = jax.make_mesh((DATA, GROUPS), ("data", "groups"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
     def make():
-        model = digits.Network((8, 8, 1), 10, rngs=nnx.Rngs(0))
-        return model, digits.make_optimizer(model, steps=100)
+        model = Network(nnx.Rngs(0))
+        return model, make_optimizer(model)
 
     def placed(model, optimizer):
         """The optimizer's state lies where the parameters are, whatever it consists of."""
@@ -49,7 +81,8 @@ def setting():
 
 def batch_of(step: int, mesh):
     """The step's images and labels; each process reads the rows of its devices only."""
-    images, _, labels, _ = digits.load()
+    digits = load_digits()
+    images, labels = (digits.images / 16).astype(np.float32)[..., None], digits.target
     rows = np.random.default_rng(step).permutation(len(images))[:BATCH]
     sharding = NamedSharding(mesh, P("data"))
     return tuple(
@@ -77,7 +110,7 @@ def train(start: int, end: int, *, save: int | None = None, checkpoint=None, rep
                 checkpointer.save(checkpoint, tuple(nnx.to_pure_dict(nnx.state(part)) for part in (model, optimizer)))
                 checkpointer.wait_until_finished()
                 report(saved=step)
-            losses.append(float(digits.train_step(model, optimizer, *batch_of(step, mesh))[0]))
+            losses.append(float(train_step(model, optimizer, *batch_of(step, mesh))))
             report(step=step, loss=losses[-1])
     assert model.channel_wise.kernel[...].sharding.spec == P(None, None, None, "groups")
     return losses
