@@ -208,7 +208,7 @@ def _run(role, name, platform, first, second, *, geometry, dtype, precision, spl
 def must_be_portable(ctx) -> str | None:
     """Why the program may hold XLA's own operations only, or None where any code of this machine's will do.
 
-    On several devices this is asked about one device's part, after `mesh.partition` has split the role; what it leaves to XLA is a
+    On several devices this is asked about one device's part, after `partition` has split the role; what it leaves to XLA is a
     shard_map over some axes of the mesh only, and a lowering without devices or without Shardy.
     """
     module = ctx.module_context

@@ -1,18 +1,17 @@
-"""The implementations, best first. Each is a module with the three roles `y`, `x`, `w` and two questions about them.
+"""The implementations, best first: each is a module with the three roles `y`, `x`, `w`, and one question about them.
 
-`why_not(role, geometry, dtype, platform)` answers None where the implementation can run, else a sentence that says why not.
-`pass_over(role, geometry, dtype, platform, batch)` answers None where it is worth running, else a sentence that says why a
-later one is better; `batch` is the number of images, or a symbol of JAX's where it is not known. A named implementation answers
-only to the first question; the automatic choice takes the first that has neither reason, and where each has one the first that
-can run: no later one is better than it.
+`why_not(role, geometry, dtype, platform)` answers None where the implementation can run, else a sentence that says why not. A
+named implementation answers only to this question. The automatic choice takes the first that can run and that the rows of
+`gconv.backends.choice` give the problem to.
 """
 
 from types import ModuleType
 
 import jax.numpy as jnp
 
-from gconv.backends import lax, native, xla
-from gconv.backends.sums import products as products
+from gconv.backends import choice, lax, native, xla
+from gconv.backends.problem import Problem
+from gconv.backends.problem import products as products
 from gconv.geometry import Geometry
 
 TABLE: dict[str, ModuleType] = {"native": native, "xla": xla, "lax": lax}
@@ -28,30 +27,49 @@ def check_name(name: str | None) -> None:
 def choose(
     role: str, geometry: Geometry, dtype, platform: str, batch, name: str | None = None, portable: str | None = None
 ) -> str:
-    """The implementation that a role takes: the named one, or an error with its reason; with None, the first that can.
+    """The implementation that a role takes: the named one, or an error with its reason; with None, the first that takes it.
 
-    `portable` is a sentence that says why the program must hold XLA's own operations only, if it must. A name overrules it.
+    Args:
+      batch: the number of images, or a symbol of JAX's where it is not known.
+      portable: a sentence that says why the program must hold XLA's own operations only, if it must. A name overrules it.
+
+    Raises:
+      ValueError: where the named implementation cannot run the role, or where none can.
     """
     check_name(name)
     if name is not None:
         if reason := TABLE[name].why_not(role, geometry, dtype, platform):
             raise ValueError(f"implementation={name!r} cannot run role {role!r}: {reason}. implementation=None always works.")
         return name
-    case = (role, geometry, dtype, platform)
-    can = [n for n in TABLE if _cannot(n, case, portable) is None]
-    return next((n for n in can if TABLE[n].pass_over(*case, batch) is None), can[0])
+    problem = Problem(role, geometry, dtype, platform, batch)
+    cannot = {n: _cannot(n, problem, portable) for n in TABLE}
+    can = [n for n, reason in cannot.items() if reason is None]
+    if not can:
+        reasons = "; ".join(f"{n}: {reason}" for n, reason in cannot.items())
+        raise ValueError(f"no implementation can run role {role!r} on {platform!r}, got {problem.type}: {reasons}.")
+    return next((n for n in can if choice.decide(n, problem).takes), can[0])
 
 
 def reason_against(
     name: str, role: str, geometry: Geometry, dtype, platform: str, batch, portable: str | None = None
 ) -> str | None:
     """Why the automatic choice would not take the implementation, or None."""
-    case = (role, geometry, dtype, platform)
-    return _cannot(name, case, portable) or TABLE[name].pass_over(*case, batch)
+    problem = Problem(role, geometry, dtype, platform, batch)
+    if reason := _cannot(name, problem, portable):
+        return reason
+    row = choice.decide(name, problem)
+    return None if row.takes else row.say(problem)
 
 
-def _cannot(name: str, case: tuple, portable: str | None) -> str | None:
-    return TABLE[name].why_not(*case) or (portable if name in CUSTOM_CALLS else None)
+def reason_for(name: str, role: str, geometry: Geometry, dtype, platform: str, batch) -> str:
+    """Why the automatic choice takes the implementation, which it does."""
+    problem = Problem(role, geometry, dtype, platform, batch)
+    row = choice.decide(name, problem)
+    return row.say(problem) if row.takes else "no other implementation can run"
+
+
+def _cannot(name: str, p: Problem, portable: str | None) -> str | None:
+    return TABLE[name].why_not(p.role, p.g, p.dtype, p.platform) or (portable if name in CUSTOM_CALLS else None)
 
 
 def operand_type(dtype, geometry: Geometry, platform: str):

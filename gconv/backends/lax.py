@@ -29,12 +29,6 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
     return None
 
 
-def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str | None:
-    """Never: there is none after it."""
-    del role, geometry, dtype, platform, batch
-    return None
-
-
 def y(x: Array, kernel: Array, geometry: Geometry, **options) -> Array:
     """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`."""
     g, s = geometry, SPATIAL[geometry.rank]

@@ -1,7 +1,6 @@
 """The three roles as C++ kernels through XLA's foreign function interface, on CPU: `gconv.native` holds them."""
 
 import ctypes
-import math
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +8,11 @@ import numpy as np
 from jax import Array, lax
 
 from gconv import native
-from gconv.backends import sums, xla
 from gconv.dtypes import wider
 from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
 TYPES = ("float32", "float64", "bfloat16", "float16")
-# XLA's own loops are faster where a row of results has up to SHORT numbers and the window up to TAPS taps, and in depthwise
-# where a row has up to MEDIUM and the products are LITTLE (measured on 2 cores with AVX-512; with a window of 5 x 5 a short row
-# is up to four times faster here, with one of 11 x 11 ten times).
-TAPS, SHORT, MEDIUM, LITTLE = 9, 12, 200, 90_000
-# Windows of one pixel in one group with so many pairs of channels: input gradients with strides take 1.1 to 1.2 times as long
-# as XLA's, and kernel gradients over fewer than so many pixels 1.2 times (python -m benchmarks equations: 1 x 1; Zen 4).
-WIDE, FEW_PIXELS = 1 << 17, 64
 # Of any attribute of a call: what the library computes with them stays far inside 64 bits.
 LARGEST = 1 << 31
 # The precisions that do not ask for more than the default.
@@ -43,31 +34,6 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
     if too_large := [n for n in numbers if n > LARGEST]:
         return f"it takes sizes, strides, dilations and paddings of up to 2^31, got {max(too_large)}"
     return native.load()[1]
-
-
-def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str | None:
-    """Where the work is less than the call of a kernel, where channels are too few for its vectors, and where rows are shorter
-    than its tiles and windows small: XLA's own loops need no call and run across rows and images."""
-    g = geometry
-    if math.prod(g.window) == g.groups == 1 and g.channels * g.filters >= WIDE:
-        if role == "x" and max(g.strides) > 1:
-            return "XLA's matrix product of so many channels is faster where strides leave pixels out"
-        if role == "w" and isinstance(batch, int) and batch * math.prod(g.output) < FEW_PIXELS:
-            return "XLA's matrix product of so many channels is faster where there are few pixels to sum over"
-    if not sums.sums_products(role, g) or xla.pass_over(role, g, dtype, platform, batch):
-        return None
-    if sums.few_products(role, g, batch):
-        return "so few products take less time than the call of a kernel, about a microsecond"
-    if sums.leaves_vectors_empty(role, g, batch):
-        return "its kernels work along channels, and few of them leave their vectors empty"
-    if role == "w":
-        return None
-    row = g.output[-1] * g.out_channels if role == "y" else g.spatial[-1] * g.in_channels
-    taps, depthwise = math.prod(g.window), g.channels == g.filters == 1
-    little = depthwise and taps <= sums.TERMS and isinstance(batch, int) and sums.products(g, batch) <= LITTLE
-    if (row <= SHORT and taps <= TAPS) or (row <= MEDIUM and little):
-        return f"its kernels work along rows, and a row of {row} numbers is short for so little work"
-    return None
 
 
 def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:

@@ -17,17 +17,21 @@ The padding is the only zero that is ever multiplied: a NaN stays inside the win
 
 import itertools
 import math
+from dataclasses import replace
 from functools import partial, reduce
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from gconv.backends.convolution import FAR, convolution
-from gconv.backends.sums import TERMS, by_products, few_products, sums_products, thin
 from gconv.dtypes import accumulator
 from gconv.geometry import Geometry
 
 SPATIAL = ("", "W", "HW", "DHW")
+# A fused sum of more terms than these gets slower per term, and beyond a hundred XLA stops fusing it (ten times slower).
+TERMS = 49
+# channels * filters up to which products beat matrix products.
+NARROW = 64
 # One convolution per group costs about 30 ms of compile time.
 GROUPS = 64
 # Of the numbers of one image with its padding.
@@ -50,50 +54,11 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
     return None
 
 
-def pass_over(role: str, geometry: Geometry, dtype, platform: str, batch) -> str | None:
-    """Why lax is as fast or faster, or None. Measured on a 2-core AVX2 machine, and on an H100."""
-    g = geometry
-    if platform == "cuda":
-        return _pass_over_on_cuda(role, g, dtype)
-    if platform != "cpu":
-        return f"measured on CPU and CUDA only; {platform!r} has convolution kernels of its own"
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return f"measured for floating point only, not for {jnp.dtype(dtype).name}"
-    if g.groups == 1 and g.channels * g.filters > 1 and not (thin(role, g) or few_products(role, g, batch)):
-        return "one group is an ordinary convolution, which lax does well"
-    # Role "x" gains far more from strides, but each of its phases is a program to compile.
-    if math.prod(g.strides) > (limit := 64 if role == "x" else 16):
-        return f"strides {g.strides} skip too much: a product of {math.prod(g.strides)}, more than {limit}"
-    if role == "w" and g.channels == 1 and g.filters > 8:
-        return f"{g.filters} filters per channel repeat the input too often, more than 8"
-    if sums_products(role, g):
-        return None
-    if g.groups > GROUPS:
-        return f"one convolution for each of {g.groups} groups compiles too slowly, more than {GROUPS}"
-    bits, name = jnp.finfo(dtype).bits, jnp.dtype(dtype).name
-    if role != "w" and bits > 32:
-        return f"XLA has no fast path for ordinary convolutions in {name}"
-    if role != "w":
-        return "a window of one pixel leaves nothing to gain" if math.prod(g.window) == 1 else None
-    if bits < 32:
-        return f"summing {name} in float32 group by group is no faster"
-    if not _dense_gradient(g) and min(g.channels, g.filters) < 16:
-        return f"matrix products of {g.channels} x {g.filters} per tap and group are too small"
-    return "too few pixels for one convolution per group" if math.prod(g.output) < 49 else None
-
-
-def _pass_over_on_cuda(role: str, g: Geometry, dtype) -> str | None:
-    """cuDNN's kernels for depthwise are good at plain 2-D. Beyond it sums of products are 1.2 to 14 times as fast, and in role
-    "w", with dilation or several filters, 6 to 124 times (H100, float32, batch 64; benchmarks/results/h100)."""
-    if not (dtype == jnp.float32 or (dtype == jnp.bfloat16 and g.rank == 1)):  # the latter is computed in float32 there
-        return f"measured on CUDA in float32 only, not in {jnp.dtype(dtype).name}"
-    taps, strides = math.prod(g.window), math.prod(g.strides)
-    if g.groups == 1 or g.channels != 1 or g.filters > 8 or g.rank > 2 or strides > 4 or taps > (TERMS if strides == 1 else 25):
-        return "not measured on CUDA, or no faster there"
-    beyond = max(g.dilation) > 1 or g.filters > 1
-    if role != "w":
-        beyond = beyond or g.rank == 1 or max(g.strides) > 1
-    return None if beyond else "cuDNN does it well"
+def sums_products(role: str, g: Geometry) -> bool:
+    """Whether a role is written as sums of products alone, without a convolution or matrix product."""
+    if role == "w":
+        return g.channels == 1
+    return _by_products(g if role == "y" else replace(g, channels=g.filters, filters=g.channels))
 
 
 def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:
@@ -121,7 +86,7 @@ def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision) -> Array:
         result = jnp.zeros(g.kernel_shape, x.dtype)
     elif g.channels == 1:
         result = _gradient_by_products(jnp.repeat(_pad(x, g), g.filters, axis=-1), y, g)
-    elif _dense_gradient(g) and not jnp.issubdtype(x.dtype, jnp.integer):
+    elif is_dense_gradient(g) and not jnp.issubdtype(x.dtype, jnp.integer):
         result = _gradient_by_dense(x, y, g, precision)
     else:
         result = _gradient_by_matmuls(x, y, g, precision)
@@ -134,7 +99,7 @@ def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision) -> Array:
 def _convolve(x: Array, kernel: Array, g: Geometry, precision) -> Array:
     if 0 in g.output:
         return jnp.zeros(g.y_shape(x.shape[0]), x.dtype)
-    if by_products(g):
+    if _by_products(g):
         return _products(x, kernel, g)
     if g.groups > GROUPS or jnp.issubdtype(x.dtype, jnp.integer):
         return _matmuls(x, kernel, g, precision)
@@ -142,6 +107,11 @@ def _convolve(x: Array, kernel: Array, g: Geometry, precision) -> Array:
     numbers = (f"N{s}C", f"{s}IO", f"N{s}C")
     x, kernel = _split(x, g.groups), _split(kernel, g.groups)
     return _per_group(x, kernel, g.strides, g.padding, g.dilation, numbers, precision)
+
+
+def _by_products(g: Geometry) -> bool:
+    """Whether role "y" is unrolled over taps and channels."""
+    return g.channels == 1 or (g.channels * g.filters <= NARROW and g.channels * math.prod(g.window[1:]) <= TERMS)
 
 
 def _products(x: Array, kernel: Array, g: Geometry) -> Array:
@@ -260,7 +230,7 @@ def _gradient_by_dense(x: Array, y: Array, g: Geometry, precision) -> Array:
     return _per_group(x, y, g.dilation, padding, g.strides, (f"C{s}N", f"I{s}O", f"{s}NC"), precision)
 
 
-def _dense_gradient(g: Geometry) -> bool:
+def is_dense_gradient(g: Geometry) -> bool:
     """Whether a group's kernel gradient is a convolution that XLA does well: not with `y` dilated, nor of one pixel."""
     return g.groups <= GROUPS and math.prod(g.window) > 1 and max(g.strides) == 1
 

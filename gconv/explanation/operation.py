@@ -49,6 +49,7 @@ class Role:
     Attributes:
       role: "y" (the convolution), "x" (the input gradient) or "w" (the kernel gradient).
       implementation: the name of what would run.
+      why: the sentence of the rule that takes it.
       reasons: for each implementation that would not, why.
       flops: multiplications plus additions, padding counted as if it were data.
       bytes: of both operands and the result, each touched once: the least that can move.
@@ -57,6 +58,7 @@ class Role:
 
     role: str
     implementation: str
+    why: str
     reasons: dict[str, str]
     flops: int
     bytes: int
@@ -83,6 +85,7 @@ class Explanation:
         for r in self.roles:
             scratch = "scratch not known here" if r.scratch is None else f"{r.scratch:,} bytes of scratch"
             lines.append(f"{r.role}: {r.implementation:<6} {r.flops:,} FLOPs, {r.bytes:,} bytes, {scratch}")
+            lines.append(f"   {r.implementation}: {r.why}")
             lines += [f"   not {name}: {reason}" for name, reason in r.reasons.items()]
         return "\n".join(lines)
 
@@ -161,16 +164,21 @@ def explain(
 
     def one(role: str) -> Role:
         operand = wider(*(of[name].dtype for name in roles.OPERANDS[role]))
-        chosen = backends.choose(role, geom, operand, where, batch, implementation)
-        reasons = {n: backends.reason_against(n, role, geom, operand, where, batch) for n in backends.TABLE if n != chosen}
-        if implementation is not None:
-            reasons = {name: f"implementation={implementation!r} was named" for name in reasons}
+        problem = (role, geom, operand, where, batch)
+        chosen = backends.choose(*problem, implementation)
+        others = [name for name in backends.TABLE if name != chosen]
+        if implementation is None:
+            why = backends.reason_for(chosen, *problem)
+            reasons = {name: backends.reason_against(name, *problem) or f"{chosen} comes before it" for name in others}
+        else:
+            why = "it was named"
+            reasons = dict.fromkeys(others, f"implementation={implementation!r} was named")
         scratch = None
         if where == platform_here():
             options = dict(geometry=geom, dtype=of[role].dtype, precision=precision, implementation=chosen)
             run = jax.jit(lambda a, b: roles.bind(role, dict(zip(roles.OPERANDS[role], (a, b), strict=True)), **options))
             memory = run.lower(*(of[name] for name in roles.OPERANDS[role])).compile().memory_analysis()
             scratch = None if memory is None else memory.temp_size_in_bytes
-        return Role(role, chosen, {n: r or f"{chosen} comes before it" for n, r in reasons.items()}, flops, moved, scratch)
+        return Role(role, chosen, why, reasons, flops, moved, scratch)
 
     return Explanation(geom, where, tuple(one(role) for role in roles.OPERANDS))
