@@ -57,8 +57,9 @@ def conv_general_dilated(
     float32.
 
     Args:
-      lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
-      batch_group_count, precision, preferred_element_type, out_sharding: as in `jax.lax.conv_general_dilated`.
+      lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation: as in `jax.lax.conv_general_dilated`.
+      dimension_numbers, feature_group_count, batch_group_count: as there.
+      precision, preferred_element_type, out_sharding: as there.
       implementation: None to let gconv choose, which always works, or a name of `gconv.implementations()`, which runs, also in
         the derivatives, or raises with the reason when the call is lowered.
 
