@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
 #include <random>
 #include <string>
@@ -34,9 +35,11 @@ using namespace gconv;
 namespace {
 
 struct Threads {  // every task a thread of its own
+  std::mutex mutex;
   std::vector<std::thread> all;
   template <class F>
   void Schedule(F&& f) {
+    std::lock_guard<std::mutex> lock(mutex);
     all.reserve(8);
     all.emplace_back(std::forward<F>(f));
   }
