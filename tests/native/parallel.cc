@@ -18,6 +18,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <functional>
+#include <future>
 #include <limits>
 #include <map>
 #include <memory>
@@ -209,17 +210,12 @@ struct Workers {  // a pool with a number of threads
   std::mutex mutex;
   std::condition_variable changed;
   std::queue<std::function<void()>> tasks;
-  bool over = false;
   std::vector<std::thread> all;
   explicit Workers(int64_t threads) {
     for (int64_t i = 0; i < threads; ++i) all.emplace_back([this] { work(); });
   }
   ~Workers() {
-    {
-      std::lock_guard<std::mutex> lock(mutex);
-      over = true;
-    }
-    changed.notify_all();
+    Schedule({});
     for (auto& thread : all) thread.join();
   }
   void Schedule(std::function<void()> task) {
@@ -230,15 +226,13 @@ struct Workers {  // a pool with a number of threads
     changed.notify_one();
   }
   void work() {
-    for (;;) {
-      std::function<void()> task;
-      {
-        std::unique_lock<std::mutex> lock(mutex);
-        changed.wait(lock, [&] { return over || !tasks.empty(); });
-        if (tasks.empty()) return;
-        task = std::move(tasks.front());
-        tasks.pop();
-      }
+    for (std::unique_lock<std::mutex> lock(mutex);; lock.lock()) {
+      changed.wait(lock, [&] { return !tasks.empty(); });
+      auto task = std::move(tasks.front());
+      if (task) tasks.pop();  // an empty task is the last one: it stays for the other threads
+      lock.unlock();
+      changed.notify_one();
+      if (!task) return;
       task();
     }
   }
@@ -257,8 +251,6 @@ struct Later {  // a pool whose tasks run when they are asked to
 template <class Pool>
 struct Handle {
   Pool* pool;
-  explicit Handle(Pool* pool) : pool(pool) {}
-  ~Handle() { pool = nullptr; }
   void Schedule(std::function<void()> task) { pool->Schedule(std::move(task)); }
 };
 
@@ -268,7 +260,7 @@ bool loop(Pool& pool, int64_t threads, int64_t units, int64_t grain, const F& bo
   auto run = [](void* argument, int64_t first, int64_t last) {
     return (*static_cast<const F*>(argument))(first, last);
   };
-  auto handle = std::make_unique<Handle<Pool>>(&pool);
+  std::unique_ptr<Handle<Pool>> handle(new Handle<Pool>{&pool});
   OnPool<Handle<Pool>> parallel(handle.get(), threads, units % 2);
   return parallel.run(parallel, units, grain, run, const_cast<F*>(&body));
 }
@@ -316,18 +308,9 @@ void nest(int64_t threads) {
   };
   std::string where = " with " + std::to_string(threads) + " threads in the pool";
   check(loop(pool, 8, 40, 1, nested), "a loop in a loop" + where);
-  std::mutex mutex;
-  std::condition_variable changed;
-  int good = -1;
-  pool.Schedule([&] {
-    bool result = loop(pool, 8, 40, 1, nested);
-    std::lock_guard<std::mutex> lock(mutex);
-    good = result;
-    changed.notify_all();
-  });
-  std::unique_lock<std::mutex> lock(mutex);
-  changed.wait(lock, [&] { return good >= 0; });
-  check(good == 1, "a loop in a loop in a task" + where);
+  std::promise<bool> good;
+  pool.Schedule([&] { good.set_value(loop(pool, 8, 40, 1, nested)); });
+  check(good.get_future().get(), "a loop in a loop in a task" + where);
 }
 
 void run_all() {
