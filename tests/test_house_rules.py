@@ -101,7 +101,7 @@ def test_the_order_lists_only_what_exists(module):
     ("module", "source"),
     (
         ("geometry", "from gconv.op import grouped_conv"),
-        ("layer", "import gconv.nnx"),
+        ("layers", "import gconv.nnx"),
         ("roles", "from gconv import op\n    from gconv.mesh import sharding"),
     ),
 )
