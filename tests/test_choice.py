@@ -115,6 +115,9 @@ def test_a_batch_that_is_not_known_counts_as_much_work():
     assert says(4).takes and not says(64).takes
     assert says(b) is says(64)
     assert Problem("y", g, jnp.float32, "cpu", b).products == float("inf")
+    _, g = geometry((1, 7, 7, 512), (1, 1, 512, 512))
+    says = lambda batch: choice.decide("native", Problem("w", g, jnp.dtype("float32"), "cpu", batch))
+    assert not says(1).takes and says(2).takes and says(b).takes
 
 
 def test_a_problem_that_all_leave_goes_to_the_first_that_can_run():
