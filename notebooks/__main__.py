@@ -27,7 +27,9 @@ def execute(script: Path) -> Path:
     """Writes the executed notebook beside the script, without what differs from run to run: times, names and versions."""
     notebook = jupytext.read(script, fmt="py:percent")
     with tempfile.TemporaryDirectory() as folder:  # where the notebook leaves its files
-        NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+        NotebookClient(
+            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
+        ).execute()
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python", "file_extension": ".py", "pygments_lexer": "ipython3"},
@@ -65,7 +67,9 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "matplotlibrc").write_text(f"figure.dpi: {DOTS}\n")
         os.environ["MATPLOTLIBRC"] = folder
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH")))
+        )
         for script in [HERE / f"{name}.py" for name in sys.argv[1:]] or SCRIPTS:
             target = execute(script)
             print(f"{target.relative_to(HERE.parent)}: {target.stat().st_size / 1000:.0f} kB")

@@ -68,20 +68,30 @@ keep(figure, "digits.png")
 class Network(nnx.Module):
     def __init__(self, image_shape: tuple[int, int, int], classes: int, *, rngs: nnx.Rngs):
         height, width, channels = image_shape
-        self.conv = gconv.nnx.GroupedConv(channels, 3, filters_per_group=32, groups=1, padding="same", name="conv", rngs=rngs)
+        self.conv = gconv.nnx.GroupedConv(
+            channels, 3, filters_per_group=32, groups=1, padding="same", name="conv", rngs=rngs
+        )
         self.channel_wise = gconv.nnx.GroupedConv(
             32, 3, filters_per_group=1, groups="channel-wise", strides=2, padding="same",
             bias_learn_rate_factor=2, name="channel-wise", rngs=rngs,
         )  # fmt: skip
         self.pointwise = gconv.nnx.GroupedConv(
-            32, 1, filters_per_group=16, groups=1, bias_learn_rate_factor=2, name="pointwise", rngs=rngs
+            32,
+            1,
+            filters_per_group=16,
+            groups=1,
+            bias_learn_rate_factor=2,
+            name="pointwise",
+            rngs=rngs,
         )
         self.norms = nnx.List([nnx.BatchNorm(n, momentum=0.9, rngs=rngs) for n in (32, 32, 16)])
         pooled = -(-height // 2) // 2 * (-(-width // 2) // 2)
         self.head = nnx.Linear(pooled * 16, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        for layer, norm in zip((self.conv, self.channel_wise, self.pointwise), self.norms, strict=True):
+        for layer, norm in zip(
+            (self.conv, self.channel_wise, self.pointwise), self.norms, strict=True
+        ):
             x = nnx.relu(norm(layer(x)))
         x = nnx.max_pool(x, (2, 2), strides=(2, 2))
         return self.head(x.reshape(len(x), -1))
@@ -146,7 +156,10 @@ for epoch in range(1, EPOCHS + 1):
     for curve, value in zip(curves.values(), (loss, train_accuracy, accuracy), strict=True):
         curve.append(value)
     if epoch == 1 or epoch % 10 == 0:
-        print(f"epoch {epoch:>2}: loss {loss:.4f}, accuracy {train_accuracy:.2%}, held out {accuracy:.2%}")
+        print(
+            f"epoch {epoch:>2}: loss {loss:.4f}, accuracy {train_accuracy:.2%}, "
+            f"held out {accuracy:.2%}"
+        )
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -155,7 +168,9 @@ left.semilogy(epochs, curves["loss"], color=BLUE)
 left.set(xlabel="epoch", ylabel="cross-entropy", title="Training loss")
 right.plot(epochs, curves["training"], color=BLUE, label="training")
 right.plot(epochs, curves["held out"], color=ORANGE, linestyle="--", label="held out")
-right.set(xlabel="epoch", ylabel="accuracy", title=f"Held out: {accuracy:.2%} of {len(held_out)} images")
+right.set(
+    xlabel="epoch", ylabel="accuracy", title=f"Held out: {accuracy:.2%} of {len(held_out)} images"
+)
 right.legend()
 keep(figure, "curves.png")
 
@@ -194,7 +209,9 @@ figure, axes = plt.subplots(2, 8, figsize=(9, 3), layout="constrained")
 for axis, i in zip(axes.flat, [*range(8), *certainty.argsort()[:8]], strict=True):
     axis.imshow(held_out[i, ..., 0], cmap="gray_r")
     right = guesses[i] == held_out_labels[i]
-    title = f"{guesses[i]}: {probabilities[i].max():.0%}" + ("" if right else f" ({held_out_labels[i]})")
+    title = f"{guesses[i]}: {probabilities[i].max():.0%}" + (
+        "" if right else f" ({held_out_labels[i]})"
+    )
     axis.set_title(title, fontsize=9, color=BLUE if right else ORANGE)
     axis.set(xticks=[], yticks=[])
 keep(figure, "predictions.png")
@@ -211,9 +228,14 @@ with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(OUTPUT / "checkpoint", nnx.to_pure_dict(nnx.state(model)), force=True)
     checkpointer.wait_until_finished()
     state = nnx.state(restored)
-    nnx.replace_by_pure_dict(state, checkpointer.restore(OUTPUT / "checkpoint", nnx.to_pure_dict(state)))
+    nnx.replace_by_pure_dict(
+        state, checkpointer.restore(OUTPUT / "checkpoint", nnx.to_pure_dict(state))
+    )
 nnx.update(restored, state)
 restored.eval()
 np.testing.assert_array_equal(predict(model, held_out), predict(restored, held_out))
-print(f"held-out accuracy: {accuracy:.2%} of {len(held_out)} images; the restored network predicts the same")
+print(
+    f"held-out accuracy: {accuracy:.2%} of {len(held_out)} images; "
+    "the restored network predicts the same"
+)
 print(f"pictures and checkpoint: {OUTPUT.name}")

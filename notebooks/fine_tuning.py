@@ -45,7 +45,9 @@ RULES = {
 class Backbone(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
         self.conv = gconv.nnx.GroupedConv(1, 3, 16, 1, padding="same", rngs=rngs)
-        self.depthwise = gconv.nnx.GroupedConv(16, 3, 2, "channel-wise", strides=2, padding="same", rngs=rngs)
+        self.depthwise = gconv.nnx.GroupedConv(
+            16, 3, 2, "channel-wise", strides=2, padding="same", rngs=rngs
+        )
         self.norm = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
 
     def __call__(self, x):
@@ -80,7 +82,9 @@ def accuracy(logits, labels) -> float:
 
 # %%
 model = Classifier(nnx.Rngs(0))
-optimizer = nnx.Optimizer(model, gconv.optim.adam(3e-3, factors=gconv.optim.factors(model)), wrt=nnx.Param)
+optimizer = nnx.Optimizer(
+    model, gconv.optim.adam(3e-3, factors=gconv.optim.factors(model)), wrt=nnx.Param
+)
 for _ in range(60):
     nnx_step(model, optimizer, images[first], labels[first])
 
@@ -93,9 +97,13 @@ optimizer = nnx.Optimizer(model, gconv.optim.adam(3e-4, factors=factors), wrt=nn
 for _ in range(60):
     nnx_step(model, optimizer, images[second], labels[second] - 5)
 nnx_accuracy = accuracy(model(images[second]), labels[second] - 5)
-jax.tree.map(np.testing.assert_array_equal, backbone_before, nnx.to_pure_dict(nnx.state(model.backbone)))
+jax.tree.map(
+    np.testing.assert_array_equal, backbone_before, nnx.to_pure_dict(nnx.state(model.backbone))
+)
 moments = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(optimizer)) if leaf.ndim)
-print(f"nnx.Optimizer: {nnx_accuracy:.1%} on the new digits, {moments:,} numbers of optimizer state")
+print(
+    f"nnx.Optimizer: {nnx_accuracy:.1%} on the new digits, {moments:,} numbers of optimizer state"
+)
 
 # %% [markdown]
 # ## 2. A plain jitted loop over a dict of parameters
@@ -103,8 +111,13 @@ print(f"nnx.Optimizer: {nnx_accuracy:.1%} on the new digits, {moments:,} numbers
 # Any tree of arrays will do (Haiku, Equinox, your own). Nothing is declared in it, so the rules say everything.
 
 # %%
-params = {"backbone": {"kernel": model.backbone.conv.kernel[...]}, "head": {"w": jnp.zeros((64 * 16, 5)), "bias": jnp.zeros(5)}}
-plain_factors = gconv.optim.factors(params, rules={k: v for k, v in RULES.items() if "norm" not in k})
+params = {
+    "backbone": {"kernel": model.backbone.conv.kernel[...]},
+    "head": {"w": jnp.zeros((64 * 16, 5)), "bias": jnp.zeros(5)},
+}
+plain_factors = gconv.optim.factors(
+    params, rules={k: v for k, v in RULES.items() if "norm" not in k}
+)
 solver = optax.chain(
     gconv.optim.add_l2(1e-4, plain_factors),
     optax.sgd(0.02, momentum=0.9),
@@ -143,7 +156,13 @@ class LinenClassifier(nn.Module):
     @nn.compact
     def __call__(self, x):
         conv = gconv.linen.GroupedConv(
-            3, 16, 1, padding="same", kernel_learn_rate_factor=0, bias_learn_rate_factor=0, name="backbone"
+            3,
+            16,
+            1,
+            padding="same",
+            kernel_learn_rate_factor=0,
+            bias_learn_rate_factor=0,
+            name="backbone",
         )
         x = nn.relu(conv(x)).reshape(len(x), -1)
         return nn.Dense(5, name="head")(x)
@@ -153,7 +172,9 @@ linen_model = LinenClassifier()
 variables = linen_model.init(jax.random.key(0), images[:1])
 linen_factors = gconv.optim.factors(variables, rules={"head/*": Factor(learn_rate=10)})
 train_state = TrainState.create(
-    apply_fn=linen_model.apply, params=variables["params"], tx=gconv.optim.sgdm(1e-3, factors=linen_factors)
+    apply_fn=linen_model.apply,
+    params=variables["params"],
+    tx=gconv.optim.sgdm(1e-3, factors=linen_factors),
 )
 
 
@@ -165,6 +186,10 @@ def linen_step(state, x, y):
 
 for _ in range(60):
     train_state = linen_step(train_state, images[second], labels[second] - 5)
-linen_accuracy = accuracy(linen_model.apply({"params": train_state.params}, images[second]), labels[second] - 5)
-np.testing.assert_array_equal(train_state.params["backbone"]["kernel"], variables["params"]["backbone"]["kernel"])
+linen_accuracy = accuracy(
+    linen_model.apply({"params": train_state.params}, images[second]), labels[second] - 5
+)
+np.testing.assert_array_equal(
+    train_state.params["backbone"]["kernel"], variables["params"]["backbone"]["kernel"]
+)
 print(f"TrainState: {linen_accuracy:.1%}")

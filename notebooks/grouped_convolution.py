@@ -39,7 +39,12 @@ for axis, groups in zip(axes, (1, 2, 4, "channel-wise"), strict=True):
     kernel = jnp.ones((1, channels // count, channels))
     matrix = reach(lambda x, k=kernel, g=groups: gconv.grouped_conv(x, k, groups=g)[0], x)[:, 0]
     axis.imshow(matrix, cmap="Blues", vmin=0, vmax=1.4)
-    axis.set(title=f"groups = {groups}\n{kernel.size} weights", xlabel="input channel", xticks=range(8), yticks=range(8))
+    axis.set(
+        title=f"groups = {groups}\n{kernel.size} weights",
+        xlabel="input channel",
+        xticks=range(8),
+        yticks=range(8),
+    )
 axes[0].set_ylabel("output channel")
 figure.suptitle("Blue: this output channel depends on this input channel")
 plt.show()
@@ -50,7 +55,12 @@ plt.show()
 
 # %%
 kernel = jnp.zeros((3, 3, 2, 12))  # 3 groups of 2 -> 4 channels
-print("gconv and Flax:", kernel.shape, "  MATLAB:", gconv.interop.kernel_to_matlab(kernel, groups=3).shape)
+print(
+    "gconv and Flax:",
+    kernel.shape,
+    "  MATLAB:",
+    gconv.interop.kernel_to_matlab(kernel, groups=3).shape,
+)
 
 # %% [markdown]
 # ## Padding: what stands outside the image
@@ -63,11 +73,21 @@ modes = (0, 0.7, "replicate", "symmetric-include-edge", "symmetric-exclude-edge"
 row = jnp.arange(1.0, 6)[:, None]
 figure, axes = plt.subplots(6, 1, figsize=(7, 4), layout="constrained")
 for axis, mode in zip(axes, modes, strict=True):
-    padded = np.asarray(gconv.grouped_conv(row, jnp.ones((1, 1, 1)), padding=3, padding_value=mode))[:, 0]
+    padded = np.asarray(
+        gconv.grouped_conv(row, jnp.ones((1, 1, 1)), padding=3, padding_value=mode)
+    )[:, 0]
     axis.imshow(padded[None], cmap="Blues", vmin=0, vmax=14, aspect="auto")
     for at, value in enumerate(padded):
         inside = 3 <= at < 8
-        axis.text(at, 0, f"{value:g}", ha="center", va="center", color="black" if inside else ORANGE, weight="bold")
+        axis.text(
+            at,
+            0,
+            f"{value:g}",
+            ha="center",
+            va="center",
+            color="black" if inside else ORANGE,
+            weight="bold",
+        )
     axis.set(xticks=[], yticks=[0], yticklabels=[repr(mode)])
 figure.suptitle("padding = 3 around 1, 2, 3, 4, 5; in orange what is added")
 plt.show()
@@ -79,7 +99,9 @@ plt.show()
 image = load_sample_image("flower.jpg")[60:380:2, 180:500:2].astype(np.float32) / 255
 figure, axes = plt.subplots(1, 4, figsize=(10, 3), layout="constrained")
 for axis, mode in zip(axes, (0, "replicate", "symmetric-include-edge", "circular"), strict=True):
-    padded = gconv.grouped_conv(image, jnp.ones((1, 1, 1, 3)), groups="channel-wise", padding=60, padding_value=mode)
+    padded = gconv.grouped_conv(
+        image, jnp.ones((1, 1, 1, 3)), groups="channel-wise", padding=60, padding_value=mode
+    )
     axis.imshow(np.asarray(padded).clip(0, 1))
     axis.add_patch(plt.Rectangle((60, 60), 160, 160, fill=False, edgecolor="white", linestyle="--"))
     axis.set(title=repr(mode), xticks=[], yticks=[])
@@ -97,9 +119,16 @@ plt.show()
 x, kernel = jnp.ones((8, 1)), jnp.ones((3, 1, 1))
 figure, axes = plt.subplots(1, 4, figsize=(10, 2.6), layout="constrained", sharey=True)
 for axis, padding in zip(axes, (1, "same", "same_lower", "causal"), strict=True):
-    matrix = reach(lambda x, p=padding: gconv.grouped_conv(x, kernel, strides=2, padding=p)[:, 0], x)[..., 0]
+    matrix = reach(
+        lambda x, p=padding: gconv.grouped_conv(x, kernel, strides=2, padding=p)[:, 0], x
+    )[..., 0]
     axis.imshow(matrix, cmap="Oranges", vmin=0, vmax=1.4)
-    axis.set(title=f"padding = {padding!r}", xlabel="reads input sample", xticks=range(8), yticks=range(4))
+    axis.set(
+        title=f"padding = {padding!r}",
+        xlabel="reads input sample",
+        xticks=range(8),
+        yticks=range(4),
+    )
 axes[0].set_ylabel("output sample")
 figure.suptitle("Window 3, stride 2: which samples each output reads")
 plt.show()
@@ -112,9 +141,13 @@ plt.show()
 
 # %%
 image = jnp.ones((17, 17, 1))
-figure, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained", width_ratios=(1, 1, 1, 1.9))
+figure, axes = plt.subplots(
+    1, 4, figsize=(11, 3), layout="constrained", width_ratios=(1, 1, 1, 1.9)
+)
 for axis, dilation in zip(axes, (1, 2, 4), strict=False):
-    center = lambda x, d=dilation: gconv.grouped_conv(x, jnp.ones((3, 3, 1, 1)), dilation=d, padding="same")[8, 8, 0]
+    center = lambda x, d=dilation: gconv.grouped_conv(
+        x, jnp.ones((3, 3, 1, 1)), dilation=d, padding="same"
+    )[8, 8, 0]
     axis.imshow(reach(center, image)[..., 0], cmap="Blues", vmin=0, vmax=1.4)
     axis.set(title=f"dilation = {dilation}", xticks=[], yticks=[])
 
@@ -127,7 +160,11 @@ def stack(x):
 
 span = reach(stack, jnp.ones((24, 1)))[:, 0]
 axes[-1].bar(range(-23, 1), span, color=[BLUE if s else GREY for s in span])
-axes[-1].set(title="4 causal layers of window 2,\ndilations 1, 2, 4, 8", xlabel="sample, 0 is now", yticks=[])
+axes[-1].set(
+    title="4 causal layers of window 2,\ndilations 1, 2, 4, 8", xlabel="sample, 0 is now", yticks=[]
+)
 plt.show()
 receptive_field = int((span > 0).sum())
-print(f"the last output of the four layers depends on {receptive_field} samples, through {4 * 2} weights")
+print(
+    f"the last output depends on {receptive_field} samples, through {4 * 2} weights"
+)

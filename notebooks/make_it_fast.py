@@ -30,7 +30,9 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 # %%
 class Block(nnx.Module):
     def __init__(self, channels, out, groups, strides, *, rngs):
-        self.spatial = nnx.Conv(channels, channels, (3, 3), strides=strides, feature_group_count=groups, rngs=rngs)
+        self.spatial = nnx.Conv(
+            channels, channels, (3, 3), strides=strides, feature_group_count=groups, rngs=rngs
+        )
         self.pointwise = nnx.Conv(channels, out, (1, 1), rngs=rngs)
 
     def __call__(self, x):
@@ -91,7 +93,11 @@ def timed(model, rounds: int = 7) -> dict[str, float]:
     return found
 
 
-before, parameters, prediction = timed(model), nnx.to_pure_dict(nnx.state(model)), jax.jit(lambda x: model(x))(images)
+before, parameters, prediction = (
+    timed(model),
+    nnx.to_pure_dict(nnx.state(model)),
+    jax.jit(lambda x: model(x))(images),
+)
 print("before:", ", ".join(f"{name} {ms:.2f} ms" for name, ms in before.items()), "(medians of 7)")
 
 # %% [markdown]
@@ -113,13 +119,22 @@ print(f"the parameters are the same; predictions differ by at most {difference:.
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
-for shift, (label, color, times) in zip((0.19, -0.19), (("before", ORANGE, before), ("after", BLUE, after)), strict=True):
+for shift, (label, color, times) in zip(
+    (0.19, -0.19), (("before", ORANGE, before), ("after", BLUE, after)), strict=True
+):
     bars = axis.barh(np.arange(2) + shift, [*times.values()], height=0.36, color=color, label=label)
     axis.bar_label(bars, fmt=" %.1f ms")
-axis.set(yticks=range(2), yticklabels=[*before], xlabel="milliseconds, median of 7, logarithmic", xscale="log")
+axis.set(
+    yticks=range(2),
+    yticklabels=[*before],
+    xlabel="milliseconds, median of 7, logarithmic",
+    xscale="log",
+)
 axis.set_xlim(right=2.5 * max(before.values()))
 axis.legend()
-axis.set_title(f"batch of 4 images of 48 x 48, on {jax.devices()[0].platform}, jax {jax.__version__}")
+axis.set_title(
+    f"batch of 4 images of 48 x 48, on {jax.devices()[0].platform}, jax {jax.__version__}"
+)
 plt.show()
 
 # %% [markdown]
@@ -133,6 +148,9 @@ module = nn.Conv(64, (3, 3), feature_group_count=64)
 features = jnp.ones((4, 24, 24, 64))
 variables = module.init(jax.random.key(0), features)
 report = gconv.install()
-print("gconv's role in the program:", "gconv_y" in jax.jit(module.apply).lower(variables, features).as_text(debug_info=True))
+print(
+    "gconv's role in the program:",
+    "gconv_y" in jax.jit(module.apply).lower(variables, features).as_text(debug_info=True),
+)
 print(report)
 gconv.uninstall()

@@ -34,9 +34,19 @@ image = load_sample_image("china.jpg")[::4, ::4].astype(np.float32)[None] / 255 
 
 # %%
 sobel = np.array([[-1, -2, -1], [0, 0, 0], [1, 2, 1]], np.float32) / 4
-weights = np.stack([np.stack([sobel, sobel.T], -1)] * 3, -1)[:, :, None]  # (height, width, channels, filters, groups)
+weights = np.stack([np.stack([sobel, sobel.T], -1)] * 3, -1)[
+    :, :, None
+]  # (height, width, channels, filters, groups)
 path = Path(tempfile.mkdtemp()) / "edges.mat"
-savemat(path, {"Weights": weights, "Bias": np.zeros((1, 1, 2, 3), np.float32), "Stride": [2.0, 2.0], "PaddingMode": "same"})
+savemat(
+    path,
+    {
+        "Weights": weights,
+        "Bias": np.zeros((1, 1, 2, 3), np.float32),
+        "Stride": [2.0, 2.0],
+        "PaddingMode": "same",
+    },
+)
 
 edges = interop.load_mat(path).to_nnx(name="edges")
 print(edges)
@@ -55,7 +65,12 @@ def by_definition(x, weights, stride):
     x = np.pad(x, [(0, 0), *((t // 2, t - t // 2) for t in total), (0, 0)])
     y = np.zeros((n, *output, groups * filters))
     for row, column, g, f in np.ndindex(*output, groups, filters):
-        patch = x[:, row * stride : row * stride + k, column * stride : column * stride + k, g * channels : (g + 1) * channels]
+        patch = x[
+            :,
+            row * stride : row * stride + k,
+            column * stride : column * stride + k,
+            g * channels : (g + 1) * channels,
+        ]
         y[:, row, column, g * filters + f] = (patch * weights[..., f, g]).sum((1, 2, 3))
     return y
 
@@ -107,7 +122,12 @@ if torch is not None:
     torch_error = float(max(np.abs(layer(image) - expected).max() for layer in (ours, from_state)))
     print(f"largest difference from PyTorch: {torch_error:.1e}")
     back = interop.to_torch(ours)
-    print("and back:", back, "- the same bits:", all(map(torch.equal, back.parameters(), theirs.parameters())))
+    print(
+        "and back:",
+        back,
+        "- the same bits:",
+        all(map(torch.equal, back.parameters(), theirs.parameters())),
+    )
 
 # %% [markdown]
 # ## The trap: `padding=1` with stride 2
@@ -129,11 +149,16 @@ picture = axis.imshow(shift, cmap="magma")
 axis.set(title='|padding=1 minus "same"|, stride 2', xticks=[], yticks=[])
 figure.colorbar(picture, ax=axis, label="mean over channels")
 plt.show()
-print(f"mean difference {shift.mean():.3f} of a signal of mean {float(even.mean()):.3f}: not rounding")
+print(
+    f"mean difference {shift.mean():.3f} of a signal of mean {float(even.mean()):.3f}: not rounding"
+)
 
 # %% [markdown]
 # Whole models go layer by layer: `gconv.interop.from_torch(state, prefix="layers.3.", ...)` for each. The other libraries have
 # the same pair of functions: `from_keras`, `from_haiku`, `from_equinox`, `from_flax`, `from_onnx`, and `to_...` of each.
 
 # %%
-print(f"gconv {gconv.__version__}:", ", ".join(name for name in dir(interop) if name.startswith("from_")))
+print(
+    f"gconv {gconv.__version__}:",
+    ", ".join(name for name in dir(interop) if name.startswith("from_")),
+)

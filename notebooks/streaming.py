@@ -34,7 +34,9 @@ def waves(rng, n: int, time: int = TIME):
     rate, phase = rng.uniform(0.02, 0.12, (2, n, 1, 1)), rng.uniform(0, 2 * np.pi, (3, n, 1, 1))
     clean = np.sin(rate[0] * t[:, None] + phase[0]) + 0.5 * np.sin(rate[1] * t[:, None] + phase[1])
     hum = 0.8 * np.sin(1.3 * t[:, None] + phase[2])
-    return jnp.asarray(clean + hum + 0.1 * rng.normal(size=clean.shape), jnp.float32), jnp.asarray(clean, jnp.float32)
+    return jnp.asarray(clean + hum + 0.1 * rng.normal(size=clean.shape), jnp.float32), jnp.asarray(
+        clean, jnp.float32
+    )
 
 
 # %% [markdown]
@@ -63,7 +65,9 @@ def apply(params, x, state=None):
     new_state = []
     for i, layer in enumerate(params["layers"]):
         mixed = x @ layer["mix"]
-        y, after = gconv.causal_conv1d(mixed, layer["kernel"], state=None if state is None else state[i], activation="silu")
+        y, after = gconv.causal_conv1d(
+            mixed, layer["kernel"], state=None if state is None else state[i], activation="silu"
+        )
         x = y if i == 0 else x + y
         new_state.append(after)
     return x @ params["head"], new_state
@@ -75,7 +79,9 @@ optimizer = optax.adam(1e-2)
 
 @jax.jit
 def step(params, state, x, target):
-    loss, gradient = jax.value_and_grad(lambda p: ((apply(p, x)[0] - target) ** 2)[:, 16:].mean())(params)
+    loss, gradient = jax.value_and_grad(lambda p: ((apply(p, x)[0] - target) ** 2)[:, 16:].mean())(
+        params
+    )
     updates, state = optimizer.update(gradient, state)
     return optax.apply_updates(params, updates), state, loss
 
@@ -93,7 +99,9 @@ error_before, error_after = (float(((s - clean) ** 2)[:, 16:].mean()) for s in (
 print(f"mean squared error: {error_before:.3f} noisy, {error_after:.3f} cleaned")
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3), layout="constrained", width_ratios=(1, 2))
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(10, 3), layout="constrained", width_ratios=(1, 2)
+)
 left.semilogy(losses, color=BLUE)
 left.set(xlabel="step", ylabel="squared error", title="Training, whole sequences")
 right.plot(noisy[0, :, 0], color=GREY, linewidth=0.8, label="input")
@@ -131,7 +139,10 @@ for length in (1, 100, 3, 152):  # whatever arrives
 chunked = jnp.concatenate(pieces, axis=1)
 
 stream_error, chunk_error = (float(jnp.abs(y - whole).max()) for y in (streamed, chunked))
-print(f"largest difference from the whole sequence: {stream_error:.1e} by samples, {chunk_error:.1e} by chunks")
+print(
+    f"largest difference from the whole sequence: {stream_error:.1e} by samples, "
+    f"{chunk_error:.1e} by chunks"
+)
 
 # %%
 state, seconds = empty, []
@@ -142,9 +153,16 @@ for t in range(200):
     seconds.append(time.perf_counter() - begin)
 figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
 axis.plot(1e6 * np.array(seconds[20:]), color=BLUE, linewidth=0.8)
-axis.set(xlabel="sample of the stream", ylabel="microseconds", title="Time of a step does not grow with the stream", ylim=0)
+axis.set(
+    xlabel="sample of the stream",
+    ylabel="microseconds",
+    title="Time of a step does not grow with the stream",
+    ylim=0,
+)
 plt.show()
-print(f"median step: {1e6 * np.median(seconds[20:]):.0f} microseconds on {jax.devices()[0].platform}")
+print(
+    f"median step: {1e6 * np.median(seconds[20:]):.0f} microseconds on {jax.devices()[0].platform}"
+)
 
 # %% [markdown]
 # ## Several sequences in one row
@@ -158,7 +176,10 @@ ids = jnp.repeat(jnp.arange(3), jnp.array(lengths), total_repeat_length=TIME)[No
 signal = jnp.asarray(np.random.default_rng(2).normal(size=(1, TIME, CHANNELS)), jnp.float32)
 kernel = params["layers"][-1]["kernel"]
 packed, _ = gconv.causal_conv1d(signal, kernel, segment_ids=ids)
-alone = [gconv.causal_conv1d(part, kernel)[0] for part in jnp.split(signal, np.cumsum(lengths)[:-1], axis=1)]
+alone = [
+    gconv.causal_conv1d(part, kernel)[0]
+    for part in jnp.split(signal, np.cumsum(lengths)[:-1], axis=1)
+]
 leaky, _ = gconv.causal_conv1d(signal, kernel)
 packed_error = float(jnp.abs(packed - jnp.concatenate(alone, axis=1)).max())
 print(f"packed and alone differ by at most {packed_error:.1e}")
@@ -167,5 +188,9 @@ figure, axis = plt.subplots(figsize=(7, 2.4), layout="constrained")
 axis.plot(np.abs(np.asarray(leaky - packed))[0].max(-1), color=ORANGE)
 for boundary in np.cumsum(lengths)[:-1]:
     axis.axvline(boundary, color=GREY, linestyle=":")
-axis.set(xlabel="sample", ylabel="difference", title="What leaks over the borders (dotted) without segment_ids")
+axis.set(
+    xlabel="sample",
+    ylabel="difference",
+    title="What leaks over the borders (dotted) without segment_ids",
+)
 plt.show()

@@ -72,7 +72,9 @@ def test_each_is_a_notebook_that_says_what_one_learns(path):
     cells = jupytext.read(path, fmt="py:percent").cells
     assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
     assert "What one learns here:" in cells[0].source
-    assert sum(cell.cell_type == "code" for cell in cells) >= 3
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    assert len(code) >= 3
+    assert max(len(line) for source in code for line in source.splitlines()) <= 100, "scrolls sideways on the site"
 
 
 # --- the executed notebooks -------------------------------------------------------------------------------------------

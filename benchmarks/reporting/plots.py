@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which the colour-blind can tell apart; each peer ha
 """
 
 import re
+import statistics
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +24,7 @@ STYLES = {  # colour, marker
     "nnx.Conv": ("#56B4E9", "x"),
 }
 TITLES = {
+    "glance.png": "Every layer at a glance",
     "layers.png": "Time of each layer over the machine's limit",
     "models.png": "Whole models",
     "threads.png": "Threads",
@@ -33,7 +35,8 @@ TITLES = {
 def draw(rows: list[dict], to: Path) -> list[str]:
     """Writes the plots that the rows allow, and gives their names."""
     names = []
-    for name, make in {"layers.png": layers, "models.png": models, "threads.png": threads, "memory.png": memory}.items():
+    makers = {"glance.png": glance, "layers.png": layers, "models.png": models, "threads.png": threads, "memory.png": memory}
+    for name, make in makers.items():
         if figure := make(rows):
             names.append(name)
             _save(figure, to / name)
@@ -60,6 +63,29 @@ def _plain_numbers(axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 50 else (1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def glance(rows: list[dict]):
+    """A line for each peer, a dot for each float32 layer, a bar at their geometric mean: what the README shows."""
+    of = [row for row in part(rows, "layers") if row["dtype"] == "float32"]
+    if not of:
+        return None
+    roles = [role for role in ROLES if any(row["role"] == role for row in of)]
+    shared = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, panels = plt.subplots(1, len(roles), figsize=(9.6, 1.9), **shared)
+    peers = ("lax", "ONNX Runtime", "PyTorch", "gconv")
+    for axes, role in zip(panels[0], roles, strict=True):
+        for line, peer in enumerate(peers):
+            over = [median(row, peer) / row["least"] for row in of if row["role"] == role and median(row, peer) is not None]
+            if over:
+                _plot(axes, over, [line] * len(over), peer, line=False)
+                axes.plot([statistics.geometric_mean(over)], [line], "|", color="black", markersize=16, markeredgewidth=2)
+        axes.axvline(1, color="black", linestyle="--")
+        axes.set(xscale="log", title=ROLES[role], xlabel="time / the machine's limit", ylim=(-0.6, 3.6))
+        axes.set_yticks(range(len(peers)), peers)
+        _plain_numbers(axes.xaxis)
+        axes.grid(alpha=0.3)
+    return figure
 
 
 def layers(rows: list[dict]):
