@@ -23,6 +23,7 @@ import numpy as np
 import gconv
 from gconv import native
 from gconv.explanation import platform_here
+from gconv.typing import Implementation
 
 SECONDS = 5.0  # for the self-check
 
@@ -88,7 +89,7 @@ def check() -> int:
     return int(failed)
 
 
-def self_check(name: str, seconds: float) -> tuple[int, float]:
+def self_check(name: Implementation, seconds: float) -> tuple[int, float]:
     """How many random cases ran, and the largest error of the three roles relative to the largest result."""
     rng = np.random.default_rng()
     end, cases, worst = time.perf_counter() + seconds, 0, 0.0

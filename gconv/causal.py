@@ -1,5 +1,7 @@
 """Causal depthwise convolution over time, for sequence models that train on whole sequences and decode step by step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -8,21 +10,25 @@ from jax.typing import ArrayLike
 from gconv import backends
 from gconv.arrays import as_array
 from gconv.dtypes import accumulator
+from gconv.naming import translating
 from gconv.op import grouped_conv, per_channel
+from gconv.options import did_you_mean
+from gconv.typing import Activation, Implementation, Precision
 
 ACTIVATIONS = (None, "silu", "swish")
 
 
+@translating
 def causal_conv1d(
     x: ArrayLike,
     kernel: ArrayLike,
     bias: ArrayLike | None = None,
     *,
     state: ArrayLike | None = None,
-    activation: str | None = None,
+    activation: Activation | None = None,
     segment_ids: ArrayLike | None = None,
-    implementation: str | None = None,
-    precision=None,
+    implementation: Implementation | None = None,
+    precision: Precision = None,
 ) -> tuple[Array, Array]:
     """Causal depthwise convolution over time: each output reads its own input and the `window - 1` before it.
 
@@ -88,9 +94,9 @@ def causal_conv1d(
         y = _sum_within_segments(inputs, ids, kernel, bias, dtype)
         new_state = jnp.where(_in_last_segment(ids[..., time - 1 :])[..., 1:, None], new_state, 0)
     else:  # a convolution pads zeros itself
-        source, padding = (x, "causal") if state is None else (inputs, 0)
-        options = {"implementation": implementation, "precision": precision}
-        y = grouped_conv(source, kernel, bias, groups="channel-wise", padding=padding, **options)
+        source = x if state is None else inputs
+        options: dict[str, Any] = dict(implementation=implementation, precision=precision)
+        y = grouped_conv(source, kernel, bias, groups="channel-wise", padding="causal" if state is None else 0, **options)
     return (y if activation is None else _silu(y)), new_state
 
 
@@ -155,7 +161,9 @@ def _check_arrays(x, kernel, bias, state, segment_ids) -> None:
 
 def _check_options(activation, dtype, implementation, segment_ids) -> None:
     if activation not in ACTIVATIONS:
-        raise ValueError(f'`activation` must be None, "silu" or "swish", got {activation!r}.')
+        near = did_you_mean(activation, ("silu", "swish")) if isinstance(activation, str) else ""
+        works = near or f" Apply another one to the result: {_another(activation)}."
+        raise ValueError(f'`activation` must be None, "silu" or "swish", got {activation!r}.{works}')
     if activation is not None and not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"`activation`={activation!r} needs a floating dtype, got {dtype}. x.astype('float32') would work.")
     if implementation is not None and segment_ids is not None:
@@ -163,3 +171,9 @@ def _check_options(activation, dtype, implementation, segment_ids) -> None:
             f"implementation={implementation!r} cannot run with `segment_ids`, whose sum is written out for XLA. "
             "implementation=None always works."
         )
+
+
+def _another(activation) -> str:
+    """An activation that is not fused, as one would write it."""
+    name = activation.lower() if isinstance(activation, str) else getattr(activation, "__name__", "")
+    return f"jax.nn.{name}(y)" if hasattr(jax.nn, name) and name else "jax.nn.relu(y)"

@@ -131,15 +131,17 @@ def resolve_padding(padding: str | Pairs, spatial: Sequence[int], effective: Seq
 
 
 def geometry(
-    x_shape: Sequence, kernel_shape: Sequence, *, groups=None, strides=1, padding: object = 0, dilation=1
+    x_shape: Sequence, kernel_shape: Sequence, *, groups=None, strides=1, padding: object = 0, dilation=1, input_dilation=1
 ) -> tuple[tuple, Geometry]:
     """The batch axes and the geometry of `grouped_conv(x, kernel, ...)`, or an error that says what is wrong.
+
+    With `input_dilation` it is that of the dilated input: `spatial` counts the zeros between the samples, too.
 
     Args:
       x_shape: `(*batch, *spatial, C_in)`.
       kernel_shape: `(*window, C_in / groups, C_out)`.
       groups: a positive integer, "channel-wise", or None to read it off the shapes.
-      strides, padding, dilation: as in `gconv.grouped_conv`.
+      strides, padding, dilation, input_dilation: as in `gconv.grouped_conv`.
     """
     rank = _rank_of_kernel(kernel_shape)
     window = tuple(kernel_shape[:rank])
@@ -149,10 +151,25 @@ def geometry(
     groups = _groups_of(groups, in_channels, channels, kernel_shape)
     filters = _filters_of(groups, kernel_shape)
     effective = effective_window(window, dilation)
+    factors = per_axis("input_dilation", input_dilation, rank)
+    spatial = tuple((n - 1) * f + 1 if f > 1 and n != 0 else n for n, f in zip(spatial, factors, strict=True))
     pairs = resolve_padding(parse_padding(padding, rank), spatial, effective, strides)
     result = Geometry(spatial, window, strides, pairs, dilation, groups, channels, filters)
-    _check_output(result)
+    _check_output(result, factors)
     return batch, result
+
+
+def transposed_twin(g: Geometry, factors: Sequence[int]) -> Geometry:
+    """The convolution whose input gradient is a convolution `g` without strides over an input dilated by `factors`.
+
+    The gradient reads the kernel from its filters to its channels and from the last tap to the first. The padding p of `g`
+    crops it by `effective window - 1 - p`. At the high end `factor` amounts of padding have the same windows: the first that
+    does not crop, if there is one.
+    """
+    assert max(g.strides) == 1
+    ends = [(e - 1 - lo, e - 1 - hi) for e, (lo, hi) in zip(g.effective_window, g.padding, strict=True)]
+    pairs = tuple((lo, max(hi, min(hi + f - 1, 0))) for (lo, hi), f in zip(ends, factors, strict=True))
+    return Geometry(g.output, g.window, tuple(factors), pairs, g.dilation, g.groups, g.filters, g.channels)
 
 
 def transposed_geometry(
@@ -302,16 +319,20 @@ def _fitting(kernel_shape: Sequence, groups: int, in_channels: int) -> tuple:
     return (*kernel_shape[:-2], in_channels // groups, -(-kernel_shape[-1] // groups) * groups)
 
 
-def _check_output(g: Geometry) -> None:
-    for i, (n, (lo, hi), e, out) in enumerate(zip(g.spatial, g.padding, g.effective_window, g.output, strict=True)):
+def _check_output(g: Geometry, factors: Sequence[int]) -> None:
+    for i, (n, (lo, hi), e, out, f) in enumerate(
+        zip(g.spatial, g.padding, g.effective_window, g.output, factors, strict=True)
+    ):
         if not isinstance(out, int):
             _check_symbolic_output(i, n, e - lo - hi, out)
         elif out < 1:
             missing = max(e - n - lo - hi, 1)
+            least = -(-(max(e - lo - hi, 1) - 1) // f) + 1
+            size = f"{n} (dilated by {f})" if f > 1 else n
             raise EmptyOutput(
-                f"The output would be empty along spatial axis {i}: input size {n} with padding ({lo}, {hi}) is smaller than "
-                f"the effective window {e} (window {g.window[i]}, dilation {g.dilation[i]}). "
-                f"Values that work: at least {missing} more padding, or an input of at least {max(e - lo - hi, 1)}."
+                f"The output would be empty along spatial axis {i}: input size {size} with padding ({lo}, {hi}) is smaller "
+                f"than the effective window {e} (window {g.window[i]}, dilation {g.dilation[i]}). "
+                f"Values that work: at least {missing} more padding, or an input of at least {least}."
             )
 
 

@@ -42,6 +42,10 @@ class PerGroup:
     groups: int | None = None
     transposed: bool = False
 
+    def __repr__(self) -> str:
+        told = [f"groups={self.groups}"] if self.groups is not None else []
+        return f"{getattr(self.scheme, '__name__', 'scheme').strip('_<>')}({', '.join(told)})"
+
     def within(self, groups: int, transposed: bool = False) -> "PerGroup":
         """The initializer inside a layer, whose groups count where it has none of its own."""
         return self if self.groups is not None else replace(self, groups=groups, transposed=transposed)

@@ -7,47 +7,73 @@ told to: around a layer whose factors are not the defaults, `nn.scan` and `nn.vm
 `variable_axes={"params": 0, "factors": 0}`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, fields
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import serialization
 from flax.core import freeze
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from gconv import layers
 from gconv.layers import Config, describe
+from gconv.layers.attributes import Facts
+from gconv.naming import translating
 from gconv.optim.factor import DEFAULTS, Factor, learn_rate_and_l2
 from gconv.options import integer, metadata_of
+from gconv.typing import (
+    Array,
+    BiasInit,
+    Groups,
+    Implementation,
+    KernelInit,
+    NumChannelsPerGroup,
+    Padding,
+    PaddingValue,
+    PerAxis,
+    Precision,
+    Sharding,
+    Window,
+)
+
+__all__ = ["GroupedConv", "GroupedConvTranspose"]
 
 
-class _Shell(nn.Module):
+class _Shell(Facts, nn.Module):
     """Parameters in Linen's way; everything else is the configuration's."""
 
-    kernel_size: int | Sequence[int]
+    kernel_size: Window
     filters_per_group: int
-    groups: int | str
+    groups: Groups
     _: KW_ONLY
-    strides: int | Sequence[int] = 1
-    padding: int | str | Sequence = 0
-    dilation: int | Sequence[int] = 1
-    num_channels_per_group: int | str | None = None
+    strides: PerAxis = 1
+    padding: Padding = 0
+    dilation: PerAxis = 1
+    num_channels_per_group: NumChannelsPerGroup = None
     use_bias: bool = True
-    kernel_init: Any = "glorot"
-    bias_init: Any = "zeros"
+    kernel_init: KernelInit = "glorot"
+    bias_init: BiasInit = "zeros"
     kernel_learn_rate_factor: float = 1
     bias_learn_rate_factor: float = 1
     kernel_l2_factor: float = 1
     bias_l2_factor: float = 0
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
-    precision: Any = None
-    implementation: str | None = None
+    precision: Precision = None
+    implementation: Implementation | None = None
+    preferred_element_type: DTypeLike | None = None
+    mask: Array | None = None
     kernel_metadata: Mapping[str, Any] | None = None
     bias_metadata: Mapping[str, Any] | None = None
+
+    if not TYPE_CHECKING:
+
+        def __init_subclass__(cls, **options):
+            super().__init_subclass__(**options)
+            cls.__init__ = translating(cls.__init__)  # the one that Linen has just made of the fields
 
     def __post_init__(self):
         for name in ("kernel_metadata", "bias_metadata"):  # hashable, so that a module may be a static argument
@@ -58,11 +84,12 @@ class _Shell(nn.Module):
 
     @property
     def config(self) -> Config:
+        """The options in canonical form."""
         return _config(self)
 
     _options = [
         *("kernel_size", "filters_per_group", "groups", "strides", "padding", "dilation", "num_channels_per_group"),
-        *("use_bias", "dtype", "param_dtype", "precision", "implementation"),
+        *("use_bias", "dtype", "param_dtype", "precision", "implementation", "preferred_element_type"),
     ]
 
     def _parameter(self, name: str, init, shape):
@@ -83,20 +110,32 @@ class _Shell(nn.Module):
         return self.param(name, init, shape, self.config.param_dtype)
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
+    def __call__(self, inputs: ArrayLike, out_sharding: Sharding = None) -> jax.Array:
         """Applies the layer to `(*batch, *spatial, channels)`; see `gconv.nnx.GroupedConv`."""
         layers.check_input(self.config, inputs)
-        config, in_features = self.config, integer("the channels of the input", inputs.shape[-1], 1)
+        config, in_features = self.config, integer("the channels of the input", jnp.shape(inputs)[-1], 1)
+        if self.has_variable("params", "kernel"):
+            layers.check_channels(config, in_features, nn.unbox(self.get_variable("params", "kernel")))
+        shape = config.kernel_shape(in_features)
+        if self.mask is not None:
+            layers.check_mask(self.mask, shape)
         init = layers.kernel_initializer(self.kernel_init, config, in_features)
-        kernel = self._parameter("kernel", init, config.kernel_shape(in_features))
+        kernel = self._parameter("kernel", init, shape)
         bias = None
         if config.use_bias:
             init = layers.bias_initializer(self.bias_init, config, in_features)
             bias = self._parameter("bias", init, (config.out_features(in_features),))
-        return layers.apply(config, in_features, inputs, kernel, bias, out_sharding)
+        return layers.apply(config, in_features, inputs, kernel, bias, out_sharding, self.mask)
 
     def __str__(self) -> str:
         return describe(self, {})
+
+    def __repr__(self) -> str:
+        """The fields that are not the defaults, in a line."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "parent"}
+        defaults = {f.name: f.default for f in fields(self)}
+        shown = (f"{name}={_shown(value)}" for name, value in told.items() if not _is(value, defaults[name]))
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class GroupedConv(_Shell):
@@ -114,9 +153,10 @@ class GroupedConv(_Shell):
     """
 
     _: KW_ONLY
-    padding_value: complex | str = 0
+    input_dilation: PerAxis = 1
+    padding_value: PaddingValue = 0
 
-    _options = [*_Shell._options, "padding_value"]
+    _options = [*_Shell._options, "input_dilation", "padding_value"]
 
 
 class GroupedConvTranspose(_Shell):
@@ -129,13 +169,25 @@ class GroupedConvTranspose(_Shell):
     """
 
     _: KW_ONLY
-    output_padding: int | Sequence[int] = 0
+    output_padding: PerAxis = 0
 
     _options = [*_Shell._options, "output_padding", "transposed"]
     transposed = True
 
 
 # Functions rather than methods: Linen wraps those, and they must work before the module is set up.
+
+
+def _is(value, default) -> bool:
+    """Whether a field has its default."""
+    return value is default or isinstance(value, (str, int, float, tuple)) and value == default
+
+
+def _shown(value) -> str:
+    """A field in a line: arrays by their shapes, functions by their names."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"<{value.dtype} {tuple(value.shape)}>"
+    return getattr(value, "__name__", None) or repr(value)
 
 
 def _config(module: _Shell) -> Config:

@@ -98,14 +98,14 @@ _OUT = ("outfeatures", "features", "outchannels", "outputchannels", "filters", "
 _FLAX = ("featuregroupcount", "outfeatures", "features", "kerneldilation", "filters", "kernelinitializer", "outputchannels")
 
 
-def translating(function: F, *, skip: int = 0) -> F:
+def translating(function: F) -> F:
     """`function`, with an error that translates where it is called with names that it does not have, or without those it needs.
 
-    Args:
-      function: whose options have names that other libraries call otherwise.
-      skip: how many leading parameters are not the caller's, such as `self`.
+    Of a method, `self` is not the caller's to give.
     """
-    parameters = [*inspect.signature(function).parameters.values()][skip:]
+    parameters = [*inspect.signature(function).parameters.values()]
+    skip = int(parameters[0].name == "self")
+    parameters = parameters[skip:]
     taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     needed = [p.name for p in parameters if p.default is p.empty and p.name in taken]
     order = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]

@@ -1,82 +1,49 @@
 """Grouped convolution as Flax NNX layers: thin shells around `gconv.layers`."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from gconv import layers
-from gconv.layers import Config, describe
+from gconv.layers import Config, attributes, describe
+from gconv.layers.attributes import Fact, FactorOf, Facts, Option
 from gconv.mesh.placement import natural_specs
-from gconv.optim.factor import DEFAULTS, checked, learn_rate_and_l2
-from gconv.options import integer, metadata_of
+from gconv.naming import translating
+from gconv.optim.factor import learn_rate_and_l2
+from gconv.options import Pairs, integer, metadata_of
+from gconv.typing import (
+    Array,
+    BiasInit,
+    Groups,
+    Implementation,
+    KernelInit,
+    NumChannelsPerGroup,
+    Padding,
+    PaddingValue,
+    PerAxis,
+    Precision,
+    Sharding,
+    Window,
+)
 
-# What may be given anew after construction, and what may not: no attribute that a user sets is ignored.
-_FACTORS = tuple(f"{name}_{kind}_factor" for name in ("kernel", "bias") for kind in ("learn_rate", "l2"))
-_OPTIONS = ("strides", "padding", "dilation", "padding_value", "output_padding", "dtype", "precision", "implementation")
-_MADE = "is fixed when the layer is made. Make a new one, with another `{name}`"
-_USED = "is used once, when the layer is made. The values are layer.kernel[...] and layer.bias[...], which may be set"
-_FIXED = {
-    **dict.fromkeys(("in_features", "kernel_size", "filters_per_group", "groups", "num_channels_per_group"), _MADE),
-    **dict.fromkeys(("use_bias", "param_dtype"), _MADE),
-    **dict.fromkeys(("kernel_init", "bias_init", "rngs"), _USED),
-    **dict.fromkeys(
-        ("kernel_metadata", "bias_metadata"), "is used once: layer.kernel.set_metadata(...), layer.bias.set_metadata(...)"
-    ),
-    **dict.fromkeys(("padding_mode", "padding_size"), "follows from `padding`, which may be set"),
-    "out_features": "is groups * filters_per_group",
-}
-_MATLAB = {
-    "Name": "name",
-    "FilterSize": "kernel_size",
-    "NumGroups": "groups",
-    "NumFiltersPerGroup": "filters_per_group",
-    "NumChannelsPerGroup": "num_channels_per_group",
-    "Stride": "strides",
-    "DilationFactor": "dilation",
-    "Padding": "padding",
-    "PaddingMode": "padding",
-    "PaddingSize": "padding",
-    "PaddingValue": "padding_value",
-    "Weights": "kernel",
-    "Bias": "bias",
-    "WeightsInitializer": "kernel_init",
-    "BiasInitializer": "bias_init",
-    "WeightLearnRateFactor": "kernel_learn_rate_factor",
-    "BiasLearnRateFactor": "bias_learn_rate_factor",
-    "WeightL2Factor": "kernel_l2_factor",
-    "BiasL2Factor": "bias_l2_factor",
-}
+__all__ = ["GroupedConv", "GroupedConvTranspose", "shardings"]
 
 
-def _option(name: str) -> property:
-    return property(lambda self: getattr(self.config, name))
-
-
-def _factor(name: str) -> property:
-    """A factor as its parameter's metadata has it; None without the parameter."""
-    parameter, kind = name.split("_", 1)
-
-    def get(self) -> float | None:
-        variable = getattr(self, parameter)
-        default = getattr(DEFAULTS[parameter], kind.removesuffix("_factor"))
-        return None if variable is None else variable.get_metadata().get(kind, default)
-
-    return property(get)
-
-
-class _Shell(nnx.Module):
+class _Shell(Facts, nnx.Module):
     """Parameters in NNX's way; everything else is the configuration's."""
 
     in_features: int
     out_features: int
     config: Config
+    name: str
     kernel: nnx.Param
     bias: nnx.Param | None
+    mask: Array | None
 
     def _set_up(
         self,
@@ -87,6 +54,7 @@ class _Shell(nnx.Module):
         bias_learn_rate_factor,
         kernel_l2_factor,
         bias_l2_factor,
+        mask,
         kernel_metadata,
         bias_metadata,
         name,
@@ -101,9 +69,12 @@ class _Shell(nnx.Module):
         of_bias: dict[str, Any] = learn_rate_and_l2("bias", bias_learn_rate_factor, bias_l2_factor)
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"`rngs` must be flax.nnx.Rngs, got {type(rngs).__name__}. A value that works: nnx.Rngs(0).")
+        shape = config.kernel_shape(self.in_features)
+        if mask is not None:
+            layers.check_mask(mask, shape)
         # Keys are drawn in the order of nnx.Conv: kernel, then bias if there is one.
         init = layers.kernel_initializer(kernel_init, config, self.in_features)
-        value = init(rngs.params(), config.kernel_shape(self.in_features), config.param_dtype)
+        value = init(rngs.params(), shape, config.param_dtype)
         self.kernel = nnx.Param(value, **(of_kernel | metadata_of("kernel", kernel_metadata)))
         if config.use_bias:
             init = layers.bias_initializer(bias_init, config, self.in_features)
@@ -111,8 +82,9 @@ class _Shell(nnx.Module):
             self.bias = nnx.Param(value, **(of_bias | metadata_of("bias", bias_metadata)))
         else:
             self.bias = nnx.data(None)
+        self.mask = mask
 
-    def __call__(self, inputs: jax.Array, out_sharding=None) -> jax.Array:
+    def __call__(self, inputs: ArrayLike, out_sharding: Sharding = None) -> jax.Array:
         """Applies the layer.
 
         Args:
@@ -123,52 +95,64 @@ class _Shell(nnx.Module):
           `(*batch, *output, out_features)`.
         """
         bias = None if self.bias is None else self.bias[...]
-        return layers.apply(self.config, self.in_features, inputs, self.kernel[...], bias, out_sharding)
+        return layers.apply(self.config, self.in_features, inputs, self.kernel[...], bias, out_sharding, self.mask)
 
     def __str__(self) -> str:
         return describe(self)
 
-    def __setattr__(self, name: str, value) -> None:
-        if name in _FACTORS:
-            parameter, kind = name.split("_", 1)
-            self._set_factor(parameter, kind, value)
-        elif name in _OPTIONS and isinstance(getattr(type(self), name, None), property):
-            self.config = layers.reconfigured(self.config, name, value)
-        elif name in _FIXED:
-            raise AttributeError(f"`{name}` of {type(self).__name__} {_FIXED[name].format(name=name)}.")
-        elif name in _OPTIONS:
-            raise AttributeError(f"{type(self).__name__} has no `{name}`.")
-        elif name in _MATLAB:
-            raise AttributeError(f"{type(self).__name__} has no `{name}`: what MATLAB calls so is `{_MATLAB[name]}`.")
-        else:
-            super().__setattr__(name, value)
+    def __nnx_repr__(self) -> Iterator[Any]:
+        """The arguments that are not the defaults in the place of the configuration, then the parameters."""
+        for part in super().__nnx_repr__():
+            key, value = getattr(part, "key", None), getattr(part, "value", None)
+            if key == "config" and isinstance(value, Config):
+                yield from (type(part)(name, _shown(option)) for name, option in value.told().items())
+            elif key not in ("out_features", "name", "mask", "bias") or (value not in ("", None) and key != "out_features"):
+                yield part
 
-    def _set_factor(self, parameter: str, kind: str, value) -> None:
-        variable = getattr(self, parameter)
-        if variable is None:
-            raise AttributeError(f"`{parameter}_{kind}` has nothing to act on: the layer was made with use_bias=False.")
-        variable.set_metadata(**{kind: checked(f"{parameter}_{kind}", value)})
+    if not TYPE_CHECKING:  # type checkers know the attributes
 
-    # MATLAB's read-only properties and the options, as attributes.
-    kernel_size = property(lambda self: self.config.window)
-    groups = property(lambda self: self.config.split(self.in_features)[0])
-    num_channels_per_group = property(lambda self: self.config.split(self.in_features)[1])
-    filters_per_group = _option("filters_per_group")
-    padding_mode = _option("padding_mode")
-    padding_size = _option("padding_size")
-    use_bias = _option("use_bias")
-    param_dtype = _option("param_dtype")
-    # And those that may be set.
-    strides = _option("strides")
-    padding = _option("padding")
-    dilation = _option("dilation")
-    dtype = _option("dtype")
-    precision = _option("precision")
-    implementation = _option("implementation")
-    kernel_learn_rate_factor = _factor("kernel_learn_rate_factor")
-    kernel_l2_factor = _factor("kernel_l2_factor")
-    bias_learn_rate_factor = _factor("bias_learn_rate_factor")
-    bias_l2_factor = _factor("bias_l2_factor")
+        def __getattr__(self, name: str):
+            reason = attributes.why_not_there(type(self), name)
+            raise AttributeError(reason or f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+        def __setattr__(self, name: str, value) -> None:
+            if isinstance(getattr(type(self), name, None), (Option, FactorOf)):
+                object.__setattr__(self, name, value)
+            elif reason := attributes.why_not_set(self, name):
+                raise AttributeError(reason)
+            elif name == "mask":  # data as in nnx.Conv, and also where there was none before
+                super().__setattr__(name, nnx.data(value))
+            else:
+                super().__setattr__(name, value)
+
+    # MATLAB's read-only properties.
+    kernel_size = Fact[tuple[int, ...]](lambda c: c.window, "The window, one integer per spatial axis.")
+    filters_per_group = Fact[int](lambda c: c.filters_per_group, "Output channels of each group.")
+    use_bias = Fact[bool](lambda c: c.use_bias, "Whether there is a bias.")
+    param_dtype = Fact[Any](lambda c: c.param_dtype, "Type of the parameters.")
+
+    @property
+    def groups(self) -> int:
+        """The number of groups."""
+        return self.config.split(self.in_features)[0]
+
+    @property
+    def num_channels_per_group(self) -> int:
+        """Input channels of each group."""
+        return self.config.split(self.in_features)[1]
+
+    # The options, which may be set.
+    strides = Option[tuple[int, ...], PerAxis]()
+    padding = Option[str | Pairs, Padding]()
+    dilation = Option[tuple[int, ...], PerAxis]()
+    dtype = Option[Any, DTypeLike | None]()
+    precision = Option[Any, Precision]()
+    implementation = Option[str | None, Implementation | None]()
+    preferred_element_type = Option[Any, DTypeLike | None]()
+    kernel_learn_rate_factor = FactorOf("kernel", "learn_rate_factor")
+    kernel_l2_factor = FactorOf("kernel", "l2_factor")
+    bias_learn_rate_factor = FactorOf("bias", "learn_rate_factor")
+    bias_l2_factor = FactorOf("bias", "l2_factor")
 
 
 class GroupedConv(_Shell):
@@ -192,8 +176,8 @@ class GroupedConv(_Shell):
         would be one image.
       filters_per_group: output channels of each group; the output has `groups * filters_per_group`.
       groups: a positive integer that divides `in_features`, or `"channel-wise"` (one group per channel).
-      strides, padding, dilation, padding_value: as in `gconv.grouped_conv`; the default padding is 0 as in MATLAB (in
-        Flax "SAME").
+      strides, padding, dilation, input_dilation, padding_value: as in `gconv.grouped_conv`; the default padding is 0 as in
+        MATLAB (in Flax "SAME").
       num_channels_per_group: None or "auto" derives it; a number is checked.
       use_bias: whether to add a bias.
       kernel_init: `"glorot"`, `"he"`, `"narrow-normal"`, `"orthogonal"`, `"zeros"`, `"ones"` (fans per group, see
@@ -208,42 +192,48 @@ class GroupedConv(_Shell):
       kernel_l2_factor, bias_l2_factor: times the global L2 regularization; stored as `l2_factor`.
       dtype: dtype of the computation; None infers it from input and parameters, as `flax.nnx.Conv` does.
       param_dtype: dtype of the parameters.
-      precision, implementation: as in `gconv.grouped_conv`.
+      precision, implementation, preferred_element_type: as in `gconv.grouped_conv`.
+      mask: an array of the kernel's shape, or None: the layer convolves with `kernel * mask`, as `flax.nnx.Conv` does. It is
+        part of the layer's state and no parameter. May be given anew: `layer.mask = ...`.
       kernel_metadata, bias_metadata: metadata of the parameters, such as `out_sharding`; wins over the factors above.
       name: shown by the display.
       rngs: `flax.nnx.Rngs`, whose "params" stream draws the initial values.
 
-    The factors, `name`, `strides`, `padding`, `dilation`, `padding_value`, `dtype`, `precision` and `implementation` may be
-    given anew as attributes; what shapes or draws the parameters may not.
+    The factors, `name`, `mask`, `strides`, `padding`, `dilation`, `input_dilation`, `padding_value`, `dtype`, `precision`,
+    `implementation` and `preferred_element_type` may be given anew as attributes; what shapes or draws the parameters may not.
 
     Raises:
       ValueError, TypeError: at construction, naming the argument, its numbers and a value that works.
       AttributeError: where an attribute is set that would have no effect, naming what to do instead.
     """
 
+    @translating
     def __init__(
         self,
         in_features: int,
-        kernel_size: int | Sequence[int],
+        kernel_size: Window,
         filters_per_group: int,
-        groups: int | str,
+        groups: Groups,
         *,
-        strides: int | Sequence[int] = 1,
-        padding: int | str | Sequence = 0,
-        dilation: int | Sequence[int] = 1,
-        padding_value: complex | str = 0,
-        num_channels_per_group: int | str | None = None,
+        strides: PerAxis = 1,
+        padding: Padding = 0,
+        dilation: PerAxis = 1,
+        input_dilation: PerAxis = 1,
+        padding_value: PaddingValue = 0,
+        num_channels_per_group: NumChannelsPerGroup = None,
         use_bias: bool = True,
-        kernel_init: Any = "glorot",
-        bias_init: Any = "zeros",
+        kernel_init: KernelInit = "glorot",
+        bias_init: BiasInit = "zeros",
         kernel_learn_rate_factor: float = 1,
         bias_learn_rate_factor: float = 1,
         kernel_l2_factor: float = 1,
         bias_l2_factor: float = 0,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        precision=None,
-        implementation: str | None = None,
+        precision: Precision = None,
+        implementation: Implementation | None = None,
+        preferred_element_type: DTypeLike | None = None,
+        mask: Array | None = None,
         kernel_metadata: Mapping[str, Any] | None = None,
         bias_metadata: Mapping[str, Any] | None = None,
         name: str = "",
@@ -251,7 +241,8 @@ class GroupedConv(_Shell):
     ):
         self._set_up(**{key: value for key, value in locals().items() if key != "self"})
 
-    padding_value = _option("padding_value")
+    input_dilation = Option[tuple[int, ...], PerAxis]()
+    padding_value = Option[complex | str, PaddingValue]()
 
 
 class GroupedConvTranspose(_Shell):
@@ -274,29 +265,32 @@ class GroupedConvTranspose(_Shell):
     The other arguments are those of `GroupedConv`; fans are counted in the layer's own direction.
     """
 
+    @translating
     def __init__(
         self,
         in_features: int,
-        kernel_size: int | Sequence[int],
+        kernel_size: Window,
         filters_per_group: int,
-        groups: int | str,
+        groups: Groups,
         *,
-        strides: int | Sequence[int] = 1,
-        padding: int | str | Sequence = 0,
-        dilation: int | Sequence[int] = 1,
-        output_padding: int | Sequence[int] = 0,
-        num_channels_per_group: int | str | None = None,
+        strides: PerAxis = 1,
+        padding: Padding = 0,
+        dilation: PerAxis = 1,
+        output_padding: PerAxis = 0,
+        num_channels_per_group: NumChannelsPerGroup = None,
         use_bias: bool = True,
-        kernel_init: Any = "glorot",
-        bias_init: Any = "zeros",
+        kernel_init: KernelInit = "glorot",
+        bias_init: BiasInit = "zeros",
         kernel_learn_rate_factor: float = 1,
         bias_learn_rate_factor: float = 1,
         kernel_l2_factor: float = 1,
         bias_l2_factor: float = 0,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        precision=None,
-        implementation: str | None = None,
+        precision: Precision = None,
+        implementation: Implementation | None = None,
+        preferred_element_type: DTypeLike | None = None,
+        mask: Array | None = None,
         kernel_metadata: Mapping[str, Any] | None = None,
         bias_metadata: Mapping[str, Any] | None = None,
         name: str = "",
@@ -304,9 +298,15 @@ class GroupedConvTranspose(_Shell):
     ):
         self._set_up(transposed=True, **{key: value for key, value in locals().items() if key != "self"})
 
-    output_padding = _option("output_padding")
+    output_padding = Option[tuple[int, ...], PerAxis]()
 
 
+def _shown(value):
+    """What the tree of a repr shows of an option: types by their names."""
+    return getattr(value, "name", value)
+
+
+@translating
 def shardings(model: nnx.Module, mesh: Mesh, *, groups: str | None = "groups") -> nnx.State:
     """Where a model's variables live on a mesh: kernels and biases of gconv's layers over their groups, all others everywhere.
 
@@ -327,13 +327,23 @@ def shardings(model: nnx.Module, mesh: Mesh, *, groups: str | None = "groups") -
     Returns:
       A state like `nnx.state(model)` with a `NamedSharding` in the place of every value, for `jax.device_put`,
       `jax.lax.with_sharding_constraint` and the arguments of `jax.jit`.
+
+    Raises:
+      TypeError, ValueError: for what is no NNX module; for an axis that the mesh does not have.
     """
-    specs = {
-        (*path, name): spec
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, _Shell)
-        for name, spec in natural_specs(module, mesh, data=None, groups=groups)._asdict().items()
-    }
-    return nnx.map_state(
-        lambda path, variable: variable.replace(NamedSharding(mesh, specs.get(path, PartitionSpec()))), nnx.state(model)
-    )
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"`model` must be a flax.nnx.Module, got {type(model).__name__}. Of other trees of parameters: "
+            "jax.tree.map, with the specs that gconv.natural_specs(layer, mesh) gives for each layer."
+        )
+    specs: dict[tuple, PartitionSpec] = {}
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, _Shell):
+            found = natural_specs(module, mesh, data=None, groups=groups)
+            specs |= {(*path, name): spec for name, spec in (found._asdict() | {"mask": found.kernel}).items()}
+
+    def place(path, leaf):
+        sharding = NamedSharding(mesh, specs.get(path, PartitionSpec()))
+        return leaf.replace(sharding) if isinstance(leaf, nnx.Variable) else sharding  # a mask is an array by itself
+
+    return nnx.map_state(place, nnx.state(model))

@@ -4,7 +4,6 @@ Everything numerical happens in the primitives of `gconv.roles`; here arguments 
 """
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -17,25 +16,30 @@ from jax.typing import ArrayLike, DTypeLike
 from gconv import backends, roles
 from gconv.arrays import check_array
 from gconv.dtypes import accumulator
-from gconv.geometry import Geometry, check_bias, geometry, transposed_geometry
+from gconv.geometry import check_bias, geometry, transposed_geometry
 from gconv.mesh import sharding
-from gconv.options import PADDING_MODES, parse_padding_value
+from gconv.naming import translating
+from gconv.options import check_fill_of_dilated, parse_padding_value, per_axis
+from gconv.padding import dilated, padded
+from gconv.typing import Groups, Implementation, Padding, PaddingValue, PerAxis, Precision
 
 _CONFIG: Any = jax.config  # its options are attributes that not every version of its types knows
 
 
+@translating
 def grouped_conv(
     x: ArrayLike,
     kernel: ArrayLike,
     bias: ArrayLike | None = None,
     *,
-    groups: int | str | None = None,
-    strides: int | Sequence[int] = 1,
-    padding: int | str | Sequence = 0,
-    dilation: int | Sequence[int] = 1,
-    padding_value: complex | str = 0,
-    implementation: str | None = None,
-    precision=None,
+    groups: Groups | None = None,
+    strides: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    input_dilation: PerAxis = 1,
+    padding_value: PaddingValue = 0,
+    implementation: Implementation | None = None,
+    precision: Precision = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> Array:
     """Grouped convolution, channels last.
@@ -66,6 +70,9 @@ def grouped_conv(
         of low and high per axis in turn (MATLAB's `[t b l r]` in 2-D, `[left right]` in 1-D), `"same"` (output size
         `ceil(input / stride)`, surplus at the end), `"same_lower"` (surplus at the start), `"valid"`, or `"causal"` (1-D).
       dilation: the distance between the samples that a window reads; one integer, or one per spatial axis.
+      input_dilation: the distance at which the samples of `x` are set apart, with zeros between them (lax's `lhs_dilation`);
+        one integer, or one per spatial axis. The padding is that of the dilated input. A `padding_value` that repeats samples
+        must be added to `x` before.
       padding_value: what to add: a number, or `"symmetric-include-edge"`, `"symmetric-exclude-edge"`, `"replicate"`,
         `"circular"` (NumPy's modes `symmetric`, `reflect`, `edge`, `wrap`; amounts larger than the input repeat as there).
       implementation: None to let gconv choose for each platform when the program is lowered, or a name of
@@ -80,7 +87,8 @@ def grouped_conv(
       preferred_element_type: dtype of the result (and of the accumulation), as in `jax.lax.conv_general_dilated`.
 
     Returns:
-      `(*batch, *output, C_out)` with `output = (spatial + low + high - (window - 1) * dilation - 1) // stride + 1`.
+      `(*batch, *output, C_out)` with `output = (spatial + low + high - (window - 1) * dilation - 1) // stride + 1`, where a
+      dilated input counts `(spatial - 1) * input_dilation + 1`.
 
     Raises:
       ValueError, TypeError: naming the argument, its numbers and a value that works.
@@ -90,32 +98,37 @@ def grouped_conv(
     """
     backends.check_name(implementation)
     arrays = _as_arrays(x=x, kernel=kernel, bias=bias)
-    batch, geom = geometry(*_shapes(arrays), groups=groups, strides=strides, padding=padding, dilation=dilation)
     fill = parse_padding_value(padding_value)
+    options: dict[str, Any] = dict(strides=strides, padding=padding, dilation=dilation, input_dilation=input_dilation)
+    batch, geom = geometry(*_shapes(arrays), groups=groups, **options)
+    factors = per_axis("input_dilation", input_dilation, geom.rank)
+    check_fill_of_dilated(fill, factors)
     if bias is not None:
         check_bias(arrays[2].shape, geom.out_channels, geom.groups)
 
     def run(x, kernel, bias):
         x = x.reshape(math.prod(batch), *x.shape[len(batch) :])
-        x, padded = _pad(x, geom, fill)
-        return _run("y", {"x": x, "w": kernel}, padded, batch, bias, implementation, precision, preferred_element_type)
+        x, rest, zeros = padded(x, geom, fill, factors)
+        role, operands, rest = dilated(x, kernel, rest, zeros)
+        return _run(role, operands, rest, batch, bias, implementation, precision, preferred_element_type)
 
     shape = (*batch, *geom.output, geom.out_channels)
     return sharding.in_auto_axes(run, shape, geom.groups, len(batch), *arrays)
 
 
+@translating
 def grouped_conv_transpose(
     y: ArrayLike,
     kernel: ArrayLike,
     bias: ArrayLike | None = None,
     *,
-    groups: int | str,
-    strides: int | Sequence[int] = 1,
-    padding: int | str | Sequence = 0,
-    dilation: int | Sequence[int] = 1,
-    output_padding: int | Sequence[int] = 0,
-    implementation: str | None = None,
-    precision=None,
+    groups: Groups,
+    strides: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    output_padding: PerAxis = 0,
+    implementation: Implementation | None = None,
+    precision: Precision = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> Array:
     """Transposed grouped convolution, channels last: the exact adjoint of `grouped_conv`.
@@ -206,39 +219,17 @@ def _as_arrays(**arguments) -> list:
     return [None if a is None else a.astype(dtype) for a in arrays]
 
 
-def _pad(x: Array, geom: Geometry, fill) -> tuple[Array, Geometry]:
-    """Zeros are the convolution's own business, where their number is known; everything else is added to `x` first."""
-    known = all(isinstance(p, int) for pair in geom.padding for p in pair)  # "same" of a symbolic size is not
-    if known and (fill == 0 or not any(lo or hi for lo, hi in geom.padding)):
-        return x, geom
-    width = ((0, 0), *geom.padding, (0, 0))
-    if isinstance(fill, str):
-        for i, (n, pair) in enumerate(zip(geom.spatial, geom.padding, strict=True)):
-            if n == 0 and any(pair):
-                raise ValueError(f"`padding_value`={fill!r} has nothing to repeat: spatial axis {i} of `x` has size 0.")
-        padded = jnp.pad(x, width, mode=PADDING_MODES[fill])
-    else:
-        _check_fill(fill, x.dtype)
-        padded = jnp.pad(x, width, constant_values=fill)
-    return padded, geom.unpadded(padded.shape[1:-1])
-
-
-def _check_fill(fill, dtype) -> None:
-    """That an array of type `dtype` can hold the number `fill`."""
-    integers = jnp.issubdtype(dtype, jnp.integer)
-    if isinstance(fill, complex) and not jnp.issubdtype(dtype, jnp.complexfloating):
-        works = 0 if integers else fill.real
-        raise TypeError(f"`padding_value`={fill} is complex and x.dtype={dtype} is not. A value that works: {works}.")
-    if integers:
-        least, most = int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max)
-        works = 0 if fill != fill else int(min(max(fill, least), most))
-        if works != fill:
-            raise TypeError(f"`padding_value`={fill} cannot be written in x.dtype={dtype}. A value that works: {works}.")
-
-
 def result_dtype(dtype, precision, preferred):
     """The dtype of the result by lax's own rule, asked of lax itself, which also refuses what it does not know."""
-    return _ask_lax(dtype, precision, preferred, _CONFIG.jax_enable_x64)
+    try:
+        return _ask_lax(dtype, precision, preferred, _CONFIG.jax_enable_x64)
+    except TypeError as error:
+        if preferred is None:
+            raise
+        raise TypeError(
+            f"`preferred_element_type`={jnp.dtype(preferred)} cannot hold the sums of {jnp.dtype(dtype)} operands: {error} "
+            f"A value that works: {jnp.dtype(dtype).name!r}."
+        ) from None
 
 
 @lru_cache(maxsize=256)

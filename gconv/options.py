@@ -101,7 +101,7 @@ def parse_padding(padding, rank: int) -> str | Pairs:
             )
         return name
     if padding is None:
-        raise TypeError('`padding` must be a number, numbers or a name, got None. Values that work: 0 for no padding, "same".')
+        raise TypeError('`padding` must be a number, numbers or a name, got None. Values that work: 0, "same".')
     if not is_list(padding):
         p = integer("padding", padding, 0)
         return ((p, p),) * rank
@@ -146,6 +146,15 @@ def parse_padding_value(padding_value):
             f"{type(padding_value).__name__}. A value that works: 0."
         )
     return number
+
+
+def check_fill_of_dilated(fill, factors: tuple[int, ...]) -> None:
+    """A padding that repeats samples has no meaning between and around samples with zeros between them."""
+    if isinstance(fill, str) and max(factors) > 1:
+        raise ValueError(
+            f"`padding_value`={fill!r} repeats samples, which `input_dilation`={list(factors)} sets apart: pad `x` before, "
+            f"with jax.numpy.pad(x, ..., mode={PADDING_MODES[fill]!r}). A value that works: 0."
+        )
 
 
 def parse_groups(groups) -> int | str:

@@ -26,7 +26,7 @@ ORDER = (
     ("backends.lax", "backends.native", "backends.xla"),
     ("backends.choice",),
     ("backends", "mesh.partition"),
-    ("roles",),
+    ("roles", "padding"),
     ("op",),
     ("causal", "initializers", "acceleration.equation", "acceleration.report"),
     ("layers.config", "acceleration.lowering"),

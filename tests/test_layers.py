@@ -472,12 +472,15 @@ CONSTRUCTOR = [*inspect.signature(gconv.nnx.GroupedConv.__init__).parameters][1:
 @pytest.mark.parametrize("name", CONSTRUCTOR)
 def test_no_argument_of_the_constructor_is_ignored_as_an_attribute(name):
     layer = gconv.nnx.GroupedConv(4, 3, 3, 2, rngs=nnx.Rngs(0))
-    acts = {"strides", "padding", "dilation", "padding_value", "dtype", "precision", "implementation", "name", *FACTORS}
+    acts = {"strides", "padding", "dilation", "input_dilation", "padding_value", "name", "mask", *FACTORS}
+    acts |= {"dtype", "precision", "implementation", "preferred_element_type"}
     values = {"padding_value": 1, "dtype": jnp.float16, "precision": "high", "implementation": "lax", "name": "conv"}
+    values |= {"preferred_element_type": jnp.float32, "mask": np.ones((3, 3, 2, 6))}
     if name in acts:
         setattr(layer, name, values.get(name, 2))
-        assert getattr(layer, name) in (values.get(name, 2), (2, 2), ((2, 2), (2, 2)))
-        assert name == "name" or name not in vars(layer), "it stands where it acts, not beside it"
+        expected = values.get(name, 2)
+        assert getattr(layer, name) is expected or getattr(layer, name) in (expected, (2, 2), ((2, 2), (2, 2)))
+        assert name in ("name", "mask") or name not in vars(layer), "it stands where it acts, not beside it"
         return
     state = nnx.to_pure_dict(nnx.state(layer))
     with pytest.raises(AttributeError, match=rf"`{name}` of GroupedConv (is|follows)"):

@@ -13,15 +13,19 @@ from gconv.backends import choice, lax, native, xla
 from gconv.backends.problem import Problem
 from gconv.backends.problem import products as products
 from gconv.geometry import Geometry
+from gconv.options import did_you_mean
 
 TABLE: dict[str, ModuleType] = {"native": native, "xla": xla, "lax": lax}
 # Those whose programs hold code that XLA does not know.
 CUSTOM_CALLS = {"native"}
+ALIASES = {**dict.fromkeys(("c++", "cpp", "kernels", "gconv"), "native"), **dict.fromkeys(("jax", "cudnn"), "lax")}
 
 
 def check_name(name: str | None) -> None:
     if name is not None and (not isinstance(name, str) or name not in TABLE):
-        raise ValueError(f"`implementation` must be None or one of {', '.join(map(repr, TABLE))}, got {name!r}.")
+        near = did_you_mean(name, TABLE, ALIASES) if isinstance(name, str) else ""
+        works = near or " None, which always works, lets gconv choose."
+        raise ValueError(f"`implementation` must be None or one of {', '.join(map(repr, TABLE))}, got {name!r}.{works}")
 
 
 def choose(

@@ -1,18 +1,23 @@
 """What would run of one operation, and what it costs, without running anything."""
 
+import inspect
 import math
 import sys
 from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from gconv import backends, op, roles
 from gconv.arrays import check_array
 from gconv.dtypes import wider
 from gconv.explanation.model import ModelExplanation, explain_model
 from gconv.geometry import Geometry, geometry
-from gconv.options import parse_padding_value
+from gconv.naming import translating, unexpected
+from gconv.options import did_you_mean, parse_padding_value
+from gconv.typing import Groups, Implementation, Padding, PaddingValue, PerAxis, Platform, Precision
 
 
 def platform_here() -> str:
@@ -21,13 +26,19 @@ def platform_here() -> str:
     return "cuda" if backend == "gpu" else backend
 
 
+ALIASES = {**dict.fromkeys(("gpu", "nvidia", "h100", "a100"), "cuda"), **dict.fromkeys(("amd", "hip"), "rocm")}
+
+
 def _known(platform: str | None) -> str:
     if platform is not None and platform not in roles.PLATFORMS:
-        raise ValueError(f"`platform` must be one of {', '.join(map(repr, roles.PLATFORMS))} or None, got {platform!r}.")
+        known = ", ".join(map(repr, roles.PLATFORMS))
+        near = did_you_mean(platform, roles.PLATFORMS, ALIASES) if isinstance(platform, str) else ""
+        raise ValueError(f"`platform` must be one of {known} or None, got {platform!r}.{near or ' None is this machine.'}")
     return platform or platform_here()
 
 
-def implementations(platform: str | None = None) -> dict[str, str | None]:
+@translating
+def implementations(platform: Platform | None = None) -> dict[Implementation, str | None]:
     """The names that `implementation=` takes, best first, each with the reason why it cannot run here, or None.
 
     >>> import gconv
@@ -39,7 +50,8 @@ def implementations(platform: str | None = None) -> dict[str, str | None]:
     """
     smallest = Geometry((1,), (1,), (1,), ((0, 0),), (1,), 1, 1, 1)
     where = _known(platform)
-    return {name: module.why_not("y", smallest, jnp.dtype("float32"), where) for name, module in backends.TABLE.items()}
+    kind = jnp.dtype("float32")
+    return {cast(Implementation, name): module.why_not("y", smallest, kind, where) for name, module in backends.TABLE.items()}
 
 
 @dataclass(frozen=True)
@@ -91,18 +103,18 @@ class Explanation:
 
 
 def explain(
-    x,
-    *inputs,
-    groups=None,
-    strides=1,
-    padding: object = 0,
-    dilation=1,
-    padding_value: complex | str = 0,
-    implementation: str | None = None,
-    precision=None,
-    preferred_element_type=None,
-    platform: str | None = None,
-    **call,
+    x: Any,
+    *inputs: Any,
+    groups: Groups | None = None,
+    strides: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    padding_value: PaddingValue = 0,
+    implementation: Implementation | None = None,
+    precision: Precision = None,
+    preferred_element_type: DTypeLike | None = None,
+    platform: Platform | None = None,
+    **call: Any,
 ) -> Explanation | ModelExplanation:
     """Which implementation each role of `grouped_conv` takes and why, and its FLOPs, bytes and scratch; or those of a model.
 
@@ -139,11 +151,16 @@ def explain(
                 "explain(model, *inputs) takes the model's own arguments and `platform`; its layers know their options."
             )
         return explain_model(x, *inputs, platform=where, **call)
+    if reason := _no_operand(x):
+        raise TypeError(f"explain() takes `x, kernel`, or an NNX model and its inputs, got {reason}")
     if call:
-        raise TypeError(f"explain() got an unexpected argument {next(iter(call))!r}.")
+        raise TypeError(unexpected("explain", inspect.signature(explain).parameters.values(), (x, *inputs), call))
     if len(inputs) != 1:
         given = f"{type(x).__name__} and {len(inputs)}"
-        raise TypeError(f"explain() takes `x, kernel`, or an NNX model and its inputs, got {given}.")
+        raise TypeError(
+            f"explain() takes `x, kernel`, or an NNX model and its inputs, got {given}. What works: "
+            "gconv.explain(x, kernel, padding=0)."
+        )
     (kernel,) = inputs
     for name, a in (("x", x), ("kernel", kernel)):
         check_array(name, a)
@@ -182,3 +199,18 @@ def explain(
         return Role(role, chosen, why, reasons, flops, moved, scratch)
 
     return Explanation(geom, where, tuple(one(role) for role in roles.OPERANDS))
+
+
+def _no_operand(x) -> str | None:
+    """What is no array and no model, and what to give instead; None of what may be an array."""
+    flax = sys.modules.get("flax")
+    if flax and isinstance(x, flax.linen.Module):
+        return (
+            f"the Linen module {type(x).__name__}. As an NNX model: gconv.explain(flax.nnx.bridge.lazy_init("
+            "flax.nnx.bridge.ToNNX(module, rngs=flax.nnx.Rngs(0)), x), x). Its convolution alone: gconv.explain(x, kernel)."
+        )
+    if isinstance(x, type):
+        return f"the class {x.__name__}. An instance of it would work: gconv.explain({x.__name__}(...), x)."
+    if callable(x) and not hasattr(x, "shape"):
+        return f"the function {getattr(x, '__name__', type(x).__name__)}. jax.make_jaxpr shows what a function computes."
+    return None

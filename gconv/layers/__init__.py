@@ -4,7 +4,9 @@ No Flax here. A shell turns its arguments into a `Config`, stores the parameters
 """
 
 from gconv.layers.application import apply as apply
+from gconv.layers.application import check_channels as check_channels
 from gconv.layers.application import check_input as check_input
+from gconv.layers.application import check_mask as check_mask
 from gconv.layers.config import Config as Config
 from gconv.layers.config import configure as configure
 from gconv.layers.config import reconfigured as reconfigured

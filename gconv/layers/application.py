@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from gconv import geometry
+from gconv.dtypes import wider
 from gconv.layers.config import Config
 from gconv.op import grouped_conv, grouped_conv_transpose
 
@@ -38,9 +39,24 @@ def _other_windows(config: Config) -> str:
     )
 
 
-def apply(config: Config, in_features: int, x, kernel, bias, out_sharding=None) -> jax.Array:
+def check_channels(config: Config, in_features: int, kernel) -> None:
+    """Parameters that exist already must be those of as many channels as the input has."""
+    shape = tuple(kernel.shape)
+    made = shape[-1] if config.transposed else shape[-2] * (shape[-1] // config.filters_per_group)
+    divides = isinstance(config.groups, str) or made % config.groups == 0
+    if made != in_features and divides and config.kernel_shape(made) == shape:
+        axes = ", ".join(("depth", "height", "width")[3 - len(config.window) :])
+        raise ValueError(
+            f"the input has {in_features} channels, and the parameters were made for {made}: `kernel` has shape {shape}. An "
+            f"input that works: (*batch, {axes}, {made})."
+        )
+
+
+def apply(config: Config, in_features: int, x, kernel, bias, out_sharding=None, mask=None) -> jax.Array:
     """The layer on an input `(*batch, *spatial, in_features)`."""
     check_input(config, x, in_features)
+    if mask is not None:
+        kernel = masked(kernel, mask)
     if config.dtype is not None:
         x, kernel = jnp.asarray(x, config.dtype), jnp.asarray(kernel, config.dtype)
         bias = None if bias is None else jnp.asarray(bias, config.dtype)
@@ -51,12 +67,31 @@ def apply(config: Config, in_features: int, x, kernel, bias, out_sharding=None) 
         dilation=config.dilation,
         precision=config.precision,
         implementation=config.implementation,
+        preferred_element_type=config.preferred_element_type,
     )
     try:
         if config.transposed:
             y = grouped_conv_transpose(x, kernel, bias, output_padding=config.output_padding, **common)
         else:
-            y = grouped_conv(x, kernel, bias, padding_value=config.padding_value, **common)
+            more: dict = dict(padding_value=config.padding_value, input_dilation=config.input_dilation)
+            y = grouped_conv(x, kernel, bias, **common, **more)
     except geometry.EmptyOutput as error:
         raise geometry.EmptyOutput(f"{error}{_other_windows(config)}") from None
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
+
+
+def masked(kernel, mask) -> jax.Array:
+    """The kernel that convolves: `kernel * mask`, in the type in which the two meet."""
+    check_mask(mask, kernel.shape)
+    kernel, mask = jnp.asarray(kernel), jnp.asarray(mask)
+    dtype = wider(kernel.dtype, mask.dtype)
+    return kernel.astype(dtype) * mask.astype(dtype)
+
+
+def check_mask(mask, shape) -> None:
+    """A mask must have the kernel's shape."""
+    given, works = getattr(mask, "shape", None), f"One that works: jnp.ones({tuple(shape)})."
+    if given is None:
+        raise TypeError(f"`mask` must be an array or None, got {type(mask).__name__}. {works}")
+    if tuple(given) != tuple(shape):
+        raise ValueError(f"`mask` must have the kernel's shape, {tuple(shape)}, got {tuple(given)}. {works}")

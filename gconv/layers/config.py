@@ -1,13 +1,23 @@
 """The options of a layer, checked and in canonical form."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from gconv import backends, geometry, options
 from gconv.op import result_dtype
+
+FLOATS = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
+# What else the types are called -> their names.
+DTYPE_ALIASES = {
+    **dict.fromkeys(("bf16", "brain"), "bfloat16"),
+    **dict.fromkeys(("fp16", "f16"), "float16"),
+    **dict.fromkeys(("fp32", "f32", "tf32"), "float32"),
+    **dict.fromkeys(("fp64", "f64"), "float64"),
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,7 @@ class Config:
     dilation: tuple[int, ...]
     padding_value: complex | str = 0
     output_padding: tuple[int, ...] = ()
+    input_dilation: tuple[int, ...] = ()  # () of a transposed one, which has none
     transposed: bool = False
     use_bias: bool = True
     channels_per_group: int | None = None
@@ -29,7 +40,25 @@ class Config:
     param_dtype: Any = jnp.float32
     precision: Any = None
     implementation: str | None = None
+    preferred_element_type: Any = None
     integer_window: bool = False  # whether `kernel_size` was one integer, which Flax's users mean in 1-D
+
+    def __repr__(self) -> str:
+        """What is not the default, in a line."""
+        return f"Config({', '.join(f'{name}={shown(value)}' for name, value in self.told().items())})"
+
+    def told(self) -> dict[str, Any]:
+        """The arguments of a layer that are needed to make this one again, in their order."""
+        ones, zeros = (1,) * len(self.window), (0,) * len(self.window)
+        plain = {"strides": ones, "dilation": ones, "input_dilation": ones, "output_padding": zeros, "padding": (0, 0)}
+        found = {}
+        for field in fields(self):
+            name, value = _ARGUMENTS.get(field.name, field.name), getattr(self, field.name)
+            same = value == field.default if field.default is not MISSING else False
+            usual = value == plain.get(name) or name == "padding" and set(value) == {(0, 0)}
+            if not (same or usual or name in ("transposed", "integer_window")):
+                found[name] = value
+        return found
 
     @property
     def padding_mode(self) -> str:
@@ -86,6 +115,7 @@ def configure(
     dilation=1,
     padding_value=0,
     output_padding=0,
+    input_dilation=1,
     transposed: bool = False,
     num_channels_per_group=None,
     use_bias: bool = True,
@@ -93,20 +123,26 @@ def configure(
     param_dtype: DTypeLike = jnp.float32,
     precision=None,
     implementation: str | None = None,
+    preferred_element_type: DTypeLike | None = None,
 ) -> Config:
     """The arguments of a layer as a `Config`, or an error at construction that says what is wrong."""
     window = options.window_of(kernel_size)
     rank = len(window)
     backends.check_name(implementation)
     dtype, param_dtype = _inexact("dtype", dtype), _inexact("param_dtype", param_dtype)
+    preferred = _inexact("preferred_element_type", preferred_element_type)
     precision = tuple(precision) if isinstance(precision, list) else precision
-    result_dtype(jnp.dtype("float32"), precision, None)  # refuses a precision that lax does not know
+    # Refuses a precision that lax does not know, and where the operands' type is known, one that is too narrow for their sums.
+    result_dtype(jnp.dtype("float32") if dtype is None else dtype, precision, None if dtype is None else preferred)
     if not isinstance(use_bias, bool):
-        raise TypeError(f"`use_bias` must be True or False, got {use_bias!r}.")
+        raise TypeError(f"`use_bias` must be True or False, got {use_bias!r}. An initial bias: bias_init=array.")
     strides, dilation = options.per_axis("strides", strides, rank), options.per_axis("dilation", dilation, rank)
     padding = options.parse_padding(padding, rank)
     output_padding = options.per_axis("output_padding", output_padding, rank, minimum=0)
     geometry.check_output_padding(output_padding, strides, dilation, padding)
+    factors = () if transposed else options.per_axis("input_dilation", input_dilation, rank)
+    fill = options.parse_padding_value(padding_value)
+    options.check_fill_of_dilated(fill, factors or (1,))
     auto = num_channels_per_group in (None, "auto")
     return Config(
         window=window,
@@ -115,8 +151,9 @@ def configure(
         strides=strides,
         padding=padding,
         dilation=dilation,
-        padding_value=options.parse_padding_value(padding_value),
+        padding_value=fill,
         output_padding=output_padding,
+        input_dilation=factors,
         transposed=transposed,
         use_bias=use_bias,
         channels_per_group=None if auto else options.integer("num_channels_per_group", num_channels_per_group, 1),
@@ -124,6 +161,7 @@ def configure(
         param_dtype=param_dtype,
         precision=precision,
         implementation=implementation,
+        preferred_element_type=preferred,
         integer_window=not options.is_list(kernel_size),
     )
 
@@ -136,13 +174,25 @@ def reconfigured(config: Config, name: str, value) -> Config:
     return replace(configure(**given | {name: value}), integer_window=integer_window)
 
 
+def shown(value) -> str:
+    """A value of a configuration in a line: types by their names."""
+    return repr(value.name) if isinstance(value, np.dtype) else repr(value)
+
+
+# Fields whose argument has another name.
+_ARGUMENTS = {"window": "kernel_size", "channels_per_group": "num_channels_per_group"}
+
+
 def _inexact(name: str, dtype):
-    if dtype is None and name == "dtype":
+    if dtype is None and name != "param_dtype":
         return None
     try:
         found = jnp.dtype(dtype)
     except TypeError:
         found = None
     if dtype is None or found is None or not jnp.issubdtype(found, jnp.inexact):
-        raise TypeError(f"`{name}` must be a floating or complex dtype, got {dtype!r}. A value that works: jnp.float32.")
+        written = str(dtype).rpartition(".")[-1]  # of another library's type, such as torch.float32
+        near = options.did_you_mean(written, FLOATS, DTYPE_ALIASES) if found is None else ""
+        works = near or " A value that works: jnp.float32."
+        raise TypeError(f"`{name}` must be a floating or complex dtype, got {dtype!r}.{works}")
     return found

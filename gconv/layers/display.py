@@ -4,17 +4,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from gconv.layers.config import Config
+from gconv.naming import translating
 
 
-def describe(layer, params: Mapping | None = None) -> str:
+@translating
+def describe(layer: Any, params: Mapping[str, Any] | None = None) -> str:
     """MATLAB's listing of a gconv layer.
 
     Args:
       layer: a `GroupedConv` or `GroupedConvTranspose` of `gconv.nnx` or `gconv.linen`.
-      params: for a Linen layer, whose parameters live outside it, its `{"kernel": ..., "bias": ...}`.
+      params: for a Linen layer, whose parameters live outside it, its `{"kernel": ..., "bias": ...}`, or what its `init`
+        returned, `{"params": ...}`.
+
+    Raises:
+      TypeError: for what is no layer of gconv.
+      ValueError: for parameters that are not one layer's.
     """
-    c: Config = layer.config
-    params = params or {name: getattr(layer, name, None) for name in ("kernel", "bias")}
+    c = getattr(layer, "config", None)
+    if not isinstance(c, Config):
+        made = isinstance(layer, type)
+        kind = f"the class {layer.__name__}" if made else f"{type(layer).__module__.partition('.')[0]}'s {type(layer).__name__}"
+        raise TypeError(
+            f"`layer` must be a GroupedConv or GroupedConvTranspose of gconv, got {kind}. A layer of Flax converts: "
+            "gconv.interop.from_flax(layer).to_nnx(). A whole model: gconv.explain(model, x)."
+        )
+    params = _parameters_of(layer, params)
     groups = c.groups
     weights = params.get("kernel")
     if weights is not None and isinstance(groups, str):
@@ -36,6 +50,8 @@ def describe(layer, params: Mapping | None = None) -> str:
         hyper["OutputPadding"] = c.output_padding
     elif c.padding_value != 0:
         hyper["PaddingValue"] = c.padding_value
+    if max(c.input_dilation, default=1) > 1:  # which MATLAB's layer has not, nor a mask
+        hyper["InputDilation"] = c.input_dilation
     sizes = {name: _per_group_size(name, params.get(key), groups, c.window) for name, key in _LEARNABLE.items()}
     width = max(map(len, hyper)) + 3
 
@@ -47,6 +63,18 @@ def describe(layer, params: Mapping | None = None) -> str:
         f"{kind} with properties:\n\n{rows({'Name': getattr(layer, 'name', None) or ''})}\n\n"
         f"   Hyperparameters\n{rows(hyper)}\n\n   Learnable Parameters\n{rows(sizes)}\n"
     )
+
+
+def _parameters_of(layer, params: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if not params:
+        return {name: getattr(layer, name, None) for name in ("kernel", "bias")}
+    found = params["params"] if isinstance(params.get("params"), Mapping) else params
+    if "kernel" not in found:
+        raise ValueError(
+            f"`params` must be those of one layer, {{'kernel': ..., 'bias': ...}}, got {{{', '.join(map(repr, found))}}}. "
+            "Of a layer within a model: variables['params'][its name]."
+        )
+    return {name: value.unbox() if hasattr(value, "unbox") else value for name, value in found.items()}  # with_partitioning
 
 
 _LEARNABLE = {"Weights": "kernel", "Bias": "bias"}

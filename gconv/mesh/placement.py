@@ -52,14 +52,22 @@ def natural_specs(
       in_features: channels of the input: of a Linen layer with groups="channel-wise", which does not know them.
 
     Raises:
+      TypeError: for what is no layer of gconv.
       ValueError: for an axis that the mesh does not have; for a layer that does not know how many groups it has; for layers
         stacked along another axis than the first.
     """
+    config: Any = getattr(layer, "config", None)
+    if not hasattr(config, "stack_of"):
+        made = isinstance(layer, type)
+        kind = f"the class {layer.__name__}" if made else f"{type(layer).__module__.partition('.')[0]}'s {type(layer).__name__}"
+        raise TypeError(
+            f"`layer` must be a GroupedConv or GroupedConvTranspose of gconv, got {kind}. A layer of Flax converts: "
+            "gconv.interop.from_flax(layer).to_nnx()."
+        )
     for name, axis in (("data", data), ("groups", groups)):
         if axis is not None and axis not in mesh.axis_names:
             known = ", ".join(map(repr, mesh.axis_names))
             raise ValueError(f"`{name}` must be an axis of the mesh, got {axis!r}. Values that work: {known}, or None.")
-    config = layer.config
     features = getattr(layer, "in_features", in_features)
     if features is None and isinstance(config.groups, str):
         raise ValueError('`in_features` must be given: a Linen layer with groups="channel-wise" reads them off its input.')
