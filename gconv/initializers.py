@@ -17,15 +17,34 @@ layers: `nnx.Conv(..., feature_group_count=4, kernel_init=gconv.initializers.glo
 be left out: the layer fills it in.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gconv.layout import kernel_from_per_group
+
+__all__ = ["PerGroup", "from_size", "glorot", "he", "narrow_normal", "ones", "orthogonal", "zeros"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _factory(function: F) -> F:
+    """`function`, with an error that says so where it is given in the place of the initializer that it makes."""
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        if len(arguments) > 1 or arguments and hasattr(arguments[0], "dtype"):
+            name = f"gconv.initializers.{function.__name__}"
+            raise TypeError(f"`{name}` makes an initializer and is none: call it first. What works: {name}(), or with groups.")
+        return function(*arguments, **options)
+
+    return call  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -38,7 +57,7 @@ class PerGroup:
       transposed: for a transposed convolution, which reads a kernel from its filters to its channels: swaps the fans.
     """
 
-    scheme: Callable
+    scheme: Callable[..., Any]
     groups: int | None = None
     transposed: bool = False
 
@@ -50,7 +69,10 @@ class PerGroup:
         """The initializer inside a layer, whose groups count where it has none of its own."""
         return self if self.groups is not None else replace(self, groups=groups, transposed=transposed)
 
-    def __call__(self, key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+    def __call__(
+        self, key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None
+    ) -> jax.Array:
+        """The initial value, of a kernel's shape `(*window, channels, groups * filters)`."""
         if self.groups is None:
             raise ValueError(
                 "`groups` is not known to this initializer: outside a gconv layer, name it, as in "
@@ -61,40 +83,47 @@ class PerGroup:
             raise ValueError(f"`groups` must divide the last axis of the kernel: shape {tuple(shape)}, groups={self.groups}.")
         size = (*window, channels, out // self.groups, self.groups)
         fans = math.prod(window) * channels, math.prod(window) * size[-2]
-        return kernel_from_per_group(self.scheme(key, size, dtype, *(fans[::-1] if self.transposed else fans)))
+        value = kernel_from_per_group(self.scheme(key, size, dtype, *(fans[::-1] if self.transposed else fans)))
+        return value if out_sharding is None else jax.sharding.reshard(value, out_sharding)
 
 
+@_factory
 def glorot(groups: int | None = None) -> PerGroup:
     """Uniform with variance `2 / (fan_in + fan_out)`, fans per group. See the module's table."""
     return PerGroup(_glorot, groups)
 
 
+@_factory
 def he(groups: int | None = None) -> PerGroup:
     """Normal, not truncated, with variance `2 / fan_in`, fan per group. See the module's table."""
     return PerGroup(_he, groups)
 
 
+@_factory
 def orthogonal(groups: int | None = None) -> PerGroup:
     """Per group an orthogonal `(prod(window) * channels, filters)` matrix. See the module's table."""
     return PerGroup(_orthogonal, groups)
 
 
+@_factory
 def narrow_normal(stddev: float = 0.01) -> PerGroup:
     """Normal with a small standard deviation. See the module's table."""
     return PerGroup(lambda key, size, dtype, *_: stddev * jax.random.normal(key, size, dtype), 1)
 
 
+@_factory
 def zeros() -> PerGroup:
     """All zeros."""
     return PerGroup(lambda key, size, dtype, *_: jnp.zeros(size, dtype), 1)
 
 
+@_factory
 def ones() -> PerGroup:
     """All ones."""
     return PerGroup(lambda key, size, dtype, *_: jnp.ones(size, dtype), 1)
 
 
-def from_size(function: Callable, groups: int | None = None) -> PerGroup:
+def from_size(function: Callable[[tuple[int, ...]], Any], groups: int | None = None) -> PerGroup:
     """An initializer from a MATLAB-style function of the size.
 
     Args:
@@ -107,6 +136,12 @@ def from_size(function: Callable, groups: int | None = None) -> PerGroup:
     >>> init(None, (3, 3, 1, 4)).shape
     (3, 3, 1, 4)
     """
+
+    if not callable(function):
+        raise TypeError(
+            f"`function` must be a function of the size, got {type(function).__name__}. What works: lambda size: "
+            "numpy.full(size, 0.5). An array is given as it is: kernel_init=array."
+        )
 
     def scheme(key, size, dtype, *_):
         result = jnp.asarray(function(size), dtype)

@@ -4,6 +4,7 @@ Everything numerical happens in the primitives of `gconv.roles`; here arguments 
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,8 +17,9 @@ from jax.typing import ArrayLike, DTypeLike
 from gconv import backends, roles
 from gconv.arrays import check_array
 from gconv.dtypes import accumulator
-from gconv.geometry import check_bias, geometry, transposed_geometry
+from gconv.geometry import Geometry, check_bias, geometry, transposed_geometry
 from gconv.mesh import sharding
+from gconv.mistakes import other_layout
 from gconv.naming import translating
 from gconv.options import check_fill_of_dilated, parse_padding_value, per_axis
 from gconv.padding import dilated, padded
@@ -100,7 +102,7 @@ def grouped_conv(
     arrays = _as_arrays(x=x, kernel=kernel, bias=bias)
     fill = parse_padding_value(padding_value)
     options: dict[str, Any] = dict(strides=strides, padding=padding, dilation=dilation, input_dilation=input_dilation)
-    batch, geom = geometry(*_shapes(arrays), groups=groups, **options)
+    batch, geom = _checked("x", partial(geometry, groups=groups, **options), *_shapes(arrays))
     factors = per_axis("input_dilation", input_dilation, geom.rank)
     check_fill_of_dilated(fill, factors)
     if bias is not None:
@@ -161,14 +163,8 @@ def grouped_conv_transpose(
     """
     backends.check_name(implementation)
     arrays = _as_arrays(y=y, kernel=kernel, bias=bias)
-    batch, geom = transposed_geometry(
-        *_shapes(arrays),
-        groups=groups,
-        strides=strides,
-        padding=padding,
-        dilation=dilation,
-        output_padding=output_padding,
-    )
+    options: dict[str, Any] = dict(strides=strides, padding=padding, dilation=dilation, output_padding=output_padding)
+    batch, geom = _checked("y", partial(transposed_geometry, groups=groups, **options), *_shapes(arrays))
     if bias is not None:
         check_bias(arrays[2].shape, geom.in_channels, geom.groups)
 
@@ -207,6 +203,14 @@ def per_channel(values: Array, ndim: int) -> Array:
 
 def _shapes(arrays: list) -> list[tuple]:
     return [a.shape for a in arrays[:2]]
+
+
+def _checked(name: str, facts: Callable, shape: tuple, kernel: tuple) -> tuple[tuple, Geometry]:
+    """The batch axes and the geometry; an error also says where the arrays would fit in another library's layout."""
+    try:
+        return facts(shape, kernel)
+    except ValueError as error:
+        raise type(error)(f"{error}{other_layout(facts, name, shape, kernel)}") from None
 
 
 def _as_arrays(**arguments) -> list:

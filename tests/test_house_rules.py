@@ -19,7 +19,8 @@ LONGEST = 350
 
 # Each line may import the lines above it, not its own. A member of a package stands for all of them as "package.*".
 ORDER = (
-    ("version", "options", "naming", "typing", "layout", "arrays", "dtypes", "optim.factor", "native", "interop.swapping"),
+    ("version", "options", "naming", "mistakes", "typing", "layout", "arrays", "dtypes"),
+    ("optim.factor", "native", "interop.swapping"),
     ("mesh", "mesh.placement", "mesh.sharding"),
     ("geometry",),
     ("backends.convolution", "backends.problem"),
@@ -42,7 +43,10 @@ ORDER = (
     ("interop",),
 )
 # Beside all that: what the optimizers may import is the ground and each other, downwards.
-BESIDE = (("optim.factor",), ("optim.tree",), ("optim.transforms",), ("optim.solvers",), ("optim",))
+BESIDE = (
+    ("options", "naming", "typing"),
+    *(("optim.factor",), ("optim.tree",), ("optim.transforms",), ("optim.solvers",), ("optim",)),
+)
 PUBLIC = ("gconv", "gconv.nnx", "gconv.linen", "gconv.optim", "gconv.interop", "gconv.initializers")
 OPTIONAL = {"gconv.nnx": "flax", "gconv.linen": "flax", "gconv.optim": "optax"}
 

@@ -276,7 +276,7 @@ WRONG = {
     "metadata": (lambda make: make(4, 3, 1, 2, kernel_metadata=["a"]), "`kernel_metadata` must be a mapping"),
     "factory not called": (
         lambda make: make(4, 3, 1, 2, kernel_init=jax.nn.initializers.he_normal),
-        "`kernel_init` returned a",
+        r"`kernel_init` is a function that makes an initializer: call it.*he_normal\(",
     ),
 }
 

@@ -26,7 +26,7 @@ def describe(layer: Any, params: Mapping[str, Any] | None = None) -> str:
         kind = f"the class {layer.__name__}" if made else f"{type(layer).__module__.partition('.')[0]}'s {type(layer).__name__}"
         raise TypeError(
             f"`layer` must be a GroupedConv or GroupedConvTranspose of gconv, got {kind}. A layer of Flax converts: "
-            "gconv.interop.from_flax(layer).to_nnx(). A whole model: gconv.explain(model, x)."
+            "gconv.interop.from_flax(layer).to_nnx(). Of a whole model: gconv.explain(model, x)."
         )
     params = _parameters_of(layer, params)
     groups = c.groups

@@ -8,17 +8,19 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from gconv.optim.transforms import add_l2, clip_by_parameter_norm, freeze_zero_factors, mixing_types
-from gconv.optim.tree import Factors, declared_factors_of, default_factor, default_factors, map_by_path
+from gconv.naming import normalized, translating
+from gconv.optim.transforms import add_l2, check_number, clip_by_parameter_norm, freeze_zero_factors, mixing_types
+from gconv.optim.tree import Factors, check_factors, declared_factors_of, default_factor, default_factors, map_by_path
+from gconv.options import did_you_mean
+from gconv.typing import GradientThresholdMethod, Schedule, Solver
 
-Schedule = Callable[[jax.Array], jax.Array | float]
-THRESHOLDS = {
+THRESHOLDS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "l2norm": clip_by_parameter_norm,
     "global-l2norm": optax.clip_by_global_norm,
     "absolute-value": optax.clip,
@@ -37,9 +39,10 @@ class SolverState(NamedTuple):
     """The steps done, and one tree of the parameters' structure per moment."""
 
     step: jax.Array
-    moments: tuple
+    moments: tuple[Any, ...]
 
 
+@translating
 def sgdm(
     learning_rate: float | Schedule = 0.01,
     *,
@@ -47,7 +50,7 @@ def sgdm(
     l2: float = 1e-4,
     factors: Factors | None = None,
     gradient_threshold: float | None = None,
-    gradient_threshold_method: str = "l2norm",
+    gradient_threshold_method: GradientThresholdMethod = "l2norm",
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent with momentum.
 
@@ -72,6 +75,7 @@ def sgdm(
     return _solver(step, 1, learning_rate, l2, factors, gradient_threshold, gradient_threshold_method)
 
 
+@translating
 def rmsprop(
     learning_rate: float | Schedule = 0.001,
     *,
@@ -80,7 +84,7 @@ def rmsprop(
     l2: float = 1e-4,
     factors: Factors | None = None,
     gradient_threshold: float | None = None,
-    gradient_threshold_method: str = "l2norm",
+    gradient_threshold_method: GradientThresholdMethod = "l2norm",
 ) -> optax.GradientTransformation:
     """RMSProp.
 
@@ -96,6 +100,7 @@ def rmsprop(
     return _solver(step, 1, learning_rate, l2, factors, gradient_threshold, gradient_threshold_method)
 
 
+@translating
 def adam(
     learning_rate: float | Schedule = 0.001,
     *,
@@ -105,7 +110,7 @@ def adam(
     l2: float = 1e-4,
     factors: Factors | None = None,
     gradient_threshold: float | None = None,
-    gradient_threshold_method: str = "l2norm",
+    gradient_threshold_method: GradientThresholdMethod = "l2norm",
 ) -> optax.GradientTransformation:
     """Adam with epsilon beside the uncorrected root.
 
@@ -125,6 +130,7 @@ def adam(
     return _solver(step, 2, learning_rate, l2, factors, gradient_threshold, gradient_threshold_method)
 
 
+@translating
 def piecewise(initial_learn_rate: float, *, steps_per_epoch: int, drop_factor: float = 0.1, drop_period: int = 10) -> Schedule:
     """MATLAB's schedule `'piecewise'`: times `drop_factor` every `drop_period` epochs. An optax schedule of the step."""
     if steps_per_epoch < 1 or drop_period < 1:
@@ -150,7 +156,7 @@ _SCHEDULE = ("learn_rate_schedule", "learn_rate_drop_factor", "learn_rate_drop_p
 
 
 def training_options(
-    solver: str, *, factors: Factors | None = None, steps_per_epoch: int | None = None, **options
+    solver: Solver, *, factors: Factors | None = None, steps_per_epoch: int | None = None, **options: Any
 ) -> optax.GradientTransformation:
     """A solver from the option names of MATLAB's `trainingOptions`, in snake case.
 
@@ -165,17 +171,18 @@ def training_options(
         per solver `momentum`, `gradient_decay_factor`, `squared_gradient_decay_factor`, `epsilon`. Defaults are MATLAB's.
 
     Raises:
-      ValueError: for an unknown name, with the nearest one.
+      ValueError, TypeError: for an unknown name, with the nearest one; for a name of `trainingOptions` that belongs to the
+        training loop, with what to write there.
     """
     if solver not in _SOLVERS:
-        raise ValueError(f"`solver` must be one of {', '.join(map(repr, _SOLVERS))}, got {solver!r}.")
+        near = did_you_mean(solver, _SOLVERS, _SOLVER_ALIASES) if isinstance(solver, str) else ""
+        others = "" if near else " Other solvers are optax's, with gconv.optim.add_l2 and scale_by_learn_rate_factors around."
+        raise ValueError(f"`solver` must be one of {', '.join(map(repr, _SOLVERS))}, got {solver!r}.{near}{others}")
     make, rate, own = _SOLVERS[solver]
     names = _COMMON | own
-    for name in options:
+    for name, value in options.items():
         if name not in names and name not in _SCHEDULE:
-            known = [*names, *_SCHEDULE, "factors", "steps_per_epoch"]
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise ValueError(f"{name!r} is no option of {solver!r}. The nearest: {near!r}. All: {', '.join(known)}.")
+            raise ValueError(_no_option(solver, name, value, [*names, *_SCHEDULE, "factors", "steps_per_epoch"]))
     rate = options.pop("initial_learn_rate", rate)
     schedule = options.pop("learn_rate_schedule", "none")
     drops = {name.removeprefix("learn_rate_"): options.pop(name) for name in _SCHEDULE[1:] if name in options}
@@ -183,11 +190,52 @@ def training_options(
         given = ", ".join(f"learn_rate_{name}" for name in drops)
         raise ValueError(f'{given} has no effect without learn_rate_schedule="piecewise".')
     if schedule not in ("none", "piecewise"):
-        raise ValueError(f'`learn_rate_schedule` must be "none" or "piecewise", got {schedule!r}.')
+        near = did_you_mean(schedule, ("none", "piecewise"), {"constant": "none", "step": "piecewise"})
+        others = near or ' Others are optax\'s: gconv.optim.adam(optax.cosine_decay_schedule(...)).'
+        raise ValueError(f'`learn_rate_schedule` must be "none" or "piecewise", got {schedule!r}.{others}')
     if schedule == "piecewise" and steps_per_epoch is None:
         raise ValueError('`steps_per_epoch` must be given with learn_rate_schedule="piecewise", which counts epochs.')
     learning_rate = piecewise(rate, steps_per_epoch=steps_per_epoch or 1, **drops) if schedule == "piecewise" else rate
     return make(learning_rate, factors=factors, **{names[name]: value for name, value in options.items()})
+
+
+_METHOD_ALIASES = {
+    **dict.fromkeys(("norm", "l2", "l2_norm"), "l2norm"),
+    **dict.fromkeys(("global", "global_l2norm", "global-norm", "globall2norm"), "global-l2norm"),
+    **dict.fromkeys(("value", "absolute_value", "clip"), "absolute-value"),
+}
+_SOLVER_ALIASES = {**dict.fromkeys(("sgd", "momentum", "gd"), "sgdm"), "adamw": "adam", "rms": "rmsprop"}
+# Names of `trainingOptions` that belong to the loop -> what to write there.
+_OF_THE_LOOP = {
+    "maxepochs": "for epoch in range({value}): ...",
+    "minibatchsize": "take batches of {value} images from the data",
+    "shuffle": "order = jax.random.permutation(key, images) at the start of every epoch",
+    **dict.fromkeys(("plots", "verbose", "verbosefrequency", "metrics"), "print or plot what the loop computes"),
+    **dict.fromkeys(("validationdata", "validationfrequency", "validationpatience"), "evaluate in the loop, and stop it"),
+    **dict.fromkeys(("outputfcn", "objectivemetricname"), "call it in the loop"),
+    **dict.fromkeys(("executionenvironment", "acceleration", "preprocessingenvironment"), "jax.default_device says where"),
+    **dict.fromkeys(("workerload", "dispatchinbackground"), "gconv.natural_specs splits a model over devices"),
+    **dict.fromkeys(("checkpointpath", "checkpointfrequency", "checkpointfrequencyunit"), "save in the loop, as by orbax"),
+    **dict.fromkeys(("outputnetwork",), "keep the best model in the loop"),
+    **dict.fromkeys(("batchnormalizationstatistics", "resetinputnormalization"), "flax.nnx.BatchNorm has the statistics"),
+    **dict.fromkeys(("sequencelength", "sequencepaddingvalue", "sequencepaddingdirection"), "pad the data to one length"),
+    **dict.fromkeys(("inputdataformats", "targetdataformats"), "arrays are (batch, *spatial, channels)"),
+}
+
+
+def _no_option(solver: str, name: str, value, known: list[str]) -> str:
+    plain = normalized(name)
+    if plain in _OF_THE_LOOP:
+        here = _OF_THE_LOOP[plain].format(value=value if isinstance(value, int) else "n")
+        return (
+            f"`{name}` belongs to the training loop, which is yours here: {here}. The page \"MATLAB's training loop\" shows "
+            f"one. Options of the solver: {', '.join(known)}."
+        )
+    near = next((k for k in known if normalized(k) == plain), None)
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+    others = [s for s, (_, _, own) in _SOLVERS.items() if name in own]
+    of_others = f" It is one of {' and '.join(map(repr, others))}." if others else ""
+    return f"{name!r} is no option of {solver!r}.{of_others} The nearest: {near!r}. All: {', '.join(known)}."
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -195,8 +243,18 @@ def training_options(
 
 def _solver(step, moments: int, learning_rate, l2, factors: Factors | None, threshold, method: str):
     """`step(g, rate, count, *moments) -> (update, new moments)` for one parameter as the transformation of a tree."""
+    if factors is not None:
+        check_factors("factors", factors)
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate, 0.01)
+    check_number("l2", l2, 1e-4)
     if method not in THRESHOLDS:
-        raise ValueError(f"`gradient_threshold_method` must be one of {', '.join(map(repr, THRESHOLDS))}, got {method!r}.")
+        near = did_you_mean(method, THRESHOLDS, _METHOD_ALIASES) if isinstance(method, str) else ""
+        works = near or " A value that works: 'l2norm'."
+        known = ", ".join(map(repr, THRESHOLDS))
+        raise ValueError(f"`gradient_threshold_method` must be one of {known}, got {method!r}.{works}")
+    if threshold is not None:
+        check_number("gradient_threshold", threshold, 1.0)
     if isinstance(threshold, (int, float)) and not threshold > 0:
         raise ValueError(f"`gradient_threshold` must be positive or None, got {threshold}. A value that works: 1.0.")
     known_number = isinstance(threshold, (int, float))  # and not a traced hyperparameter

@@ -2,15 +2,19 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from gconv.optim.tree import Factors, by_path, is_masked, map_by_path
+from gconv.naming import translating
+from gconv.optim.tree import Factors, by_path, check_factors, is_masked, map_by_path
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def mixing_types(function: Callable) -> Callable:
+def mixing_types(function: F) -> F:
     """`function` under JAX's standard promotion, also where the caller has `jax.numpy_dtype_promotion("strict")`.
 
     Rates, factors and counts are of other types than the parameters that they meet, and on purpose.
@@ -21,9 +25,10 @@ def mixing_types(function: Callable) -> Callable:
         with jax.numpy_dtype_promotion("standard"):
             return function(*arguments, **options)
 
-    return run
+    return run  # type: ignore[return-value]
 
 
+@translating
 def scale_by_learn_rate_factors(factors: Factors) -> optax.GradientTransformation:
     """Multiplies every update by its parameter's learn-rate factor; put it last in the chain.
 
@@ -33,6 +38,8 @@ def scale_by_learn_rate_factors(factors: Factors) -> optax.GradientTransformatio
     Raises:
       ValueError: at `update`, naming the first path that differs, if the tree is not that of the factors.
     """
+
+    check_factors("factors", factors)
 
     def scale(update, factor):
         if _is_zero(factor):
@@ -47,6 +54,7 @@ def scale_by_learn_rate_factors(factors: Factors) -> optax.GradientTransformatio
     return optax.GradientTransformation(_stateless, update_fn)
 
 
+@translating
 def add_l2(l2: float | jax.Array, factors: Factors) -> optax.GradientTransformation:
     """Adds `(l2 * l2_factor) * parameter` to every gradient; put it first, so that it passes through the solver as in MATLAB.
 
@@ -55,6 +63,8 @@ def add_l2(l2: float | jax.Array, factors: Factors) -> optax.GradientTransformat
     Raises:
       ValueError: at `update`, naming the first path that differs, if the tree is not that of the factors; without `params`.
     """
+
+    _check_l2(l2, factors, "add_l2(1e-4, factors)")
 
     def add(update, factor, parameter):
         if _is_zero(factor):
@@ -70,20 +80,25 @@ def add_l2(l2: float | jax.Array, factors: Factors) -> optax.GradientTransformat
     return optax.GradientTransformation(_stateless, update_fn)
 
 
+@translating
 def add_decoupled_l2(l2: float | jax.Array, factors: Factors) -> optax.GradientTransformation:
     """Decoupled weight decay with factors, as AdamW has it (Loshchilov & Hutter 2019).
 
     The sum is that of `add_l2`; its place makes the difference: after the solver's scaling and before the learning rate, as in
     `optax.chain(optax.scale_by_adam(), add_decoupled_l2(0.01, factors), optax.scale_by_learning_rate(1e-3))`.
     """
+    _check_l2(l2, factors, "add_decoupled_l2(0.01, factors)")
     return add_l2(l2, factors)
 
 
+@translating
 def clip_by_parameter_norm(threshold: float | jax.Array) -> optax.GradientTransformation:
     """Scales the gradient of each parameter whose own L2 norm exceeds the threshold down to it: MATLAB's `'l2norm'`.
 
     `optax.clip_by_global_norm` takes the norm of all parameters together, `optax.clip` acts on each element.
     """
+
+    check_number("threshold", threshold, 1.0)
 
     def clip(update):
         # The norm of a half-precision gradient is taken in float32: its squares would overflow.
@@ -99,11 +114,19 @@ def clip_by_parameter_norm(threshold: float | jax.Array) -> optax.GradientTransf
     return optax.GradientTransformation(_stateless, update_fn)
 
 
+@translating
 def freeze_zero_factors(inner: optax.GradientTransformation, factors: Factors) -> optax.GradientTransformationExtraArgs:
     """`inner` for the parameters whose learn-rate factor is not 0; the others have updates of 0 and no state at all.
 
     The factors must be numbers, not traced values: what is frozen decides the structure of the state.
     """
+
+    if isinstance(inner, Factors):
+        raise TypeError("`inner` must be an optax transformation, got Factors: freeze_zero_factors(inner, factors) works.")
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        given = type(inner).__name__
+        raise TypeError(f"`inner` must be an optax transformation, got {given}. One that works: optax.adam(1e-3).")
+    check_factors("factors", factors)
 
     def trains(tree):
         return map_by_path(lambda leaf, factor: factor != 0, factors.learn_rate, tree)
@@ -114,8 +137,9 @@ def freeze_zero_factors(inner: optax.GradientTransformation, factors: Factors) -
     return optax.chain(optax.masked(inner, trains), optax.masked(optax.set_to_zero(), rests))
 
 
+@translating
 @mixing_types
-def regularized_loss(loss: jax.Array, params, l2: float | jax.Array, factors: Factors) -> jax.Array:
+def regularized_loss(loss: jax.Array, params: Any, l2: float | jax.Array, factors: Factors) -> jax.Array:
     """The loss that MATLAB reports: `loss + l2 / 2 * sum(l2_factor * parameter**2)`.
 
     Args:
@@ -124,10 +148,24 @@ def regularized_loss(loss: jax.Array, params, l2: float | jax.Array, factors: Fa
       l2: MATLAB's L2Regularization.
       factors: of the parameters.
     """
+    _check_l2(l2, factors, "regularized_loss(loss, params, 1e-4, factors)")
     terms = map_by_path(
         lambda p, factor: factor * jnp.sum(_squared(p.astype(jnp.promote_types(p.dtype, jnp.float32)))), factors.l2, params
     )
     return loss + l2 / 2 * sum(term for term in by_path(terms, is_masked).values())
+
+
+def check_number(name: str, value, works: float) -> None:
+    """A TypeError unless `value` is a number, or an array or traced value of none or any axes."""
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or hasattr(value, "dtype")):
+        raise TypeError(f"`{name}` must be a number, got {value!r}. A value that works: {works}.")
+
+
+def _check_l2(l2, factors, works: str) -> None:
+    if isinstance(l2, Factors):
+        raise TypeError(f"`l2` must be a number, got Factors: the number comes before them. What works: {works}.")
+    check_number("l2", l2, 1e-4)
+    check_factors("factors", factors)
 
 
 def _squared(p) -> jax.Array:

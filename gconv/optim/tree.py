@@ -1,16 +1,18 @@
 """From layers to a tree of factors."""
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from flax import nnx
+from flax import linen, nnx
 from flax.core.meta import AxisMetadata
 from optax import MaskedNode
 
+from gconv.naming import translating
 from gconv.optim.factor import DEFAULTS, Factor
 
 
@@ -29,6 +31,9 @@ class Factors:
     learn_rate: Any
     l2: Any
 
+    def __repr__(self) -> str:
+        return f"Factors of {len(by_path(self.learn_rate))} parameters: print shows them"
+
     def __str__(self) -> str:
         rates, l2 = by_path(self.learn_rate), by_path(self.l2)
         width = max(map(len, rates), default=0)
@@ -41,6 +46,7 @@ def default_factor(path: str) -> Factor:
     return DEFAULTS["bias" if name in ("b", "bias") or name.endswith("_bias") else "kernel"]
 
 
+@translating
 def factors(
     tree: Any,
     *,
@@ -68,6 +74,12 @@ def factors(
       ValueError: for a pattern that matches no parameter, with the paths that come near it; for a factor that is negative or
         not finite; for Linen factors that a checkpoint did not keep.
     """
+    _check_tree(tree)
+    if rules is not None and not isinstance(rules, Mapping):
+        raise TypeError(
+            f"`rules` must be a mapping of patterns to factors, got {type(rules).__name__}. A value that works: "
+            '{"**/bias": gconv.optim.Factor(learn_rate=2, l2=0)}.'
+        )
     tree, declared = _parameters(tree)
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
     paths = [path_name(key_path) for key_path, _ in pairs]
@@ -89,15 +101,29 @@ def factors(
 
 def frozen(factors: Factors) -> Any:
     """A mask for `optax.masked`: True where the learn-rate factor is 0."""
+    check_factors("factors", factors)
     return jax.tree.map(lambda factor: factor == 0, factors.learn_rate)
 
 
 def decayed(factors: Factors) -> Any:
     """A mask for `optax.masked`, or `optax.adamw(mask=...)`: True where the L2 factor is not 0."""
+    check_factors("factors", factors)
     return jax.tree.map(lambda factor: factor != 0, factors.l2)
 
 
 # --- for the transforms ----------------------------------------------------------------------------------------------
+
+
+def check_factors(name: str, value: Any) -> None:
+    """A TypeError that says how `Factors` are made, unless `value` is them."""
+    if isinstance(value, Factors):
+        return
+    given = f"the function {value.__name__}" if inspect.isroutine(value) else f"{type(value).__name__}"
+    if isinstance(value, Factor):
+        works = 'One factor for all parameters: gconv.optim.factors(model, rules={"**": ...}).'
+    else:
+        works = "What works: gconv.optim.factors(model)."
+    raise TypeError(f"`{name}` must be gconv.optim.Factors, got {given}. {works}")
 
 
 def map_by_path(function: Callable, factors: Any, tree: Any, *rest: Any) -> Any:
@@ -209,9 +235,22 @@ def _declared_by_metadata(path: str, leaf: Any) -> Factor:
         raise ValueError(f"the metadata of {path!r}: {error}") from None
 
 
+def _check_tree(tree: Any) -> None:
+    """A tree that can hold no parameters is a mistake: a class, a function, a Linen module, an optimizer's name."""
+    if isinstance(tree, nnx.Module) or hasattr(tree, "shape"):
+        return
+    if isinstance(tree, linen.Module):
+        raise TypeError("`tree`: a Linen module keeps no parameters. What works: gconv.optim.factors(module.init(key, x)).")
+    if tree is None or isinstance(tree, (type, str, bytes, Factors)) or inspect.isroutine(tree):
+        given = tree.__name__ if isinstance(tree, type) or inspect.isroutine(tree) else type(tree).__name__
+        raise TypeError(f"`tree` must be an NNX model or a tree of parameters, got {given}. What works: factors(model).")
+
+
 def _check_factor(name: str, value: Any) -> None:
     if not isinstance(value, Factor):
-        raise TypeError(f"`{name}` must be a Factor, got {value!r}. A value that works: Factor(learn_rate=2, l2=0).")
+        number = isinstance(value, (int, float)) and value >= 0
+        works = f"Factor(learn_rate={value})" if number else "Factor(learn_rate=2, l2=0)"
+        raise TypeError(f"`{name}` must be a Factor, got {value!r}. A value that works: {works}.")
 
 
 def _as_trees(structure: Any, found: list[Factor]) -> Factors:
