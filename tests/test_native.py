@@ -83,8 +83,8 @@ def test_the_library_shows_nothing_but_its_own_entries():
     """Symbols of a C++ runtime linked into it would be merged with those of other copies in the process: it then crashed."""
     command = ["nm", "-g", "--defined-only", *(["-D"] if sys.platform == "linux" else []), native.load()[0]._name]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    entries = {"gconv_call", "gconv_ffi_version", "gconv_instruction_set", "gconv_scratch_bytes"}
-    assert {line.split()[-1].removeprefix("_") for line in listed.splitlines() if line} == entries
+    entries = {"call", "ffi_version", "instruction_set", "interface", "plan", "scratch_bytes"}
+    assert {line.split()[-1].removeprefix("_").removeprefix("gconv_") for line in listed.splitlines() if line} == entries
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm, which lists the symbols of an object")
@@ -93,12 +93,13 @@ def test_instruction_sets_share_no_code(tmp_path):
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     if compiler is None:
         pytest.skip("no C++ compiler")
-    path = tmp_path / "kernels.o"
+    path = tmp_path / "unit.o"
     flags = ["-mavx2", "-mfma", "-mf16c"] if platform.machine() in ("x86_64", "AMD64") else []
     name, vector = ("avx2", 32) if flags else ("baseline", 16)
-    defined = [f"-DGCONV_KERNELS={name}", f"-DVECTOR_BYTES={vector}", "-DONLY_FLOAT"]
-    source = ROOT / "gconv" / "native" / "kernels.cc"
-    command = [compiler, "-std=c++17", "-O0", "-fPIC", "-w", *flags, *defined, "-c", str(source), "-o", str(path)]
+    defined = [f"-DUNIT={name}_f32", f"-DSET={name}", "-DELEMENT=float", f"-DVECTOR_BYTES={vector}"]
+    sources = ROOT / "gconv" / "native"
+    command = [compiler, "-std=c++17", "-O0", "-fPIC", "-w", f"-I{sources}", *flags, *defined, "-c", str(sources / "unit.cc")]
+    command += ["-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     script = [sys.executable, str(ROOT / "tests" / "native" / "symbols.py"), str(path)]
@@ -566,7 +567,9 @@ GOOD = {
     "channels": np.int64(3),
     "filters": np.int64(4),
     "plain": False,
+    "kernel": "",
 }
+LONGEST = {"avx512": "64", "avx2": "32"}.get(native.instruction_set() or "", "16")  # bytes of its vectors
 SHAPES = {"x": (2, 1, 1, 9, 6), "w": (1, 1, 3, 3, 8), "y": (2, 1, 1, 7, 8)}
 HUGE = np.iinfo(np.int64).max
 
@@ -595,6 +598,8 @@ def test_a_well_formed_call_runs():
         ({"dtype": "int32"}, "float32, float64, bfloat16 or float16"),
         ({"other": "bfloat16"}, "one type"),
         ({"scratch": 8}, "scratch is too small"),
+        ({"kernel": "winograd.16"}, "no kernel of this instruction set"),
+        ({"kernel": "depthwise." + LONGEST}, "groups of one channel and one filter"),
         ({"role": np.int64(3)}, "role must be"),
         ({"role": np.int64(1)}, "does not fit"),
         ({"strides": np.array([1, 1])}, "three entries"),

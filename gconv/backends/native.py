@@ -1,6 +1,8 @@
 """The three roles as C++ kernels through XLA's foreign function interface, on CPU: `gconv.native` holds them."""
 
 import ctypes
+import json
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -36,25 +38,91 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
     return native.load()[1]
 
 
-def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:
+def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision, forced: str = "") -> Array:
     """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`."""
-    return _call("y", x, kernel, geometry, x.shape[0], dtype, precision)
+    return _call("y", x, kernel, geometry, x.shape[0], dtype, precision, forced)
 
 
-def x(y: Array, kernel: Array, geometry: Geometry, *, dtype, precision) -> Array:
+def x(y: Array, kernel: Array, geometry: Geometry, *, dtype, precision, forced: str = "") -> Array:
     """The transposed convolution: `y (N, *output, G*K)`, `kernel (*window, J, G*K)` -> `(N, *spatial, G*J)`."""
-    return _call("x", y, kernel, geometry, y.shape[0], dtype, precision)
+    return _call("x", y, kernel, geometry, y.shape[0], dtype, precision, forced)
 
 
-def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision) -> Array:
+def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision, forced: str = "") -> Array:
     """The kernel gradient: `x (N, *spatial, G*J)`, `y (N, *output, G*K)` -> `(*window, J, G*K)`."""
-    return _call("w", x, y, geometry, x.shape[0], dtype, precision)
+    return _call("w", x, y, geometry, x.shape[0], dtype, precision, forced)
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the library carries out one call. `gconv/native/plan.h` holds the words.
+
+    Attributes:
+      kernel: its name and the bytes of its vectors, as "wide.64".
+      lanes: numbers that a vector holds.
+      tile, vectors: results of a register tile, and vectors that each of them has.
+      rows: rows of results that are computed at a time.
+      stretch: results that a thread works on at once; 0 for the kernel gradient.
+      partitions: partial sums of the kernel gradient.
+      threads: how many work, of those that were asked for.
+      scratch: bytes.
+      cost, least: instructions of the inner loops as the choice reckons them, and how many would do if every lane were used and
+        nothing had to be loaded.
+      past_caches: whether results are stored past the caches.
+      packs: whether the kernel is packed first.
+    """
+
+    kernel: str
+    lanes: int
+    tile: int
+    vectors: int
+    rows: int
+    stretch: int
+    partitions: int
+    threads: int
+    scratch: int
+    cost: float
+    least: float
+    past_caches: bool
+    packs: bool
+
+
+def plan(role: str, geometry: Geometry, dtype, batch: int, precision=None, forced: str = "") -> Plan:
+    """What would run for a role of `batch` images in type `dtype`; `forced` names a kernel, as "wide.64".
+
+    Raises:
+      ValueError: where that kernel cannot do it.
+    """
+    found = _planned(role, geometry, dtype, batch, precision, forced)["plan"]
+    if isinstance(found, str):
+        raise ValueError(f"the kernel {forced!r} cannot run role {role!r}: {found}.")
+    return Plan(**found)
+
+
+def kernels(role: str, geometry: Geometry, dtype, batch: int, precision=None) -> dict[str, str | None]:
+    """Each kernel of the library, with the reason why it cannot do this role, or None."""
+    return _planned(role, geometry, dtype, batch, precision, "")["kernels"]
+
+
+def _planned(role: str, g: Geometry, dtype, batch: int, precision, forced: str) -> dict:
+    library, reason = native.load()
+    if library is None:
+        raise RuntimeError(f"there are no kernels: {reason}.")
+    numbers = _numbers(role, jnp.dtype(dtype), _spatial(g), (batch, g.groups, g.channels, g.filters, _above_default(precision)))
+    text = ctypes.create_string_buffer(1 << 14)
+    size = library.gconv_plan(*numbers, native.threads(), forced.encode(), text, len(text))
+    if not 0 <= size < len(text):
+        raise ValueError(f"the library cannot plan {role!r} of {g}")
+    return json.loads(text.value)
 
 
 # --- the call --------------------------------------------------------------------------------------------------------
 
 
-def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype, precision) -> Array:
+def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype, precision, forced: str) -> Array:
     library, reason = native.load()
     if library is None:
         raise RuntimeError(f'implementation="native" cannot run: {reason}.')
@@ -63,15 +131,7 @@ def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype, pre
     native.register_kernels()
     # Operands of different types meet in the wider one, in which the kernels sum (half precision in float32).
     wide = wider(first.dtype, second.dtype, dtype)
-    lead = (1,) * (3 - g.rank)
-    spatial = {
-        "input": (*lead, *g.spatial),
-        "output": (*lead, *g.output),
-        "window": (*lead, *g.window),
-        "strides": (*lead, *g.strides),
-        "low": (*(0 for _ in lead), *(lo for lo, _ in g.padding)),
-        "dilation": (*lead, *g.dilation),
-    }
+    spatial = _spatial(g)
     shapes = {
         "x": (batch, *spatial["input"], g.in_channels),
         "y": (batch, *spatial["output"], g.out_channels),
@@ -79,7 +139,10 @@ def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype, pre
     }
     final = {"x": g.x_shape(batch), "y": g.y_shape(batch), "w": g.kernel_shape}[role]
     plain = _above_default(precision)
-    scratch = _scratch_bytes(library, role, wide, spatial, (batch, g.groups, g.channels, g.filters, plain))
+    if forced:  # an error where that kernel cannot
+        scratch = plan(role, g, wide, batch, precision, forced).scratch
+    else:
+        scratch = _scratch_bytes(library, role, wide, spatial, (batch, g.groups, g.channels, g.filters, plain))
     operands = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}[role]
     run = jax.ffi.ffi_call(
         native.TARGET,
@@ -92,6 +155,7 @@ def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype, pre
         channels=np.int64(g.channels),
         filters=np.int64(g.filters),
         plain=plain,
+        kernel=forced,
         **{name: np.array(sizes, np.int64) for name, sizes in spatial.items()},
     )
     return result.reshape(final).astype(dtype)
@@ -102,14 +166,29 @@ def _above_default(precision) -> bool:
     return any(p not in DEFAULT for p in (precision if isinstance(precision, tuple) else (precision,)))
 
 
+def _spatial(g: Geometry) -> dict[str, tuple[int, ...]]:
+    """The sizes along three axes, of which lower ranks have leading ones of size 1, by the names of the call's attributes."""
+    lead = (1,) * (3 - g.rank)
+    return {
+        "input": (*lead, *g.spatial),
+        "output": (*lead, *g.output),
+        "window": (*lead, *g.window),
+        "strides": (*lead, *g.strides),
+        "low": (*(0 for _ in lead), *(lo for lo, _ in g.padding)),
+        "dilation": (*lead, *g.dilation),
+    }
+
+
+def _numbers(role: str, dtype, spatial: dict, sizes: tuple) -> tuple:
+    """A call as the library's C functions take it."""
+    arrays = (np.array([*spatial.values()], np.int64).reshape(-1), np.array(sizes, np.int64))
+    pointers = (a.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)) for a in arrays)
+    return ROLES.index(role), TYPES.index(dtype.name), *pointers
+
+
 def _scratch_bytes(library, role: str, dtype, spatial: dict, sizes: tuple) -> int:
     """The packed kernel, or the partial sums of role "w": the library knows, and the program allocates."""
-    three = np.array([*spatial.values()], np.int64).reshape(-1)
-    five = np.array(sizes, np.int64)
-    pointers = (a.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)) for a in (three, five))
-    size = library.gconv_scratch_bytes(ROLES.index(role), TYPES.index(dtype.name), *pointers)
-    if size == -2:
-        raise MemoryError("no memory is left to plan a kernel of gconv's")
+    size = library.gconv_scratch_bytes(*_numbers(role, dtype, spatial, sizes))
     if size < 0:
         raise ValueError(f"the native kernels take sizes, strides, dilations and paddings up to 2^31, got {spatial}.")
     return size

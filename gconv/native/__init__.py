@@ -1,21 +1,28 @@
 """The library of CPU kernels: its sources lie here, and here it is loaded.
 
-    problem.h           one grouped convolution, as the kernels see it
-    parallel.h          loops on XLA's threads
-    vector.h, lanes.h   vectors of one instruction set, and how narrow groups fill them
-    work.h              lists, and loops over a kernel's units of work
-    gather.h            roles y and x: which sources each result meets
-    reduce.h            role w: partial sums
-    depthwise.h         one loop nest for all three roles of depthwise: gather_depthwise.h, reduce_depthwise.h
-    gather_narrow.h     roles y and x of groups narrower than a vector
-    gather_wide.h       roles y and x of wider ones
-    gather_rows.h       the same where neighbours meet neighbours: image networks' first layers, windows of one pixel
-    gather_winograd.h   the same for windows of 3 x 3, with fewer products
-    reduce_narrow.h     role w of groups narrower than a vector
-    reduce_wide.h       role w of wider ones; its register tile: reduce_tile.h
-    kernels.cc          the choice among them; compiled once per instruction set and length of vector
-    processor.h         which instruction sets the processor has
-    ffi.cc              the door to XLA: checks, threads, the choice of the instruction set
+    problem.h     one convolution, as the plan and the kernels see it
+    plan.h, .cc   which kernel a call takes, and in which sizes; kernels execute a plan and decide nothing
+    gather/       roles y and x: every result gathers its sources. narrow.h, wide.h, rows.h, winograd.h
+    reduce/       role w: sums over every pixel. narrow.h, wide.h
+    depthwise/    all three roles where a group is one channel: gather.h, reduce.h, and the loops that they share
+    vectors/      vectors of one instruction set, how narrow groups fill them, lists, and loops over units of work
+    unit.h, .cc   the kernels of one length of vectors and one type: compiled once for each
+    parallel.h    loops on XLA's threads
+    processor.h   which instruction sets the processor has
+    ffi.cc        the door to XLA: checks, the instruction set in use, the plan, threads
+
+Ten words are used throughout, each for one thing:
+
+    role        which of x, w and y is the result: y the convolution, x the input gradient, w the kernel gradient
+    plan        which kernel carries out a call, and the sizes that it works with
+    lane        one of the numbers that a vector holds
+    tap         one position of the window
+    phase       the results along one axis that use the same taps
+    tile        the results that registers hold at once: pixels times vectors
+    run         neighbouring taps of a row, whose sources overlap
+    block       channels or groups that lie together in the packed kernel, or in the sums of role w
+    stretch     the results that a thread works on before it goes on; role w: pixels of y
+    partition   stretches whose sum is a partial sum of its own in role w
 
 It is built when gconv is installed, if there is a C++17 compiler (GCC 11 or newer, Clang 14 or newer), and loaded at the first
 question about it, never at import. Whatever keeps it from running is a reason in `load`, not an error.
@@ -30,6 +37,7 @@ from pathlib import Path
 import jax
 
 TARGET = "gconv_grouped_conv"
+INTERFACE = 2  # of the library's C functions and of a call's attributes
 FILES = ("libgconv.so", "libgconv.dylib")
 COMPILERS = "a C++17 compiler (GCC 11 or newer, Clang 14 or newer)"
 HOW_TO_BUILD = f"where there is {COMPILERS}, install gconv from its sources: pip install --force-reinstall --no-deps ."
@@ -46,10 +54,13 @@ def load() -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
         return None, f"its library does not load: {error}"
+    if not hasattr(library, "gconv_interface") or library.gconv_interface() != INTERFACE:
+        return None, f"it was built of the sources of another version: {HOW_TO_BUILD}"
     library.gconv_instruction_set.restype = ctypes.c_char_p
-    library.gconv_ffi_version.restype = library.gconv_scratch_bytes.restype = ctypes.c_int64
-    pointer = ctypes.POINTER(ctypes.c_int64)
-    library.gconv_scratch_bytes.argtypes = (ctypes.c_int64, ctypes.c_int64, pointer, pointer)
+    library.gconv_ffi_version.restype = library.gconv_scratch_bytes.restype = library.gconv_plan.restype = ctypes.c_int64
+    number, pointer = ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)
+    library.gconv_scratch_bytes.argtypes = (number, number, pointer, pointer)
+    library.gconv_plan.argtypes = (number, number, pointer, pointer, number, ctypes.c_char_p, ctypes.c_char_p, number)
     built, running = divmod(library.gconv_ffi_version(), 1000), running_ffi_version()
     # A library built for a newer interface, once registered, would keep the whole CPU backend from starting.
     if running is None or built[0] != running[0] or built[1] > running[1]:

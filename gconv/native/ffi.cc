@@ -9,8 +9,9 @@
 #include <string>
 
 #include "parallel.h"
-#include "problem.h"
+#include "plan.h"
 #include "processor.h"
+#include "unit.h"
 #include "xla/ffi/api/c_api.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -18,67 +19,68 @@ namespace ffi = xla::ffi;
 
 namespace gconv {
 
-extern const Kernels baseline;
-#ifdef __x86_64__
-extern const Kernels avx2, avx512, avx512_short;
-#endif
-
 namespace {
 
-// --- instruction sets ------------------------------------------------------------------------------------------------------
+// --- instruction sets ---------------------------------------------------------------------------------------------
 
-// The best that this processor has, or the one that GCONV_NATIVE_ISA names; nullptr if it has not got that one.
-const Kernels* choose_set() {
-  const char* named = std::getenv("GCONV_NATIVE_ISA");
-  auto wanted = [&](const Kernels& k) { return !named || !*named || !std::strcmp(named, k.name); };
+// The kernels of one instruction set: for each length of its vectors, the longest first, the units of all types.
+struct Set {
+  const char* name;
+  bool here;  // whether this processor has it
+  const Unit* units[2][4];
+};
+
+// The best set first.
+const Set SETS[] = {
 #ifdef __x86_64__
-  if (wanted(avx512) && has_avx512()) return &avx512;
-  if (wanted(avx2) && has_avx2()) return &avx2;
+    {"avx512", has_avx512(), {{&avx512_f32, &avx512_f64, &avx512_bf16, &avx512_f16},
+                              {&avx512_short_f32, &avx512_short_f64, &avx512_short_bf16, &avx512_short_f16}}},
+    {"avx2", has_avx2(), {{&avx2_f32, &avx2_f64, &avx2_bf16, &avx2_f16}, {}}},
 #endif
-  return wanted(baseline) ? &baseline : nullptr;
-}
+    {"baseline", true, {{&baseline_f32, &baseline_f64, &baseline_bf16, &baseline_f16}, {}}},
+};
 
-const Kernels* instruction_set() {
-  static const Kernels* const chosen = choose_set();
-  return chosen;
-}
-
-#ifdef __x86_64__
-// Whether vectors of 512 bits take two passes through the arithmetic units, so that two of half the length are as fast: in AMD's
-// Zen 4, of family 19h the only one that has AVX-512.
-bool two_passes() {
-  unsigned a = 0, b, c, d;
-  __builtin_cpu_init();
-  return __builtin_cpu_is("amd") && __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) == 0x19;
-}
-#endif
-
-// Of the instruction set in use, the kernels whose vectors the channels fill best (measured): AVX-512 has shorter ones too.
-const Kernels& kernels_for(Role role, Type type, const Problem& p) {
-  const Kernels& longest = *instruction_set();
-#ifdef __x86_64__
-  if (&longest == &avx512) {
-    static const bool halves = two_passes();
-    int64_t lanes = longest.vector_bytes / (type == Type::f64 ? 8 : 4);
-    int64_t filled = is_depthwise(p) ? p.groups : results_of(role, p);  // what vectors run along
-    int64_t sources = sources_of(role, p);
-    auto padded = [&](int64_t lanes) { return (filled + lanes - 1) / lanes * lanes; };
-    // Groups of 4 and of 8 channels lie side by side in a vector, for their sums are a tree (gather_narrow.h), as are those of 2
-    // (below); not those of 8 with a single tap or taken in squares.
-    bool eight = p.channels == 8 && !has_one_tap(p) && !by_squares(role, p);
-    bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
-    if (role != Role::w && tree) filled *= p.groups;
-    bool whole = sources >= (has_one_tap(p) && p.groups == 1 ? 32 : 2 * lanes);
-    if (role != Role::w && filled <= 4 && whole) return longest;  // lanes are sources: see `many` in kernels.cc
-    bool most = filled < lanes && 2 * filled > lanes;  // of one vector
-    if (most && (is_depthwise(p) ? !halves : sources > 4)) return longest;
-    if (!is_depthwise(p) && sources <= 4 && filled <= 3 && role != Role::w)  // lanes are the sources of all groups
-      return p.groups * sources > lanes / 2 ? longest : avx512_short;
-    if (filled < lanes || (halves && padded(lanes) > 1.1 * padded(lanes / 2))) return avx512_short;
+// Of the cache that a processor shares with its neighbours, where Linux tells (sysconf counts those of all
+// neighbourhoods together).
+double last_cache_bytes() {
+  int kilobytes = 0;
+  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    if (std::fscanf(file, "%d", &kilobytes) != 1) kilobytes = 0;  // as in 32768K
+    std::fclose(file);
   }
-#endif
-  (void)role, (void)type, (void)p;
-  return longest;
+  return 1024.0 * (kilobytes > 0 ? kilobytes : 32 << 10);
+}
+
+// The set in use: the best that this processor has, or the one that GCONV_NATIVE_ISA names; none if it has not got it.
+struct InUse {
+  const Set* set = nullptr;
+  Processor processor{};
+  std::string forced;  // the kernel that GCONV_NATIVE_KERNEL names for every call that it can do
+
+  InUse() {
+    const char *named = std::getenv("GCONV_NATIVE_ISA"), *kernel = std::getenv("GCONV_NATIVE_KERNEL");
+    for (const Set& candidate : SETS)
+      if (!set && candidate.here && (!named || !*named || !std::strcmp(named, candidate.name))) set = &candidate;
+    if (!set) return;
+    if (kernel) forced = kernel;
+    for (auto& units : set->units)
+      if (units[0]) processor.vectors[processor.lengths++] = units[0]->vectors;
+    processor.two_passes = has_two_passes();
+    processor.cache = last_cache_bytes();
+  }
+};
+
+const InUse& in_use() {
+  static const InUse found;
+  return found;
+}
+
+// Plans a call. An empty `forced` leaves it to GCONV_NATIVE_KERNEL, where that names a kernel that can do it.
+const char* plan_here(Role role, Type type, const Problem& p, int64_t threads, const char* forced, Plan& plan) {
+  const InUse& here = in_use();
+  if (!*forced && !here.forced.empty())
+    if (!plan_call(role, type, p, here.processor, threads, here.forced.c_str(), plan)) return nullptr;
+  return plan_call(role, type, p, here.processor, threads, forced, plan);
 }
 
 // --- checks ----------------------------------------------------------------------------------------------------------------
@@ -135,41 +137,45 @@ bool known(ffi::DataType from, Type& to) {
   }
 }
 
-// --- memory ----------------------------------------------------------------------------------------------------------------
-
-// Of the cache that a processor shares with its neighbours, where Linux tells (sysconf counts those of all neighbourhoods together).
-double last_cache_bytes() {
-  int kilobytes = 0;
-  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
-    if (std::fscanf(file, "%d", &kilobytes) != 1) kilobytes = 0;  // as in 32768K
-    std::fclose(file);
-  }
-  return 1024.0 * (kilobytes > 0 ? kilobytes : 32 << 10);
+// Reads the numbers that the library's C functions are given; false where they do not fit.
+bool read_problem(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes, Problem& p, Role& r) {
+  Three of[6] = {Three(spatial, 3),     Three(spatial + 3, 3),  Three(spatial + 6, 3),
+                 Three(spatial + 9, 3), Three(spatial + 12, 3), Three(spatial + 15, 3)};
+  read(p, of[0], of[1], of[2], of[3], of[4], of[5]);
+  p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3], p.plain = sizes[4] != 0;
+  if (!in_use().set || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || check(p)) return false;
+  r = static_cast<Role>(role);
+  return true;
 }
 
-// Whether x and y are large beside the last cache: their beginning has left it when their end is reached. A result's lines then only
-// cost to be fetched before they are written. Measured with AVX-512 and 32 MiB, the next reader of the result included: twice as fast
-// where the two fill the cache, a third faster at 0.54 of it, as fast at half of it, slower below.
-bool is_large(const Problem& p, int64_t element_bytes) {
-  static const double cache = last_cache_bytes();
-  double x = double(p.in[0]) * p.in[1] * p.in[2] * p.groups * p.channels;
-  double y = double(p.out[0]) * p.out[1] * p.out[2] * p.groups * p.filters;
-  return p.batch * (x + y) * element_bytes > 0.52 * cache;
+std::string as_json(const Plan& plan) {
+  std::string out = "{\"kernel\": \"" + std::string(name_of(plan.kernel)) + "." + std::to_string(plan.bytes) + "\"";
+  auto number = [&](const char* name, double value) {
+    char text[64];
+    std::snprintf(text, sizeof text, ", \"%s\": %.10g", name, value);
+    out += text;
+  };
+  auto flag = [&](const char* name, bool value) {
+    out += std::string(", \"") + name + "\": " + (value ? "true" : "false");
+  };
+  number("lanes", double(plan.lanes)), number("tile", double(plan.tile)), number("vectors", double(plan.vectors));
+  number("rows", double(maximum(1, plan.rows))), number("stretch", double(plan.stretch));
+  number("partitions", double(maximum(1, plan.partitions))), number("threads", double(plan.threads));
+  number("scratch", double(plan.scratch)), number("cost", plan.cost), number("least", plan.least);
+  flag("past_caches", plan.past_caches), flag("packs", plan.packed > 0 && plan.partitions == 0);
+  return out + "}";
 }
 
 // --- the call --------------------------------------------------------------------------------------------------------------
 
 constexpr char NO_MEMORY[] = "gconv: out of memory for the lists that a kernel works with";
 
-// Work that is done sooner than another thread wakes up, and work to which moving that thread to another processor adds little: in
-// multiply-adds, a touched element counted as some.
-constexpr double SMALL = 1.5e6, LONG = 20e6, ELEMENT = 4;
-
 ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
                 ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number, Three in, Three out, Three window, Three strides,
-                Three low, Three dilation, int64_t groups, int64_t channels, int64_t filters, bool plain) {
+                Three low, Three dilation, int64_t groups, int64_t channels, int64_t filters, bool plain,
+                std::string_view kernel) {
   auto refuse = [](const std::string& why) { return ffi::Error::InvalidArgument("gconv: " + why); };
-  if (!instruction_set()) return refuse("this processor does not have the instruction set that GCONV_NATIVE_ISA names");
+  if (!in_use().set) return refuse("this processor does not have the instruction set that GCONV_NATIVE_ISA names");
   if (role_number < 0 || role_number > 2) return refuse("the role must be 0 (y), 1 (x) or 2 (w)");
   Role role = static_cast<Role>(role_number);
   Role a = role == Role::x ? Role::y : Role::x, b = role == Role::w ? Role::y : Role::w;
@@ -192,21 +198,17 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
     return ffi::Error::Success();
   }
 
-  p.large = is_large(p, result->size_bytes() / result->element_count());
-  double pixels = double(p.batch) * p.out[0] * p.out[1] * p.out[2];
-  double work = pixels * p.window[0] * p.window[1] * p.window[2] * groups * channels * filters +
-                ELEMENT * (double(first.element_count()) + double(second.element_count()) + double(result->element_count()));
+  Plan plan;
+  if (const char* why = plan_here(role, type, p, pool.num_threads(), std::string(kernel).c_str(), plan)) return refuse(why);
+  if (int64_t(scratch->size_bytes()) < plan.scratch)
+    return refuse("the scratch is too small: the program was compiled for another instruction set");
+  const Unit& unit = *in_use().set->units[plan.length][int(type)];
   auto run = [&](const Parallel& parallel) {
-    return kernels_for(role, type, p).run(role, type, p, first.untyped_data(), second.untyped_data(), result->untyped_data(),
-                                          scratch->untyped_data(), scratch->size_bytes(), parallel);
+    return unit.run(plan, role, p, first.untyped_data(), second.untyped_data(), result->untyped_data(),
+                    scratch->untyped_data(), parallel);
   };
-  // No more threads than have that much to do: each costs the caller a call and the system a wake-up.
-  int64_t threads = std::min<int64_t>(pool.num_threads(), std::max(1.0, work / SMALL));
-  switch (threads > 1 ? run(OnPool<ffi::ThreadPool>(&pool, threads, work >= LONG)) : run(Parallel{in_the_caller, 1})) {
-    case Status::done: return ffi::Error::Success();
-    case Status::no_memory: return ffi::Error(ffi::ErrorCode::kResourceExhausted, NO_MEMORY);
-    default: return refuse("the scratch is too small: the program was compiled for another instruction set");
-  }
+  bool done = plan.threads > 1 ? run(OnPool<ffi::ThreadPool>(&pool, plan.threads, plan.much)) : run(Parallel{in_the_caller, 1});
+  return done ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kResourceExhausted, NO_MEMORY);
 }
 
 }  // namespace
@@ -236,6 +238,7 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) try {
                                    .Attr<int64_t>("channels")
                                    .Attr<int64_t>("filters")
                                    .Attr<bool>("plain")
+                                   .Attr<std::string_view>("kernel")
                                    .To(call)
                                    .release();
   return handler->Call(frame);
@@ -251,23 +254,46 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) try {
 EXPORT int64_t gconv_ffi_version() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
 
 // The instruction set in use, or nullptr.
-EXPORT const char* gconv_instruction_set() {
-  return gconv::instruction_set() ? gconv::instruction_set()->name : nullptr;
+EXPORT const char* gconv_instruction_set() { return gconv::in_use().set ? gconv::in_use().set->name : nullptr; }
+
+// Plans one call and lists the kernels of the instruction set in use, as JSON in `text`: {"plan": {...}, "kernels":
+// {"wide.64": null or why it cannot do the call, ...}}. Types 0 to 3 are float32, float64, bfloat16, float16; `spatial`
+// holds in, out, window, strides, low and dilation, three of each, and `sizes` batch, groups, channels, filters and
+// plain (0 or 1); `forced` names a kernel or is empty. Returns how many bytes the text has, of which `size` are written,
+// or -1 for attributes that do not fit; where the forced kernel cannot do the call, "plan" is why.
+EXPORT int64_t gconv_plan(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes, int64_t threads,
+                          const char* forced, char* text, int64_t size) try {
+  using namespace gconv;
+  Problem p{};
+  Role r;
+  if (!read_problem(role, type, spatial, sizes, p, r)) return -1;
+  Plan plan;
+  const char* why = plan_here(r, static_cast<Type>(type), p, threads, forced, plan);
+  std::string out = why ? "{\"plan\": \"" + std::string(why) + "\"" : "{\"plan\": " + as_json(plan);
+  out += ", \"kernels\": {";
+  const Processor& processor = in_use().processor;
+  for (int i = 0; i < processor.lengths; ++i)
+    for (Kernel kernel : EVERY_KERNEL) {
+      const char* reason = why_not(kernel, r, p);
+      out += std::string(out.back() == '{' ? "" : ", ") + "\"" + name_of(kernel) + "." +
+             std::to_string(processor.vectors[i].bytes) + "\": " + (reason ? "\"" + std::string(reason) + "\"" : "null");
+    }
+  out += "}}";
+  if (size > 0) std::snprintf(text, size_t(size), "%s", out.c_str());
+  return int64_t(out.size());
+} catch (...) {
+  return -2;
 }
 
-// Bytes of scratch of a call: type 0 to 3 is float32, float64, bfloat16, float16; spatial holds in, out, window, strides, low and
-// dilation, three of each, and sizes holds batch, groups, channels, filters and plain (0 or 1). -1 for attributes that do not fit, -2
-// where there is no memory to find out.
+// Bytes of scratch of a call, from the same numbers; -1 for attributes that do not fit.
 EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes) {
   using namespace gconv;
   Problem p{};
-  Three of[6] = {Three(spatial, 3),     Three(spatial + 3, 3),  Three(spatial + 6, 3),
-                 Three(spatial + 9, 3), Three(spatial + 12, 3), Three(spatial + 15, 3)};
-  read(p, of[0], of[1], of[2], of[3], of[4], of[5]);
-  p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3], p.plain = sizes[4] != 0;
-  if (!instruction_set() || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || check(p)) return -1;
-  Role r = static_cast<Role>(role);
-  Type t = static_cast<Type>(type);
-  int64_t bytes = kernels_for(r, t, p).scratch_bytes(r, t, p);
-  return bytes < 0 ? -2 : bytes;
+  Role r;
+  Plan plan;
+  if (!read_problem(role, type, spatial, sizes, p, r)) return -1;
+  return plan_here(r, static_cast<Type>(type), p, 1, "", plan) ? -1 : plan.scratch;
 }
+
+// Which attributes a call has: 2, since there is `kernel` among them.
+EXPORT int64_t gconv_interface() { return 2; }

@@ -1,4 +1,4 @@
-// Random problems through every instruction set's kernels, against plain loops in double precision.
+// Random problems through every kernel that can do them, with all vectors, against plain loops in double precision.
 //
 //   fuzz COUNT [SEED]
 //
@@ -20,14 +20,12 @@
 #include <vector>
 
 #include "parallel.h"
-#include "problem.h"
+#include "plan.h"
 #include "processor.h"
+#include "unit.h"
 
 namespace gconv {
-extern const Kernels baseline;
-#ifdef GCONV_X86
-extern const Kernels avx2, long_vectors, avx512, avx512_short;
-#endif
+GCONV_UNITS(long_vectors);  // of 64 bytes with 16 registers
 }  // namespace gconv
 
 using namespace gconv;
@@ -157,11 +155,22 @@ struct Buffer {  // of exactly its elements, on the heap
   }
 };
 
+struct Set {
+  const char* name;
+  const Unit* units[4];
+};
+#ifdef ONLY_FLOAT
+#define UNITS_OF(set) {#set, {&set##_f32}}
+#else
+#define UNITS_OF(set) {#set, {&set##_f32, &set##_f64, &set##_bf16, &set##_f16}}
+#endif
+
+int64_t runs = 0;  // of a kernel on a problem
 int64_t survived = 0, reported = 0;  // calls to which memory was refused: that gave their results, and that said so
 
 // --- one problem ---------------------------------------------------------------------------------------------------------------
 
-bool test(const Kernels& kernels, Role role, Type type, const Problem& p, bool refusing, std::mt19937& random) {
+bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing, std::mt19937& random) {
   int64_t in = p.batch * p.in[0] * p.in[1] * p.in[2] * p.groups * p.channels;
   int64_t out = p.batch * p.out[0] * p.out[1] * p.out[2] * p.groups * p.filters;
   int64_t kernel = p.window[0] * p.window[1] * p.window[2] * p.channels * p.groups * p.filters;
@@ -176,44 +185,59 @@ bool test(const Kernels& kernels, Role role, Type type, const Problem& p, bool r
     expected[to] += product, size[to] += std::fabs(product);
   });
   double half = type == Type::bf16 ? 1. / 256 : type == Type::f16 ? 1. / 2048 : 0, sum = type == Type::f64 ? 1e-15 : 6e-7;
-  std::vector<unsigned char> scratch(kernels.scratch_bytes(role, type, p));
-  auto run = [&](int64_t threads, int64_t bytes) {
-    memset(result.bytes.data(), 0xff, result.bytes.size());
-    std::fill(scratch.begin(), scratch.end(), 0xff);
-    Threads pool;
-    OnPool<Threads> parallel(&pool, threads, true);
-    return kernels.run(role, type, p, first.bytes.data(), second.bytes.data(), result.bytes.data(), scratch.data(), bytes, parallel);
-  };
-  Bytes before;
-  int64_t bytes = int64_t(scratch.size());
-  for (int64_t threads : {1, 2, 8}) {
-    if (run(threads, bytes - 1) != Status::small_scratch || run(threads, bytes) != Status::done) return false;
-    if (threads > 1 && before != result.bytes) return false;
-    before = result.bytes;
-  }
-  for (int64_t threads : {1, 2}) {
-    for (int64_t n = 0; refusing; n += 1 + n / 16) {  // the n-th request, or it and all that follow
-      granted = n, refused = 0, refusals = n % 2 ? 1 : INT64_MAX, limited = true;
-      Status status = run(threads, bytes);
-      limited = false;
-      if (!refused) break;
-      if (status == Status::no_memory ? false : status != Status::done || before != result.bytes) {
-        std::printf("wrong after request %ld for memory was refused, %ld threads\n", long(n), long(threads));
+  const Unit& unit = *set.units[int(type)];
+  Processor processor{{unit.vectors}, 1, random() % 2 == 0, random() % 2 ? 0. : 1e18};  // x and y fill its caches or not
+  auto right = [&](const char* kernel) {
+    auto planned = [&](int64_t threads) {
+      Plan plan;
+      if (const char* why = plan_call(role, type, p, processor, threads, kernel, plan))
+        std::printf("%s was not planned: %s\n", kernel, why), std::exit(1);
+      plan.threads = threads;  // also where so many do not pay
+      return plan;
+    };
+    std::vector<unsigned char> scratch(planned(1).scratch);
+    auto run = [&](int64_t threads) {
+      memset(result.bytes.data(), 0xff, result.bytes.size());
+      std::fill(scratch.begin(), scratch.end(), 0xff);
+      Plan plan = planned(threads);
+      Threads pool;
+      OnPool<Threads> parallel(&pool, threads, true);
+      return plan.scratch == int64_t(scratch.size()) &&
+             unit.run(plan, role, p, first.bytes.data(), second.bytes.data(), result.bytes.data(), scratch.data(), parallel);
+    };
+    Bytes before;
+    for (int64_t threads : {1, 2, 8}) {
+      if (!run(threads) || (threads > 1 && before != result.bytes)) return false;
+      before = result.bytes;
+    }
+    for (int64_t threads : {1, 2})
+      for (int64_t n = 0; refusing; n += 1 + n / 16) {  // the n-th request, or it and all that follow
+        granted = n, refused = 0, refusals = n % 2 ? 1 : INT64_MAX, limited = true;
+        bool done = run(threads);
+        limited = false;
+        if (!refused) break;
+        if (done && before != result.bytes) {
+          std::printf("wrong after request %ld for memory was refused, %ld threads\n", long(n), long(threads));
+          return false;
+        }
+        (done ? survived : reported) += 1;
+      }
+    for (int64_t i = 0; i < result.size; ++i)
+      if (!(std::fabs(result.get(i) - expected[i]) <= half * std::fabs(expected[i]) + sum * size[i] + (half ? 6e-8 : 0))) {
+        std::printf("element %ld is %.9g, not %.9g\n", long(i), result.get(i), expected[i]);
         return false;
       }
-      (status == Status::done ? survived : reported) += 1;
-    }
-    granted = 0, refused = 0, refusals = INT64_MAX, limited = refusing;
-    int64_t found = kernels.scratch_bytes(role, type, p);
-    limited = false;
-    if (found != (refused ? -1 : bytes)) return false;
+    ++runs;
+    return true;
+  };
+  for (Kernel kernel : EVERY_KERNEL) {
+    if (why_not(kernel, role, p)) continue;
+    std::string name = name_of(kernel) + ("." + std::to_string(unit.vectors.bytes));
+    if (right(name.c_str())) continue;
+    std::printf("%s: ", name.c_str());
+    return false;
   }
-  for (int64_t i = 0; i < result.size; ++i)
-    if (!(std::fabs(result.get(i) - expected[i]) <= half * std::fabs(expected[i]) + sum * size[i] + (half ? 6e-8 : 0))) {
-      std::printf("element %ld is %.9g, not %.9g\n", long(i), result.get(i), expected[i]);
-      return false;
-    }
-  return true;
+  return right("");  // the one that is chosen
 }
 
 }  // namespace
@@ -222,15 +246,15 @@ int main(int argc, char** argv) {
   long count = argc > 1 ? std::atol(argv[1]) : 1000, seed = argc > 2 ? std::atol(argv[2]) : long(std::random_device{}());
   std::mt19937 random(seed);
   auto below = [&](int64_t n) { return int64_t(random() % uint64_t(n)); };
-  std::vector<const Kernels*> sets{&baseline};
+  std::vector<Set> sets{UNITS_OF(baseline)};
 #ifdef GCONV_X86
   if (has_avx2()) {
-    sets.push_back(&avx2);
-    sets.push_back(&long_vectors);
+    sets.push_back(UNITS_OF(avx2));
+    sets.push_back(UNITS_OF(long_vectors));
   }
   if (has_avx512()) {
-    sets.push_back(&avx512);
-    sets.push_back(&avx512_short);
+    sets.push_back(UNITS_OF(avx512));
+    sets.push_back(UNITS_OF(avx512_short));
   }
 #endif
   long done = 0;
@@ -254,7 +278,6 @@ int main(int argc, char** argv) {
     for (int i = 1; three && i < 3; ++i) p.window[i] = 3, p.strides[i] = 1;
     p.plain = below(4) == 0;
     const int64_t sizes[] = {1, 1, 1, 2, 3, 4, 4, 5, 7, 8, 9, 12, 16, 17, 24, 33};
-    p.large = below(2);  // whatever the sizes
     p.channels = sizes[below(16)], p.filters = sizes[below(16)], p.groups = 1 + below(20);
     if (below(3) == 0) p.channels = p.filters = 1, p.groups = 1 + below(70);
     else if (below(3) == 0) p.channels = 1 + below(below(2) ? 5 : 220), p.filters = 1 + below(below(3) ? 220 : 5), p.groups = 1 + below(2);
@@ -278,15 +301,15 @@ int main(int argc, char** argv) {
     double work = double(p.batch) * p.out[0] * p.out[1] * p.out[2] * p.window[0] * p.window[1] * p.window[2] * p.groups *
                   p.channels * p.filters;
     if (work > 2e6) continue;
-    for (const Kernels* set : sets) {
+    for (const Set& set : sets) {
       Role role = Role(below(3));
       Type type = Type(below(3) ? 0 : below(4));
       bool refusing = below(4) == 0;
 #ifdef ONLY_FLOAT
       type = Type::f32;
 #endif
-      if (!test(*set, role, type, p, refusing, random)) {
-        std::printf("%s, role %d, type %d, batch %ld, groups %ld x (%ld -> %ld)\n", set->name, int(role), int(type), long(p.batch),
+      if (!test(set, role, type, p, refusing, random)) {
+        std::printf("%s, role %d, type %d, batch %ld, groups %ld x (%ld -> %ld)\n", set.name, int(role), int(type), long(p.batch),
                     long(p.groups), long(p.channels), long(p.filters));
         for (int i = 0; i < 3; ++i)
           std::printf("axis %d: in %ld, out %ld, window %ld, stride %ld, low %ld, dilation %ld\n", i, long(p.in[i]),
@@ -297,7 +320,7 @@ int main(int argc, char** argv) {
     }
     ++done;
   }
-  std::printf("%ld problems, %ld instruction sets, seed %ld: all equal\n", done, long(sets.size()), seed);
+  std::printf("%ld problems, %ld instruction sets, %ld kernels run, seed %ld: all equal\n", done, long(sets.size()), long(runs), seed);
   std::printf("memory was refused to %ld calls: %ld said so, %ld gave their results\n", long(survived + reported), long(reported),
               long(survived));
   return reported == 0 && count >= 100;

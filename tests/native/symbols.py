@@ -1,4 +1,4 @@
-"""Whether objects of gconv/native/kernels.cc define nothing that the linker may share: python symbols.py OBJECT...
+"""Whether objects of gconv/native/unit.cc define nothing that the linker may share: python symbols.py OBJECT...
 
 Each object is compiled for an instruction set of its own. Of several copies of an inline function the linker keeps one, which
 may be for AVX-512 and then runs on a machine without it.
@@ -10,8 +10,8 @@ import sys
 
 # Data, not code: an object's table of kernels and what AddressSanitizer adds to it, the address of the C++ runtime's function
 # for exceptions, and names of types.
-SETS = "baseline|avx2|avx512|avx512_short|long_vectors"
-FINE = re.compile(rf"(__odr_asan(_gen_)?\.?)?_?_ZN5gconv\d+({SETS})E|DW\.ref\.__gxx_personality_v0|_?_ZT[IS]\w+")
+UNITS = "(baseline|avx2|avx512|avx512_short|long_vectors)_(f32|f64|bf16|f16)"
+FINE = re.compile(rf"(__odr_asan(_gen_)?\.?)?_?_ZN5gconv\d+{UNITS}E|DW\.ref\.__gxx_personality_v0|_?_ZT[IS]\w+")
 
 
 def shared(path: str) -> list[str]:

@@ -1,4 +1,4 @@
-// The register tile of role w of wide groups: J channels by V vectors of filters of one tap. It runs along the pixels of a patch:
+// The register tile of role w of wide groups: J channels by V vectors of filters of one tap. It runs along the pixels of a stretch:
 //
 //   for each pixel:  V loads of y;  for each of J channels: 1 broadcast load of x, V multiply-adds
 //
@@ -9,25 +9,25 @@
 
 #pragma once
 
-#include "lanes.h"
-#include "reduce.h"
+#include "reduce/reduce.h"
+#include "vectors/lanes.h"
 
 namespace gconv {
 namespace {
 
-// Some taps of a row, which meet the columns from one to another of the rows of a patch.
+// A pass of the tile over the rows of a stretch: some taps of a row, and the columns that they meet.
 template <class A>
-struct Taps {
-  const A *x, *y;              // the first tap's, of column 0 in a segment that begins at 0
+struct WidePass {
+  const A *x, *y;              // the first tap's, of column 0 in a row that begins at 0
   int64_t x_tap, y_tap;        // from what a tap meets to what the next one does
   int64_t x_column, y_column;  // from a column to the next
-  const List<Segment>* segments;
+  const List<RowPair>* rows;
   int64_t from, to;  // columns; of x, where taps share each
   int64_t taps, channels;
 };
 
 template <class A, int TAPS, int J, int V, bool PART, bool TABLE, bool SHARE, bool PAIRS>
-void sum_products(const Taps<A>& at, int64_t first, const int64_t* offsets, A* partial, int64_t tap_stride, int64_t channel_stride,
+void sum_products(const WidePass<A>& at, int64_t first, const int64_t* offsets, A* partial, int64_t tap_stride, int64_t channel_stride,
                   int64_t lanes) {
   constexpr int L = LANES<A>;
   Vector<A> sums[TAPS][J][V] = {};
@@ -35,8 +35,8 @@ void sum_products(const Taps<A>& at, int64_t first, const int64_t* offsets, A* p
   UNROLL for (int j = 0; j < J; ++j) offset[j] = TABLE ? offsets[j] : PAIRS ? 2 * j : j;
   const int64_t x_tap = at.x_tap, y_tap = at.y_tap, x_column = at.x_column, y_column = at.y_column, columns = at.to - at.from;
   const A *x = at.x + first + at.from * x_column, *y = at.y + at.from * y_column;
-  for (const Segment *segment = at.segments->data, *end = segment + at.segments->size; segment < end; ++segment) {
-    const A *theirs = x + segment->x, *ours = y + segment->y;
+  for (const RowPair *row = at.rows->data, *end = row + at.rows->size; row < end; ++row) {
+    const A *theirs = x + row->x, *ours = y + row->y;
     for (int64_t left = columns; left > 0; --left, theirs += x_column, ours += y_column) {
       Vector<A> out[SHARE ? TAPS : 1][V];
       UNROLL for (int t = 0; t < (SHARE ? TAPS : 1); ++t)

@@ -22,13 +22,13 @@
 
 #pragma once
 
-#include "gather.h"
+#include "gather/gather.h"
 
 namespace gconv {
 namespace {
 
 constexpr int LONGEST_RUN = 7;
-constexpr int TILE = REGISTERS == 32 ? 14 : 7, HALF_TILE = REGISTERS == 32 ? 7 : 4;
+constexpr int TILE = depthwise_tile(REGISTERS), HALF_TILE = depthwise_half_tile(REGISTERS);
 
 constexpr int64_t NONE = -1;  // no weights
 
@@ -53,9 +53,10 @@ struct Tile {
 
 // The rows of a problem, one after the other.
 class Rows {
+  const Plan& plan;
   const Problem& p;
   const Gather& g;
-  int64_t channels, cut, tile_size;
+  int64_t channels, largest;  // results of the largest tile
   // What the rows of one depth have in common: for each phase of the height and the width the runs of all taps, those of one tap of
   // the height together, so that the runs of any row are neighbours.
   int64_t depth = -1;
@@ -64,31 +65,34 @@ class Rows {
   List<int64_t> each;   // how many runs a tap of the height has, for each phase of the width
 
  public:
-  bool near;  // whether a tile asks for the next one's sources, into the nearest cache
+  Rows(const Plan& plan, const Problem& p, const Gather& g, int64_t largest)
+      : plan(plan), p(p), g(g), channels(p.groups), largest(largest) {}
 
-  Rows(const Problem& p, const Gather& g, int64_t cut, int64_t tile_size, int64_t element)
-      : p(p), g(g), channels(p.groups), cut(cut), tile_size(tile_size) {
-    constexpr int64_t NEAR = 20 << 10;  // bytes of sources of all channels that a tile meets in several rows (measured)
-    near = p.window[1] > 1 && double(tile_size * g.axis[2].stride) * double(p.window[1] * channels * element) <= NEAR;
+  // How many units an image has: rows, or those two by two, of which the last in a plane may be alone.
+  static int64_t units(const Plan& plan, const Gather& g) {
+    return g.axis[0].results * ceil_div(g.axis[1].results, plan.rows);
+  }
+  // Into how many stretches a row is cut.
+  static int64_t in_row(const Plan& plan, const Gather& g) {
+    int64_t longest = 1;
+    for (int64_t i = 0; i < g.axis[2].phases.size; ++i) longest = maximum(longest, g.axis[2].phases[i].count);
+    return ceil_div(longest, plan.stretch);
   }
 
-  // How many units an image has: rows, or with by_two those two by two, of which the last in a plane may be alone.
-  static int64_t units(const Gather& g, bool by_two) { return g.axis[0].results * ceil_div(g.axis[1].results, 1 + by_two); }
-
   template <class F, class F2>
-  void unit(int64_t n, int64_t index, int64_t part, bool by_two, const F& tile, const F2& tile_of_two) {
-    int64_t high = g.axis[1].results, in_plane = ceil_div(high, 1 + by_two), h = index % in_plane * (1 + by_two);
+  void unit(int64_t n, int64_t index, int64_t part, const F& tile, const F2& tile_of_two) {
+    int64_t high = g.axis[1].results, in_plane = ceil_div(high, plan.rows), h = index % in_plane * plan.rows;
     int64_t first = index / in_plane * high + h;
-    by_two && h + 1 < high ? two_rows(n, first, part, tile_of_two) : row(n, first, part, tile);
+    plan.rows == 2 && h + 1 < high ? two_rows(n, first, part, tile_of_two) : row(n, first, part, tile);
   }
 
  private:
-  // Calls tile(Tile), which returns how many results it did, along a cut of row `index` of image `n`.
+  // Calls tile(Tile), which returns how many results it did, along stretch `part` of row `index` of image `n`.
   template <class F>
   void row(int64_t n, int64_t index, int64_t part, const F& tile) {
     const Axis &height = g.axis[1], &width = g.axis[2];
     int64_t at_depth = index / height.results, at_height = index % height.results;
-    if (at_depth != depth) plan(at_depth);
+    if (at_depth != depth) lay_out(at_depth);
     const Phase& hp = height.phases[at_height % height.step];
     int64_t start = at_height / height.step * height.stride, first = hp.size, last = 0;
     for (int64_t b = 0; b < hp.size; ++b)
@@ -108,7 +112,7 @@ class Rows {
   void two_rows(int64_t n, int64_t index, int64_t part, const F& tile) {
     const Axis &height = g.axis[1], &width = g.axis[2];
     int64_t at_depth = index / height.results, at_height = index % height.results;
-    if (at_depth != depth) plan(at_depth);
+    if (at_depth != depth) lay_out(at_depth);
     const Phase& hp = height.phases[0];
     both.size = 0;
     auto run = [&](int64_t i, int64_t k) { return runs[(ascends(hp) ? i : hp.size - 1 - i) * each[0] + k]; };
@@ -137,13 +141,13 @@ class Rows {
     t.weight_step = wp.size > 1 ? channels * (wp.taps[1].index - wp.taps[0].index) : 0;
     if (!ascends(wp)) t.weight_step = -t.weight_step;
     t.next = width.results * channels;
-    int64_t end = minimum((part + 1) * cut, wp.count);
-    for (int64_t q = part * cut; q < end;) {
+    int64_t end = minimum((part + 1) * plan.stretch, wp.count);
+    for (int64_t q = part * plan.stretch; q < end;) {
       t.source = (image + q * width.stride) * channels, t.column = q * width.stride;
       t.result = (result + wp.first + q * width.step) * channels, t.left = end - q;
-      t.edge = q < wp.inside || q + tile_size > wp.outside;
+      t.edge = q < wp.inside || q + largest > wp.outside;
       int64_t furthest = t.count ? maximum(t.runs[0].source, t.runs[t.count - 1].source) : 0;
-      t.ahead = t.source + furthest + (near ? tile_size : TILE) * width.stride * channels;
+      t.ahead = t.source + furthest + (plan.near ? largest : TILE) * width.stride * channels;
       t.before = t.ahead - (two_new ? width.sources * channels : 0);
       q += tile(t);
     }
@@ -151,7 +155,7 @@ class Rows {
 
   static bool ascends(const Phase& phase) { return phase.size < 2 || phase.taps[1].source > phase.taps[0].source; }
 
-  void plan(int64_t at_depth) {
+  void lay_out(int64_t at_depth) {
     depth = at_depth;
     runs.size = begin.size = each.size = 0;
     const Axis &deep = g.axis[0], &height = g.axis[1], &width = g.axis[2];
@@ -187,27 +191,6 @@ class Rows {
     }
   }
 };
-
-// How the rows of a problem are cut, for threads and caches.
-struct Cuts {
-  int64_t size, count;
-  Cuts(const Gather& g, int64_t channels, int64_t element) {
-    constexpr int64_t BYTES = 64 << 10;  // of sources: a window's rows of this length stay in the second cache
-    int64_t longest = 1;
-    for (int64_t i = 0; i < g.axis[2].phases.size; ++i) longest = maximum(longest, g.axis[2].phases[i].count);
-    size = minimum(longest, maximum(BYTES / (channels * element * g.axis[2].stride) / TILE, 1) * TILE);
-    count = ceil_div(longest, size);
-  }
-};
-
-// Whether two rows are taken at a time: with 32 registers, up to 3 taps in a row, and neighbouring rows of one phase. With a 3 x 3
-// window 4 rows of sources then meet 2 rows, where 3 meet 1, and most of the time goes into fetching them.
-constexpr int TWO_RUN = 3;
-inline bool by_two_rows(const Problem& p, const Gather& g) {
-  auto plain = [](const Axis& axis) { return axis.stride == 1 && axis.step == 1; };
-  return REGISTERS == 32 && plain(g.axis[1]) && plain(g.axis[2]) && p.window[1] > 1 && p.dilation[1] == 1 &&
-         p.window[2] <= TWO_RUN && g.axis[1].results > 1;
-}
 
 // Bit j tells whether source first + j * apart lies in [0, sources).
 ALWAYS_INLINE uint64_t valid_sources(int64_t first, int64_t apart, int64_t sources) {

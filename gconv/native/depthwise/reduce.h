@@ -1,4 +1,4 @@
-// Role w of depthwise convolution (see depthwise.h), in one of two orders:
+// Role w of depthwise convolution (see nest.h), in one of two orders:
 //
 //   tiles   the registers hold Q pixels of y, or Q in each of two rows, and each run of taps adds to its K sums, which it loads and
 //           stores
@@ -15,8 +15,8 @@
 
 #pragma once
 
-#include "depthwise.h"
-#include "reduce.h"
+#include "depthwise/nest.h"
+#include "reduce/reduce.h"
 
 namespace gconv {
 namespace {
@@ -25,39 +25,30 @@ template <class T>
 class ReduceDepthwise {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
-  static constexpr int WIDE = REGISTERS == 32 ? 4 : 2, LONGEST_ROW = 4;  // vectors and taps of which registers hold a row's sums
+  static constexpr int WIDE = whole_row_vectors(REGISTERS);
+  const Plan& plan;
   const Problem& p;
   Gather g;
-  int64_t channels, vectors, partial_size;  // [tap][channel, in whole vectors]
-  Cuts cuts;
-  bool by_two;   // two rows at a time: a tile of one row is as good where it has no rest, and whole rows with 2 taps (measured)
-  bool by_rows;
-  int64_t rows, units, partitions;
+  int64_t channels, vectors;  // partial sums: [tap][channel, in whole vectors]
 
  public:
-  explicit ReduceDepthwise(const Problem& p)
-      : p(p), g(Role::y, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), partial_size(g.taps * vectors * L),
-        cuts(g, channels, sizeof(T)),
-        by_two(by_two_rows(p, g) && p.out[2] % TILE && (p.window[2] == TWO_RUN || vectors < WIDE)),
-        by_rows(!by_two && vectors > 1 && p.window[2] <= LONGEST_ROW && (REGISTERS == 32 || p.out[2] != TILE) &&
-                !(p.large && vectors > WIDE && (p.strides[2] == 1 || REGISTERS == 16))),
-        rows(Rows::units(g, by_two)), units(g.batch * cuts.count * rows),
-        partitions(partitions_of(p, units, partial_size, sizeof(A))) {}
-
-  int64_t scratch_bytes() const { return partitions * partial_size * (int64_t)sizeof(A); }
+  ReduceDepthwise(const Plan& plan, const Problem& p)
+      : plan(plan), p(p), g(Role::y, p, plan.dilated_phases), channels(p.groups), vectors(ceil_div(channels, L)) {}
 
   void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
     A* partial = static_cast<A*>(scratch);
-    int64_t chunks = maximum(1, minimum(vectors / 4, 4 * parallel.threads / partitions));
-    for_each(parallel, partitions * chunks, 1 << 14, [&](int64_t part) {
-      int64_t partition = part / chunks, chunk = part % chunks;
-      int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks;
-      A* own = partial + partition * partial_size;
+    int64_t partitions = plan.partitions, rows = Rows::units(plan, g), in_row = Rows::in_row(plan, g);
+    int64_t parts = maximum(1, minimum(vectors / 4, 4 * parallel.threads / partitions));
+    for_each(parallel, partitions * parts, 1 << 14, [&](int64_t unit) {
+      int64_t partition = unit / parts, part = unit % parts;
+      int64_t from = vectors * part / parts, to = vectors * (part + 1) / parts;
+      A* own = partial + partition * plan.packed;
       for (int64_t tap = 0; tap < g.taps; ++tap) memset(own + (tap * vectors + from) * L, 0, (to - from) * L * sizeof(A));
-      Rows of(p, g, cuts.size, TILE, sizeof(T));
-      for (int64_t unit = units * partition / partitions; unit < units * (partition + 1) / partitions; ++unit) {
+      Rows of(plan, p, g, TILE);
+      int64_t first = plan.stretches * partition / partitions, last = plan.stretches * (partition + 1) / partitions;
+      for (int64_t stretch = first; stretch < last; ++stretch) {
         auto one = [&](const Tile& t) {
-          return by_rows               ? row(t, from, to, x, y, own)
+          return plan.whole_rows               ? row(t, from, to, x, y, own)
                  : t.left >= TILE      ? tile<TILE>(t, from, to, x, y, own)
                  : t.left >= HALF_TILE ? tile<HALF_TILE>(t, from, to, x, y, own)
                  : t.left >= 3         ? tile<3>(t, from, to, x, y, own)
@@ -71,14 +62,14 @@ class ReduceDepthwise {
                  : t.left >= 2       ? tile<2, true>(t, from, to, x, y, own)
                                      : tile<1, true>(t, from, to, x, y, own);
         };
-        of.unit(unit / rows / cuts.count, unit % rows, unit / rows % cuts.count, by_two, one, two);
+        of.unit(stretch / rows / in_row, stretch % rows, stretch / rows % in_row, one, two);
       }
     });
     for_each(parallel, g.taps, vectors * partitions, [&](int64_t tap) {
       for (int64_t v = 0; v < vectors; ++v) {
         const A* at = partial + (tap * vectors + v) * L;
         Vector<T> sum = load(at);
-        for (int64_t i = 1; i < partitions; ++i) sum += load(at + i * partial_size);
+        for (int64_t i = 1; i < partitions; ++i) sum += load(at + i * plan.packed);
         store_first(result + tap * channels + v * L, sum, channels - v * L);
       }
     });
@@ -90,7 +81,7 @@ class ReduceDepthwise {
     if (!t.count) return t.left;  // a row on the padding
     for (int64_t v = from; v < to; ++v) {
       int64_t step = g.axis[2].step * channels;
-      if (p.large) {
+      if (plan.past_caches) {
         fetch_sources<false>(t, x + v * L, g.axis[2], channels, Q, v);
         for (int row = 0; row <= TWO; ++row) fetch<false>(y + t.result + row * t.next + Q * step + v * L, step, Q, v);
       }
@@ -115,7 +106,7 @@ class ReduceDepthwise {
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       uint64_t valid = EDGE ? valid_sources(r->column + t.column, 1, g.axis[2].sources) : 0;
       A *sums1 = partial + maximum(r->weights, 0) / channels * row, *sums2 = partial + maximum(r->second, 0) / channels * row;
-      Vector<T> sum1[TWO_RUN], sum2[TWO_RUN];
+      Vector<T> sum1[TWO_ROWS_RUN], sum2[TWO_ROWS_RUN];
 #define SLIDE(K, SUMS)                                                              \
   slide<T, Q, K, 1, EDGE, PART>(x + r->source, channels, valid, lanes, \
                                 [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { SUMS; })
@@ -203,7 +194,7 @@ class ReduceDepthwise {
       int64_t outside = floor_div(width.sources - 1 - (r->taps - 1) * between - column, width.stride) + 1;
 #define CASE(K)                                                                                                              \
   case K: {                                                                                                                  \
-    constexpr int Q = K < LONGEST_ROW ? 4 : 2;                                                                               \
+    constexpr int Q = K < WHOLE_ROW_RUN ? 4 : 2;                                                                               \
     Vector<T> sum[K][V];                                                                                                     \
     UNROLL for (int k = 0; k < K; ++k) UNROLL for (int v = 0; v < V; ++v) sum[k][v] = load(sums + k * row + v * L);          \
     auto pixels = [&](auto count, auto edge, int64_t q) __attribute__((always_inline)) {                                     \

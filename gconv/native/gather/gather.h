@@ -11,7 +11,8 @@
 
 #pragma once
 
-#include "work.h"
+#include "plan.h"
+#include "vectors/work.h"
 
 namespace gconv {
 namespace {
@@ -33,12 +34,11 @@ struct Axis {
   List<Tap> taps;
   List<Phase> phases;
 
-  void plan(Role role, int64_t in, int64_t out, int64_t window, int64_t strides, int64_t low, int64_t dilation, int64_t least) {
+  void lay_out(Role role, int64_t in, int64_t out, int64_t window, int64_t strides, int64_t low, int64_t dilation, bool dilated) {
     bool forward = role == Role::y;
     sources = forward ? in : out, results = forward ? out : in;
-    bool long_phases = results / dilation >= least && window <= results;  // as many taps are written down as dilation * window
-    unit = strides == 1 && window > 1 && long_phases ? dilation : 1;
-    if (unit > 1) return plan_by_dilation(forward ? 1 : -1, window, low);
+    unit = dilated ? dilation : 1;
+    if (dilated) return lay_out_by_dilation(forward ? 1 : -1, window, low);
     step = forward ? 1 : strides, stride = forward ? strides : 1;
     int64_t count = minimum(step, results);
     List<int64_t> end;  // of each phase's taps, by counting
@@ -57,7 +57,7 @@ struct Axis {
     for (int64_t r = 0; r < count; ++r) push(r, taps.data + end[r], end[r + 1] - end[r]);
   }
 
-  void plan_by_dilation(int64_t direction, int64_t window, int64_t low) {
+  void lay_out_by_dilation(int64_t direction, int64_t window, int64_t low) {
     step = stride = unit;
     taps.reserve(unit * window);
     for (int64_t r = 0; r < unit; ++r)
@@ -85,15 +85,15 @@ struct Gather {
   int64_t tap_stride, source_stride, group_stride, result_stride;  // of the kernel
   Axis axis[3];
 
-  // Phases by the dilation along the rows, where they have `least` results or more.
-  Gather(Role role, const Problem& p, int64_t least = INT64_MAX) {
+  // With `dilated`, neighbours in a phase along the rows are one dilation apart.
+  Gather(Role role, const Problem& p, bool dilated = false) {
     bool forward = role == Role::y;
-    batch = p.batch, groups = p.groups, taps = p.window[0] * p.window[1] * p.window[2];
+    batch = p.batch, groups = p.groups, taps = taps_of(p);
     sources = sources_of(role, p), results = results_of(role, p);
     tap_stride = p.channels * p.groups * p.filters, group_stride = p.filters;
     source_stride = forward ? p.groups * p.filters : 1, result_stride = forward ? 1 : p.groups * p.filters;
     for (int i = 0; i < 3; ++i)
-      axis[i].plan(role, p.in[i], p.out[i], p.window[i], p.strides[i], p.low[i], p.dilation[i], i == 2 ? least : INT64_MAX);
+      axis[i].lay_out(role, p.in[i], p.out[i], p.window[i], p.strides[i], p.low[i], p.dilation[i], dilated && i == 2);
   }
 
   // A square of the kernel, L source channels by L results or what there is of it, as rows of results.
@@ -110,12 +110,6 @@ struct Gather {
       rows[f] = sources == L ? load(from + f * result_stride) : load_first(from + f * result_stride, sources);
     transpose<L / 2>(rows);
     for (int64_t s = 0; s < sources; ++s, to += step) store(to, rows[s]);
-  }
-
-  // What `pack` writes: of a group's results whole vectors.
-  template <class A>
-  int64_t packed_size() const {
-    return groups * ceil_div(results, LANES<A>) * taps * sources * LANES<A>;
   }
 
   // The kernel as tiles of results' vectors read it: [group][block of V vectors][tap][source channel][lane], zeros beyond the last
@@ -142,18 +136,13 @@ struct Gather {
     });
   }
 
-  // How many tiles of so many results are worked on at once for the kernel's sake: up to 4, where 32 such stretches are left.
-  int64_t tiles_at_once(int64_t tile) const {
-    return maximum(1, minimum(4, batch * axis[0].results * axis[1].results * axis[2].results / (32 * tile)));
-  }
-
   // Calls f with each stretch and some of the groups, from one to another: as many as keep the threads busy.
   template <class F>
   void for_stretches(const Parallel& parallel, int64_t stretches, const F& f) const {
-    int64_t pieces = pieces_of(parallel, stretches, groups);
-    for_each(parallel, stretches * pieces, 1 << 14, [&](int64_t unit) {
-      int64_t piece = unit % pieces;
-      f(unit / pieces, groups * piece / pieces, groups * (piece + 1) / pieces);
+    int64_t parts = parts_of(parallel, stretches, groups);
+    for_each(parallel, stretches * parts, 1 << 14, [&](int64_t unit) {
+      int64_t part = unit % parts;
+      f(unit / parts, groups * part / parts, groups * (part + 1) / parts);
       fence();
     });
   }

@@ -1,9 +1,9 @@
-// Roles y and x of depthwise convolution (see depthwise.h): the register tile holds the sums of Q results by V vectors of channels,
+// Roles y and x of depthwise convolution (see nest.h): the register tile holds the sums of Q results by V vectors of channels,
 // and each run of taps loads its K * V weights once; or of Q results in each of two rows.
 
 #pragma once
 
-#include "depthwise.h"
+#include "depthwise/nest.h"
 
 namespace gconv {
 namespace {
@@ -12,52 +12,43 @@ template <class T>
 class GatherDepthwise {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
+  const Plan& plan;
   const Problem& p;
   Gather g;
   int64_t channels, vectors;
-  Cuts cuts;
-  bool paired;  // two vectors at a time, where no run of taps has more weights than registers hold
-  bool by_two;  // rows at a time
-  static constexpr int PAIRED = REGISTERS == 32 ? 7 : 4, PAIRED_RUN = 4;
 
  public:
-  GatherDepthwise(Role role, const Problem& p)
-      : p(p), g(role, p, TILE / 2), channels(p.groups), vectors(ceil_div(channels, L)), cuts(g, channels, sizeof(T)) {
-    paired = vectors > 1;
-    for (int64_t i = 0; i < g.axis[2].phases.size; ++i) paired &= g.axis[2].phases[i].size <= PAIRED_RUN;
-    by_two = by_two_rows(p, g);
-  }
-
-  // The kernel is used as it is, unless its elements are to be widened.
-  int64_t scratch_bytes() const { return sizeof(T) == sizeof(A) ? 0 : g.taps * channels * (int64_t)sizeof(A); }
+  GatherDepthwise(const Plan& plan, Role role, const Problem& p)
+      : plan(plan), p(p), g(role, p, plan.dilated_phases), channels(p.groups), vectors(ceil_div(channels, L)) {}
 
   void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
     const A* weights = reinterpret_cast<const A*>(w);
-    if (sizeof(T) != sizeof(A)) {
+    if (plan.packed) {
       A* wide = static_cast<A*>(scratch);
-      for (int64_t i = 0; i < g.taps * channels; ++i) wide[i] = value(w[i]);
+      for (int64_t i = 0; i < plan.packed; ++i) wide[i] = value(w[i]);
       weights = wide;
     }
-    // Neighbouring units are neighbouring rows of one cut. Channels are shared out only where there are few rows.
-    int64_t rows = Rows::units(g, by_two), all = g.batch * cuts.count * rows;
-    int64_t chunks = maximum(1, minimum(vectors / 4, 4 * parallel.threads / maximum(all, 1)));
-    int64_t work = minimum((1 + by_two) * cuts.size * g.axis[2].phases.size * g.taps * ceil_div(vectors, chunks), 1 << 20);
-    for_ranges(parallel, all * chunks, work, [&](int64_t first, int64_t last) {
-      Rows of(p, g, cuts.size, paired || by_two ? PAIRED : TILE, sizeof(T));
+    // Neighbouring units are neighbouring rows. Channels are shared out only where there are few rows.
+    int64_t rows = Rows::units(plan, g), in_row = Rows::in_row(plan, g), all = g.batch * in_row * rows;
+    int64_t parts = maximum(1, minimum(vectors / 4, 4 * parallel.threads / maximum(all, 1)));
+    int64_t work = plan.rows * plan.stretch * g.axis[2].phases.size * g.taps * ceil_div(vectors, parts);
+    bool paired = plan.vectors == 2;
+    for_ranges(parallel, all * parts, minimum(work, 1 << 20), [&](int64_t first, int64_t last) {
+      Rows of(plan, p, g, plan.tile);
       for (int64_t unit = first; unit < last; ++unit) {
-        int64_t row = unit % rows, chunk = unit / rows % chunks, rest = unit / rows / chunks;
-        int64_t from = vectors * chunk / chunks, to = vectors * (chunk + 1) / chunks;
+        int64_t row = unit % rows, part = unit / rows % parts, rest = unit / rows / parts;
+        int64_t from = vectors * part / parts, to = vectors * (part + 1) / parts;
         auto one = [&](const Tile& t) {
-          return paired && of.near              ? tile<PAIRED, 2, false, true>(t, from, to, x, weights, result)
-                 : paired                       ? tile<PAIRED, 2>(t, from, to, x, weights, result)
-                 : by_two || t.left <= HALF_TILE ? tile<HALF_TILE, 1>(t, from, to, x, weights, result)
-                                                : tile<TILE, 1>(t, from, to, x, weights, result);
+          return paired && plan.near                          ? tile<HALF_TILE, 2, false, true>(t, from, to, x, weights, result)
+                 : paired                                     ? tile<HALF_TILE, 2>(t, from, to, x, weights, result)
+                 : plan.tile == HALF_TILE || t.left <= HALF_TILE ? tile<HALF_TILE, 1>(t, from, to, x, weights, result)
+                                                              : tile<TILE, 1>(t, from, to, x, weights, result);
         };
         auto two = [&](const Tile& t) {
-          return of.near ? tile<PAIRED, 1, true, true>(t, from, to, x, weights, result)
-                         : tile<PAIRED, 1, true>(t, from, to, x, weights, result);
+          return plan.near ? tile<HALF_TILE, 1, true, true>(t, from, to, x, weights, result)
+                           : tile<HALF_TILE, 1, true>(t, from, to, x, weights, result);
         };
-        of.unit(rest / cuts.count, row, rest % cuts.count, by_two, one, two);
+        of.unit(rest / in_row, row, rest % in_row, one, two);
       }
       fence();
     });
@@ -66,9 +57,9 @@ class GatherDepthwise {
  private:
   template <int Q, int V, bool TWO = false, bool NEAR = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
-    bool streams = p.large && whole_lines<T, V>(result + from * L, channels);
+    bool streams = plan.past_caches && whole_lines<T, V>(result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
-      if (p.large)
+      if (plan.past_caches)
         for (int u = 0; u < count; ++u) fetch_sources<NEAR>(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
       with_stride(g.axis[2], t.edge || t.left < Q, (v + count) * L > channels, [&](auto stride, auto edge, auto part) {
         const T* sources = x + t.source + v * L;
@@ -123,7 +114,7 @@ class GatherDepthwise {
   template <int Q, bool EDGE, bool PART>
   __attribute__((noinline)) void sum_two(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to, bool streams) const {
     Vector<T> first[Q] = {}, second[Q] = {};
-    auto load_weights = [&](int64_t from, Vector<T>(&weight)[TWO_RUN], int taps) __attribute__((always_inline)) {
+    auto load_weights = [&](int64_t from, Vector<T>(&weight)[TWO_ROWS_RUN], int taps) __attribute__((always_inline)) {
       UNROLL for (int k = 0; k < taps; ++k) {
         const A* at = weights + from + k * t.weight_step;
         weight[k] = PART ? load_first(at, lanes) : load(at);
@@ -131,7 +122,7 @@ class GatherDepthwise {
     };
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       uint64_t valid = EDGE ? valid_sources(r->column + t.column, 1, g.axis[2].sources) : 0;
-      Vector<T> w1[TWO_RUN], w2[TWO_RUN];
+      Vector<T> w1[TWO_ROWS_RUN], w2[TWO_ROWS_RUN];
 #define SLIDE(K, SUMS)                                                                        \
   slide<T, Q, K, 1, EDGE, PART>(x + r->source, channels, valid, lanes,           \
                                 [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { SUMS; })

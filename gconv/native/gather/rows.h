@@ -1,5 +1,5 @@
 // Roles y and x where neighbouring results meet neighbouring sources, so that no table has to say where: lanes are result channels of
-// one group, and each source value is broadcast, as in gather_wide.h.
+// one group, and each source value is broadcast, as in wide.h.
 //
 // The register tile is Q results of one row by V vectors of filters:
 //
@@ -16,7 +16,7 @@
 
 #pragma once
 
-#include "gather.h"
+#include "gather/gather.h"
 
 namespace gconv {
 namespace {
@@ -24,7 +24,7 @@ namespace {
 // For Q results whose sources lie one `step` after the other, the taps of a row or the single tap: `length` sources.
 template <class T, int Q, int V>
 ALWAYS_INLINE void multiply_row(Vector<T> (&sums)[Q][V], const T* x, int64_t step, const Wide<T>* w, int64_t length) {
-  const T* from[(Q + 2) / 3];  // every third has a register, as in gather_narrow.h
+  const T* from[(Q + 2) / 3];  // every third has a register, as in narrow.h
   from[0] = x;
   UNROLL for (int i = 1; i < (Q + 2) / 3; ++i) from[i] = from[i - 1] + 3 * step;
   for (int64_t s = 0; s < length; ++s, w += V * LANES<Wide<T>>) {
@@ -46,74 +46,54 @@ class GatherRows {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
   static constexpr bool MANY = REGISTERS == 32;
-  static constexpr int64_t CUT = MANY ? 224 : 192;  // results of a row that are worked on at once: eight tiles and more
-  static constexpr int64_t WORK = 1 << 15;          // multiply-adds of vectors in a unit
-  static constexpr int64_t FEW = 16, MOST = 1 << 15;  // sources of one group, and what a tile then copies, at most
+  static constexpr int64_t WORK = 1 << 15;  // multiply-adds of vectors in a unit
+  const Plan& plan;
   const Problem& p;
   Gather g;
-  bool matrix;      // whether a single tap meets every pixel
   int64_t step;     // from one result's sources to the next one's
   int64_t columns;  // of sources in a row
   int64_t span;     // columns that the taps of a row meet
 
-  struct Row {  // of taps: the source at column 0, and the row of the packed kernel
+  struct RowOfTaps {  // the source at column 0, and the row of the packed kernel
     int64_t source, weights;
   };
   struct Lists {
-    List<Row> rows;
+    List<RowOfTaps> rows;
     List<T> copies;  // of a tile over a border: the sources of each of the rows
   };
 
-  static bool is_matrix(const Problem& p) {
-    bool all = has_one_tap(p);
-    for (int i = 0; i < 3; ++i) all &= p.strides[i] == 1 && p.low[i] == 0 && p.in[i] == p.out[i];
-    return all;
-  }
-
  public:
-  static bool fits(Role role, const Problem& p) {
-    if (is_matrix(p)) return true;
-    double copied = double(p.window[0]) * p.window[1] * (14.0 * p.strides[2] + p.window[2]) * sources_of(role, p);
-    return p.groups == 1 && sources_of(role, p) <= FEW && p.window[2] > 1 && p.dilation[2] == 1 && copied <= MOST &&
-           (role == Role::y || p.strides[2] == 1);
+  GatherRows(const Plan& plan, Role role, const Problem& p)
+      : plan(plan), p(p), g(role, p), step(g.axis[2].stride * g.source_channels()), columns(g.axis[2].sources),
+        span(p.window[2]) {
+    if (plan.kernel == Kernel::matrix) columns = g.batch * p.in[0] * p.in[1] * p.in[2];
   }
-
-  GatherRows(Role role, const Problem& p)
-      : p(p), g(role, p), matrix(is_matrix(p)), step(g.axis[2].stride * g.source_channels()),
-        columns(g.axis[2].sources), span(p.window[2]) {
-    if (matrix) columns = g.batch * p.in[0] * p.in[1] * p.in[2];
-  }
-
-  int64_t scratch_bytes() const { return g.packed_size<A>() * (int64_t)sizeof(A); }
 
   void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
     A* packed = static_cast<A*>(scratch);
     bool backwards = g.axis[2].phases.size && span > 1 && g.axis[2].phases[0].taps[0].source > g.axis[2].phases[0].taps[1].source;
     g.pack(parallel, w, packed, backwards ? span : 1);
-    if (matrix) {
-      int64_t stretch = CUT / 8 * g.tiles_at_once(CUT / 8);
-      return g.for_stretches(parallel, ceil_div(columns, stretch), [&](int64_t unit, int64_t from, int64_t to) {
+    if (plan.kernel == Kernel::matrix)
+      return g.for_stretches(parallel, ceil_div(columns, plan.stretch), [&](int64_t unit, int64_t from, int64_t to) {
         Lists lists;
-        int64_t first = unit * stretch, count = minimum(stretch, columns - first);
+        int64_t first = unit * plan.stretch, count = minimum(plan.stretch, columns - first);
         for (int64_t group = from; group < to; ++group)
           blocks<true>(group, count, first, x, packed, result + first * g.result_channels(), lists);
       });
-    }
     const Axis& width = g.axis[2];
-    int64_t rows = g.batch * g.axis[0].results * g.axis[1].results, cut = CUT;
-    while (cut > CUT / 8 && rows * ceil_div(width.results, cut) < 4 * parallel.threads) cut /= 2;
-    int64_t cuts = ceil_div(width.results, cut), items = rows * cuts;
-    int64_t work = minimum(width.results, cut) * g.taps * g.sources * ceil_div(g.results, L);
-    int64_t per_unit = maximum(1, minimum(WORK / maximum(work, 1), ceil_div(items, 16 * parallel.threads)));
-    for_each(parallel, ceil_div(items, per_unit), per_unit * work, [&](int64_t unit) {
+    int64_t rows = g.batch * g.axis[0].results * g.axis[1].results;
+    int64_t in_row = ceil_div(width.results, plan.stretch), stretches = rows * in_row;
+    int64_t work = minimum(width.results, plan.stretch) * g.taps * g.sources * ceil_div(g.results, L);
+    int64_t per_unit = maximum(1, minimum(WORK / maximum(work, 1), ceil_div(stretches, 16 * parallel.threads)));
+    for_each(parallel, ceil_div(stretches, per_unit), per_unit * work, [&](int64_t unit) {
       Lists lists;
-      for (int64_t item = unit * per_unit; item < minimum(items, (unit + 1) * per_unit); ++item) {
-        int64_t row = item / cuts, first = item % cuts * cut;
+      for (int64_t i = unit * per_unit; i < minimum(stretches, (unit + 1) * per_unit); ++i) {
+        int64_t row = i / in_row, first = i % in_row * plan.stretch;
         find(row, lists.rows);
         const Phase& taps = width.phases[0];
         int64_t column = minimum(taps.taps[0].source, taps.taps[taps.size - 1].source) + first * width.stride;
         T* to = result + (row * width.results + first) * g.result_channels();
-        blocks<false>(0, minimum(cut, width.results - first), column, x, packed, to, lists);
+        blocks<false>(0, minimum(plan.stretch, width.results - first), column, x, packed, to, lists);
       }
       fence();
     });
@@ -121,7 +101,7 @@ class GatherRows {
 
  private:
   // The rows of taps that meet a source from a row of results.
-  void find(int64_t index, List<Row>& rows) const {
+  void find(int64_t index, List<RowOfTaps>& rows) const {
     const Axis &depth = g.axis[0], &height = g.axis[1];
     int64_t h = index % height.results, d = index / height.results % depth.results, n = index / height.results / depth.results;
     const Phase &dp = depth.phases[d % depth.step], &hp = height.phases[h % height.step];
@@ -149,11 +129,11 @@ class GatherRows {
       const T* source = x + group * g.sources;
       T* to = result + group * g.results + v * L;
       if (block == 1)
-        tiles_of<MATRIX, MANY ? 14 : 12, 1>(count, column, source, w, filters, to, lists);
+        tiles_of<MATRIX, row_tile(REGISTERS, 1), 1>(count, column, source, w, filters, to, lists);
       else if (block == 2)
-        tiles_of<MATRIX, MANY ? 14 : 6, 2>(count, column, source, w, filters, to, lists);
+        tiles_of<MATRIX, row_tile(REGISTERS, 2), 2>(count, column, source, w, filters, to, lists);
       else
-        tiles_of<MATRIX, MANY ? 7 : 4, 3>(count, column, source, w, filters, to, lists);
+        tiles_of<MATRIX, row_tile(REGISTERS, 3), 3>(count, column, source, w, filters, to, lists);
     }
   }
 
@@ -168,7 +148,7 @@ class GatherRows {
   // A rest of up to half a tile goes to smaller ones, a longer one to a tile that ends with it and sums some results to the same again.
   template <bool MATRIX, int Q, int V>
   void tiles(int64_t count, int64_t column, const T* x, const A* w, int64_t filters, T* result, Lists& lists) const {
-    bool streams = p.large && whole_lines<T, V>(result, g.results);
+    bool streams = plan.past_caches && whole_lines<T, V>(result, g.results);
     int64_t stride = g.axis[2].stride, wide = (Q - 1) * stride + span;
     for (int64_t q = 0; q < count; q += Q) {
       if constexpr (Q > 1)

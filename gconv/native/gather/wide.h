@@ -14,7 +14,7 @@
 
 #pragma once
 
-#include "gather.h"
+#include "gather/gather.h"
 
 namespace gconv {
 namespace {
@@ -37,39 +37,39 @@ class GatherWide {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
   static constexpr bool MANY = REGISTERS == 32;
-  static constexpr int Q1 = MANY ? 7 : 8, Q2 = MANY ? 7 : 6, Q3 = MANY ? 7 : 4;  // results of a tile of 1, 2 and 3 vectors
-  static constexpr int64_t TILE = MANY ? 28 : 24;                                // a multiple of these
+  static constexpr int Q1 = wide_tile(REGISTERS, 1), Q2 = wide_tile(REGISTERS, 2), Q3 = wide_tile(REGISTERS, 3);
+  static constexpr int64_t TILES = wide_tiles(REGISTERS);
+  const Plan& plan;
   const Problem& p;
   Gather g;
   int64_t vectors;  // of a group's filters
 
-  struct Pixels {  // a stretch of the results of one combination of phases
+  struct Stretch {  // of the results of one combination of phases
     const Phase *depth, *height, *width;
     int64_t first, count;
   };
-  struct Run {  // of a stretch's pixels, in one row of the results
+  struct RowPart {  // of a stretch: its pixels in one row of the results
     int64_t first, count;
     int64_t image, depth, height, width;  // where its first pixel's sources are, but for the tap
   };
 
  public:
-  GatherWide(Role role, const Problem& p) : p(p), g(role, p), vectors(ceil_div(g.results, L)) {}
-
-  int64_t scratch_bytes() const { return g.packed_size<A>() * (int64_t)sizeof(A) + g.sources * (int64_t)sizeof(T); }
+  GatherWide(const Plan& plan, Role role, const Problem& p)
+      : plan(plan), p(p), g(role, p), vectors(ceil_div(g.results, L)) {}
 
   void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
     A* packed = static_cast<A*>(scratch);
-    T* zeros = reinterpret_cast<T*>(packed + g.packed_size<A>());
+    T* zeros = reinterpret_cast<T*>(packed + plan.packed);
     memset(zeros, 0, g.sources * sizeof(T));
     g.pack(parallel, w, packed, 1);
-    int64_t stretch = TILE * maximum(1, minimum(g.tiles_at_once(TILE), 8192 / TILE / g.taps));
-    List<Pixels> stretches;
+    List<Stretch> stretches;
     for (int64_t a = 0; a < g.axis[0].phases.size; ++a)
       for (int64_t b = 0; b < g.axis[1].phases.size; ++b)
         for (int64_t c = 0; c < g.axis[2].phases.size; ++c) {
           const Phase *d = &g.axis[0].phases[a], *h = &g.axis[1].phases[b], *w = &g.axis[2].phases[c];
           int64_t pixels = g.batch * d->count * h->count * w->count;
-          for (int64_t i = 0; i < pixels; i += stretch) stretches.push({d, h, w, i, minimum(stretch, pixels - i)});
+          for (int64_t i = 0; i < pixels; i += plan.stretch)
+            stretches.push({d, h, w, i, minimum(plan.stretch, pixels - i)});
         }
     g.for_stretches(parallel, stretches.size, [&](int64_t unit, int64_t from, int64_t to) {
       results(stretches[unit], from, to, x, packed, zeros, result);
@@ -77,8 +77,8 @@ class GatherWide {
   }
 
  private:
-  // The runs of a stretch, and where its results lie.
-  void find(const Pixels& pixels, List<Run>& runs, List<int64_t>& outputs) const {
+  // The parts of rows that a stretch has, and where its results lie.
+  void find(const Stretch& pixels, List<RowPart>& parts, List<int64_t>& outputs) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     const Phase &dp = *pixels.depth, &hp = *pixels.height, &wp = *pixels.width;
     outputs.reserve(pixels.count);
@@ -86,34 +86,34 @@ class GatherWide {
       int64_t q = pixels.first + i, w = q % wp.count, row = q / wp.count;
       int64_t h = row % hp.count, d = row / hp.count % dp.count, n = row / hp.count / dp.count;
       count = minimum(wp.count - w, pixels.count - i);
-      runs.push({i, count, n, d * depth.stride, h * height.stride, w * width.stride});
+      parts.push({i, count, n, d * depth.stride, h * height.stride, w * width.stride});
       int64_t rd = dp.first + d * depth.step, rh = hp.first + h * height.step, rw = wp.first + w * width.step;
       int64_t first = ((n * depth.results + rd) * height.results + rh) * width.results + rw;
       for (int64_t k = 0; k < count; ++k) outputs.push((first + k * width.step) * g.result_channels());
     }
   }
 
-  // Where one tap finds the sources of a run; whether any is off the padding.
-  bool follow(const Run& run, int64_t depth_tap, int64_t height_tap, int64_t width_tap, int64_t* offsets) const {
+  // Where one tap finds the sources of a row's part; whether any is off the padding.
+  bool follow(const RowPart& part, int64_t depth_tap, int64_t height_tap, int64_t width_tap, int64_t* offsets) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
-    int64_t d = run.depth + depth_tap, h = run.height + height_tap, w = run.width + width_tap, k = 0, from = 0, to = 0;
+    int64_t d = part.depth + depth_tap, h = part.height + height_tap, w = part.width + width_tap, k = 0, from = 0, to = 0;
     if (d >= 0 && d < depth.sources && h >= 0 && h < height.sources) {
-      from = minimum(run.count, maximum(0, -floor_div(w, width.stride)));
-      to = maximum(from, minimum(run.count, floor_div(width.sources - 1 - w, width.stride) + 1));
+      from = minimum(part.count, maximum(0, -floor_div(w, width.stride)));
+      to = maximum(from, minimum(part.count, floor_div(width.sources - 1 - w, width.stride) + 1));
     }
-    int64_t first = ((run.image * depth.sources + d) * height.sources + h) * width.sources + w;
-    offsets += run.first;
+    int64_t first = ((part.image * depth.sources + d) * height.sources + h) * width.sources + w;
+    offsets += part.first;
     for (; k < from; ++k) offsets[k] = -1;
     for (; k < to; ++k) offsets[k] = (first + k * width.stride) * g.source_channels();
-    for (; k < run.count; ++k) offsets[k] = -1;
+    for (; k < part.count; ++k) offsets[k] = -1;
     return from < to;
   }
 
-  void results(const Pixels& pixels, int64_t from, int64_t to, const T* x, const A* packed, const T* zeros, T* result) const {
-    int64_t padded = ceil_div(pixels.count, TILE) * TILE;
-    List<Run> runs;
+  void results(const Stretch& pixels, int64_t from, int64_t to, const T* x, const A* packed, const T* zeros, T* result) const {
+    int64_t padded = ceil_div(pixels.count, TILES) * TILES;
+    List<RowPart> parts;
     List<int64_t> offsets, index, outputs;  // offsets: [tap][pixel], -1 on the padding
-    find(pixels, runs, outputs);
+    find(pixels, parts, outputs);
     const Phase &dp = *pixels.depth, &hp = *pixels.height, &wp = *pixels.width;
     for (int64_t a = 0; a < dp.size; ++a)
       for (int64_t b = 0; b < hp.size; ++b)
@@ -122,7 +122,7 @@ class GatherWide {
           int64_t* to = offsets.data + offsets.size;
           bool any = false;
           int64_t da = dp.taps[a].source, hb = hp.taps[b].source, wc = wp.taps[c].source;
-          for (int64_t i = 0; i < runs.size; ++i) any |= follow(runs[i], da, hb, wc, to);
+          for (int64_t i = 0; i < parts.size; ++i) any |= follow(parts[i], da, hb, wc, to);
           if (!any) continue;  // overwritten by the next tap
           for (int64_t i = pixels.count; i < padded; ++i) to[i] = -1;
           offsets.size += padded;
@@ -135,7 +135,7 @@ class GatherWide {
         int64_t filters = minimum(block * L, g.results - v * L);
         const T* source = x + group * g.sources;
         T* to_group = result + group * g.results + v * L;
-        bool first_reader = p.large && v == 0 && index.size;
+        bool first_reader = plan.past_caches && v == 0 && index.size;
         if (block == 1)
           tiles<Q1, 1>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, first_reader);
         else if (block == 2)
@@ -155,7 +155,7 @@ class GatherWide {
   template <int Q, int V>
   void tiles(const T* x, const A* weights, const T* zeros, const List<int64_t>& index, const List<int64_t>& offsets,
              int64_t padded, const List<int64_t>& outputs, int64_t filters, T* result, bool first_reader) const {
-    bool streams = p.large && whole_lines<T, V>(result, g.results);
+    bool streams = plan.past_caches && whole_lines<T, V>(result, g.results);
     for (int64_t first = 0; first < outputs.size; first += Q) {
       Vector<T> sums[Q][V] = {};
       if (first_reader && first + Q < outputs.size) fetch<Q>(x, offsets.data + offsets.size - padded + first + Q);

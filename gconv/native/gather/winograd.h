@@ -22,7 +22,7 @@
 
 #pragma once
 
-#include "gather.h"
+#include "gather/gather.h"
 
 namespace gconv {
 namespace {
@@ -32,16 +32,17 @@ class GatherWinograd {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
   static constexpr bool MANY = REGISTERS == 32;
-  static constexpr int Q = MANY ? 7 : 6;                      // 7 x 7 squares are an image of 14 x 14
+  static constexpr int Q = winograd_tile(REGISTERS);          // 7 x 7 squares are an image of 14 x 14
+  static constexpr int64_t VECTORS = winograd_vectors(REGISTERS);
   static constexpr int P1 = MANY ? 4 : 2, P2 = MANY ? 2 : 1;  // points at once, of 1 and of 2 vectors
-  static constexpr int64_t NEAR = 256 << 10;                  // bytes of transformed sources that stay in the nearer caches
+  const Plan& plan;
   const Problem& p;
   Gather g;
   bool forward;
   int64_t vectors, chunks;      // of a group's filters and of its channels
   int64_t low[2], dilation[2];  // of height and width: the first result's first source, and the distance of neighbours
 
-  struct Squares {  // a stretch of the squares of one combination of phases
+  struct Stretch {  // of the squares of one combination of phases
     const Phase* depth;
     int64_t height, width;  // its first result
     int64_t rows, columns;  // of squares in a plane
@@ -49,29 +50,24 @@ class GatherWinograd {
   };
 
  public:
-  GatherWinograd(Role role, const Problem& p)
-      : p(p), g(role, p), forward(role == Role::y), vectors(ceil_div(g.results, L)), chunks(ceil_div(g.sources, L)) {
+  GatherWinograd(const Plan& plan, Role role, const Problem& p)
+      : plan(plan), p(p), g(role, p), forward(role == Role::y), vectors(ceil_div(g.results, L)), chunks(ceil_div(g.sources, L)) {
     for (int i = 0; i < 2; ++i) {
       dilation[i] = p.dilation[i + 1];
       low[i] = forward ? -p.low[i + 1] : p.low[i + 1] - 2 * dilation[i];  // role x meets the taps from the last to the first
     }
   }
 
-  int64_t packed_size() const { return g.groups * vectors * 16 * p.window[0] * g.sources * L; }
-  int64_t scratch_bytes() const { return packed_size() * (int64_t)sizeof(A) + g.source_channels() * (int64_t)sizeof(T); }
-
   void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
     A* packed = static_cast<A*>(scratch);
-    T* zeros = reinterpret_cast<T*>(packed + packed_size());
+    T* zeros = reinterpret_cast<T*>(packed + plan.packed);
     memset(zeros, 0, g.source_channels() * sizeof(T));
     for_each(parallel, g.groups * p.window[0] * chunks, 100 * L * vectors, [&](int64_t unit) {
       int64_t rest = unit / g.groups;  // neighbouring groups lie side by side in the kernel
       pack(unit % g.groups, rest / chunks, rest % chunks * L, w, packed);
     });
 
-    int64_t tile_bytes = 16 * Q * p.window[0] * chunks * L * (int64_t)sizeof(A);
-    int64_t stretch = Q * maximum(1, minimum(g.tiles_at_once(4 * Q), NEAR / tile_bytes));
-    List<Squares> stretches;
+    List<Stretch> stretches;
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     for (int64_t d = 0; d < depth.phases.size; ++d)
       for (int64_t r = 0; r < minimum(dilation[0], height.results); ++r)
@@ -79,8 +75,8 @@ class GatherWinograd {
           int64_t rows = ceil_div(ceil_div(height.results - r, dilation[0]), 2);
           int64_t columns = ceil_div(ceil_div(width.results - c, dilation[1]), 2);
           int64_t squares = g.batch * depth.phases[d].count * rows * columns;
-          for (int64_t i = 0; i < squares; i += stretch)
-            stretches.push({&depth.phases[d], r, c, rows, columns, i, minimum(stretch, squares - i)});
+          for (int64_t i = 0; i < squares; i += plan.stretch)
+            stretches.push({&depth.phases[d], r, c, rows, columns, i, minimum(plan.stretch, squares - i)});
         }
     g.for_stretches(parallel, stretches.size, [&](int64_t unit, int64_t from, int64_t to) {
       results(stretches[unit], from, to, x, w, packed, zeros, result);
@@ -107,7 +103,7 @@ class GatherWinograd {
     int64_t count = minimum(L, g.sources - first), rows = p.window[0] * g.sources;
     const T* from = w + tap * 9 * g.tap_stride + first * g.source_stride + group * g.group_stride;
     for (int64_t v = 0, block; v < vectors; v += block) {
-      block = block_of(vectors - v, MANY ? 3 : 2);
+      block = block_of(vectors - v, VECTORS);
       A* to = packed + (group * vectors + v) * 16 * rows * L + (tap * g.sources + first) * block * L;
       for (int64_t u = 0; u < block; ++u, to += L) {
         A squares[9][L * L];
@@ -131,7 +127,7 @@ class GatherWinograd {
     }
   }
 
-  void results(const Squares& squares, int64_t from, int64_t to, const T* x, const T* w, const A* packed, const T* zeros,
+  void results(const Stretch& squares, int64_t from, int64_t to, const T* x, const T* w, const A* packed, const T* zeros,
                T* result) const {
     int64_t tiles = ceil_div(squares.count, Q), taps = squares.depth->size;
     List<int64_t> offsets, outputs;
@@ -146,7 +142,7 @@ class GatherWinograd {
           for (int64_t q = 0; q < Q; ++q)
             transform(source, &offsets[((a * tiles + t) * Q + q) * 16], points + t * 16 * point + (a * chunks * Q + q) * L, point);
       for (int64_t v = 0, block; v < vectors; v += block) {
-        block = block_of(vectors - v, MANY ? 3 : 2);
+        block = block_of(vectors - v, VECTORS);
         const A* weight = packed + (group * vectors + v) * 16 * p.window[0] * g.sources * L;
         T* to_group = result + group * g.results + v * L;
         for (int64_t t = 0; t < tiles; ++t) {
@@ -166,7 +162,7 @@ class GatherWinograd {
 
   // Where the squares' sources lie, [depth tap][square][4][4] in bytes from x, and their results, [square][2][2] in elements, -1
   // for what is not there. The padding is zeros somewhere else.
-  void find(const Squares& squares, int64_t padded, int64_t padding, List<int64_t>& offsets, List<int64_t>& outputs) const {
+  void find(const Stretch& squares, int64_t padded, int64_t padding, List<int64_t>& offsets, List<int64_t>& outputs) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     const Phase& phase = *squares.depth;
     int64_t source = g.source_channels() * (int64_t)sizeof(T), row = width.sources * source, plane = height.sources * row;
@@ -250,7 +246,7 @@ class GatherWinograd {
           store(rows[i][1][q] + v * L, second);
         }
     }
-    bool streams = p.large && whole_lines<T, V>(result, g.results);
+    bool streams = plan.past_caches && whole_lines<T, V>(result, g.results);
     Vector<T> zero{};  // as long as all are finite
     auto within = zero == zero;  // or, of half precision, are so when they are rounded
     constexpr float LIMIT = std::is_same_v<T, F16> ? 65520.f : 0x1.ffp127f;  // the least that is rounded to infinity

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "problem.h"
-#include "vector.h"
+#include "vectors/vector.h"
 
 namespace gconv {
 namespace {
@@ -15,7 +15,7 @@ namespace {
 struct OutOfMemory {};
 
 // Thrown where a list cannot grow. It leaves the loops in between, which need not know of it, and is caught at the end of the range of
-// units that a thread is at (for_ranges) and at the end of the call (kernels.cc): no thread pool and no C function can pass it on.
+// units that a thread is at (for_ranges) and at the end of the call (unit.cc): no thread pool and no C function can pass it on.
 [[noreturn, gnu::cold, gnu::noinline]] inline void out_of_memory() { throw OutOfMemory{}; }
 
 // A growing list whose code, unlike std::vector's, is this instruction set's own. The first items lie in it: to allocate and free the
@@ -54,11 +54,6 @@ A* lines(List<A>& list, int64_t size) {
   return reinterpret_cast<A*>((reinterpret_cast<intptr_t>(list.data) + LINE - 1) / LINE * LINE);
 }
 
-ALWAYS_INLINE int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
-ALWAYS_INLINE int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
-ALWAYS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0, b > 0
-ALWAYS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }  // b > 0
-
 // parallel.run with a lambda of a range, of which each unit is about `work` operations on vectors: a range takes microseconds.
 template <class F>
 void for_ranges(const Parallel& parallel, int64_t units, int64_t work, const F& body) {
@@ -84,8 +79,8 @@ void for_each(const Parallel& parallel, int64_t units, int64_t work, const F& bo
   });
 }
 
-// In how many pieces, up to `most`, to cut each of some units of work: so that a thread that begins late can do less than others.
-inline int64_t pieces_of(const Parallel& parallel, int64_t units, int64_t most) {
+// In how many parts, up to `most`, to cut each of some units of work: so that a thread that begins late can do less than others.
+inline int64_t parts_of(const Parallel& parallel, int64_t units, int64_t most) {
   return minimum(most, ceil_div(16 * parallel.threads, maximum(units, 1)));
 }
 

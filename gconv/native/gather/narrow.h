@@ -15,8 +15,8 @@
 
 #pragma once
 
-#include "gather.h"
-#include "lanes.h"
+#include "gather/gather.h"
+#include "vectors/lanes.h"
 
 namespace gconv {
 namespace {
@@ -69,31 +69,32 @@ template <class T>
 class GatherNarrow {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
+  const Plan& plan;
   const Problem& p;
   Gather g;
   Lanes<A> lanes;
 
  public:
-  GatherNarrow(Role role, const Problem& p) : p(p), g(role, p), lanes(g.groups, g.sources) {}
-
-  int64_t scratch_bytes() const { return lanes.blocks * g.results * g.taps * lanes.vectors * L * (int64_t)sizeof(A); }
+  GatherNarrow(const Plan& plan, Role role, const Problem& p)
+      : plan(plan), p(p), g(role, p), lanes(g.groups, g.sources) {}
 
   void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
     A* weights = static_cast<A*>(scratch);
     for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L, [&](int64_t block) { pack(block, w, weights); });
-    // A unit is a stretch of rows; a long row is cut into stretches of its own.
+    // A unit is some stretches of rows.
     int64_t longest = 0;
     for (int64_t i = 0; i < g.axis[2].phases.size; ++i) longest = maximum(longest, g.axis[2].phases[i].count);
-    int64_t cuts = ceil_div(longest, CUT), items = g.batch * g.axis[0].results * g.axis[1].results * cuts;
-    int64_t work = minimum(longest, CUT) * g.axis[2].phases.size * g.taps * g.results * lanes.blocks * lanes.vectors;
-    int64_t per_unit = maximum(1, minimum(WORK / maximum(work, 1), ceil_div(items, 4 * parallel.threads)));
-    int64_t pieces = minimum(lanes.blocks, maximum(1, 2 * parallel.threads / maximum(items, 1)));  // of the channels
-    pieces = maximum(1, minimum(pieces, work / WORK));
-    for_each(parallel, ceil_div(items, per_unit) * pieces, 1 << 14, [&](int64_t unit) {
-      int64_t piece = unit % pieces, first = unit / pieces * per_unit, last = minimum(first + per_unit, items);
+    int64_t in_row = ceil_div(longest, plan.stretch);
+    int64_t stretches = g.batch * g.axis[0].results * g.axis[1].results * in_row;
+    int64_t work = minimum(longest, plan.stretch) * g.axis[2].phases.size * g.taps * g.results * lanes.blocks * lanes.vectors;
+    int64_t per_unit = maximum(1, minimum(WORK / maximum(work, 1), ceil_div(stretches, 4 * parallel.threads)));
+    int64_t parts = minimum(lanes.blocks, maximum(1, 2 * parallel.threads / maximum(stretches, 1)));  // of the channels
+    parts = maximum(1, minimum(parts, work / WORK));
+    for_each(parallel, ceil_div(stretches, per_unit) * parts, 1 << 14, [&](int64_t unit) {
+      int64_t part = unit % parts, first = unit / parts * per_unit, last = minimum(first + per_unit, stretches);
       Lists lists;
-      for (int64_t item = first; item < last; ++item)
-        row(item / cuts, item % cuts, lanes.blocks * piece / pieces, lanes.blocks * (piece + 1) / pieces, x, weights, result, lists);
+      for (int64_t i = first; i < last; ++i)
+        row(i / in_row, i % in_row, lanes.blocks * part / parts, lanes.blocks * (part + 1) / parts, x, weights, result, lists);
       fence();
     });
   }
@@ -103,7 +104,7 @@ class GatherNarrow {
     List<TapOfRow> taps, edge;
     List<uint32_t> masks;
   };
-  static constexpr int64_t CUT = 64, WORK = 1 << 17;  // results of a row; multiply-adds of vectors in a unit
+  static constexpr int64_t WORK = 1 << 17;  // multiply-adds of vectors in a unit
 
   // [block][tap][vector][filter][lane]
   void pack(int64_t block, const T* w, A* packed) const {
@@ -119,12 +120,8 @@ class GatherNarrow {
     }
   }
 
-  // Filters at a time: as many as a group has channels where their sums are a tree.
-  int64_t chunk_of(int64_t filters) const { return in_a_tree(8) ? 8 : minimum(filters, 4); }
-  bool in_a_tree(int64_t size) const { return size < L && (size < 8 || REGISTERS == 32) && g.sources == size && g.results == size; }
-
-  // One cut of one row of results: which taps of the outer axes meet it, then each phase along the row.
-  void row(int64_t index, int64_t cut, int64_t from, int64_t to, const T* x, const A* weights, T* result, Lists& lists) const {
+  // One stretch of one row of results: which taps of the outer axes meet it, then each phase along the row.
+  void row(int64_t index, int64_t stretch, int64_t from, int64_t to, const T* x, const A* weights, T* result, Lists& lists) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     int64_t h = index % height.results, d = index / height.results % depth.results, n = index / height.results / depth.results;
     const Phase &dp = depth.phases[d % depth.step], &hp = height.phases[h % height.step];
@@ -145,22 +142,18 @@ class GatherNarrow {
           }
         }
       }
-      int64_t first = cut * CUT, last = minimum(first + CUT, wp.count);
-      for (int64_t k = 0, chunk; k < g.results; k += chunk) {
-        chunk = chunk_of(g.results - k);
+      int64_t first = stretch * plan.stretch, last = minimum(first + plan.stretch, wp.count);
+      for (int64_t k = 0, filters; k < g.results; k += filters) {
+        filters = minimum(plan.vectors, g.results - k);
+        auto of = [&](auto count) {
+          tiles<narrow_tile(REGISTERS, count), count>(wp, first, last, k, from, to, x, weights, to_row, lists);
+        };
         if constexpr (L > 8 && REGISTERS == 32)
-          if (chunk == 8) {
-            tiles<3, 8>(wp, first, last, k, from, to, x, weights, to_row, lists);
-            continue;
-          }
-        if (chunk == 4)
-          tiles<(REGISTERS == 32 ? 6 : 3), 4>(wp, first, last, k, from, to, x, weights, to_row, lists);
-        else if (chunk == 3)
-          tiles<(REGISTERS == 32 ? 5 : 3), 3>(wp, first, last, k, from, to, x, weights, to_row, lists);
-        else if (chunk == 2)
-          tiles<6, 2>(wp, first, last, k, from, to, x, weights, to_row, lists);
-        else
-          tiles<8, 1>(wp, first, last, k, from, to, x, weights, to_row, lists);
+          if (filters == 8) of(Number<8>{});
+        if (filters == 4) of(Number<4>{});
+        if (filters == 3) of(Number<3>{});
+        if (filters == 2) of(Number<2>{});
+        if (filters == 1) of(Number<1>{});
       }
     }
   }
@@ -230,8 +223,8 @@ class GatherNarrow {
     T* to = tile + block * lanes.per_block * g.results + k;
     std::make_index_sequence<L> all;
     if constexpr (K != 3 && K >= 2 && K < L) {
-      if (in_a_tree(K)) {
-        bool streams = p.large && whole_lines<T, 1>(to, g.result_channels());
+      if (plan.tree && plan.vectors == K) {
+        bool streams = plan.past_caches && whole_lines<T, 1>(to, g.result_channels());
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
           add_lanes<K / 2>(sums[q], all);

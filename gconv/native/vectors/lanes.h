@@ -11,7 +11,7 @@
 
 #pragma once
 
-#include "work.h"
+#include "vectors/work.h"
 
 namespace gconv {
 namespace {

@@ -1,0 +1,446 @@
+// Which kernel a call takes, and its sizes. Three parts, top to bottom: what each kernel can do, which one is chosen
+// among those that can, and the sizes of the chosen one.
+
+#include "plan.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+namespace gconv {
+namespace {
+
+int64_t element_bytes(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
+int64_t number_bytes(Type type) { return type == Type::f64 ? 8 : 4; }  // of the type that sums are formed in
+
+bool is_depthwise(const Problem& p) { return p.channels == 1 && p.filters == 1; }
+bool has_one_tap(const Problem& p) { return taps_of(p) == 1; }
+
+// One axis of a problem as roles y and x see it: see gather/gather.h.
+struct Along {
+  int64_t sources, results, step, stride;
+  Along(Role role, const Problem& p, int axis, bool dilated = false) {
+    bool forward = role != Role::x;
+    sources = forward ? p.in[axis] : p.out[axis], results = forward ? p.out[axis] : p.in[axis];
+    step = forward ? 1 : p.strides[axis], stride = forward ? p.strides[axis] : 1;
+    if (dilated) step = stride = p.dilation[axis];
+  }
+  int64_t phases() const { return minimum(step, results); }
+  int64_t longest() const { return ceil_div(results, step); }  // results of a phase
+};
+
+int64_t results_in_image(Role role, const Problem& p) {
+  const int64_t* results = role == Role::x ? p.in : p.out;
+  return results[0] * results[1] * results[2];
+}
+
+// --- what a kernel can do -------------------------------------------------------------------------------------------
+
+bool gathers(Role role, const Problem&) { return role != Role::w; }
+
+bool meets_every_pixel(Role, const Problem& p) {
+  bool all = has_one_tap(p);
+  for (int i = 0; i < 3; ++i) all &= p.strides[i] == 1 && p.low[i] == 0 && p.in[i] == p.out[i];
+  return all;
+}
+
+// What a tile of `rows` over a border copies stays in the nearest cache.
+bool copies_little(Role role, const Problem& p) {
+  double columns = 14.0 * double(p.strides[2]) + double(p.window[2]);
+  return double(p.window[0]) * double(p.window[1]) * columns * double(sources_of(role, p)) <= 1 << 15;
+}
+
+bool is_three_by_three(Role role, const Problem& p) {
+  const int64_t* results = role == Role::x ? p.in : p.out;
+  for (int i = 1; i < 3; ++i)
+    if (p.window[i] != 3 || p.strides[i] != 1 || results[i] < 1) return false;
+  return true;
+}
+
+bool is_flat(Role role, const Problem& p) {
+  const int64_t* results = role == Role::x ? p.in : p.out;
+  return p.window[0] == 1 || results[0] >= 2 * p.window[0];
+}
+
+// Whether more than half of the products of a 3 x 3 window meet a source.
+bool most_taps_meet(Role role, const Problem& p) {
+  const int64_t *results = role == Role::x ? p.in : p.out, *sources = role == Role::x ? p.out : p.in;
+  double met = 1;
+  for (int i = 1; i < 3; ++i) {
+    int64_t pairs = 0;  // of a result and a tap that meet a source
+    for (int64_t t = 0; t < 3; ++t) {
+      int64_t shift = t * p.dilation[i] - p.low[i], first = role == Role::x ? -shift : shift;  // source of result 0
+      pairs += maximum(0, minimum(sources[i] - first, results[i]) - maximum(-first, 0));
+    }
+    met *= double(pairs) / 3 / double(results[i]);
+  }
+  return 2 * met > 1;
+}
+
+struct Requirement {
+  Kernel kernel;
+  bool (*holds)(Role, const Problem&);
+  const char* otherwise;
+};
+
+// What each kernel asks of a problem, from top to bottom. `wide` and `narrow` ask for nothing.
+const Requirement REQUIREMENTS[] = {
+    {Kernel::depthwise, [](Role, const Problem& p) { return is_depthwise(p); },
+     "it takes groups of one channel and one filter"},
+
+    {Kernel::winograd, gathers, "it computes roles y and x"},
+    {Kernel::winograd, is_three_by_three, "it takes windows of 3 x 3 without strides"},
+    {Kernel::winograd, [](Role, const Problem& p) { return !p.plain; },
+     "its results are not the plain sums of their products, which a precision above the default asks for"},
+    // Rounding errors are as large as those of plain sums from 8 channels on (tests/test_native.py measures them).
+    {Kernel::winograd, [](Role role, const Problem& p) { return sources_of(role, p) >= 8; },
+     "with fewer than 8 source channels its rounding errors would be larger than those of plain sums"},
+    {Kernel::winograd, is_flat, "its errors would be larger than those of plain sums: most windows hang over in depth"},
+    {Kernel::winograd, most_taps_meet, "its errors would be larger than those of plain sums: most taps meet padding"},
+
+    {Kernel::matrix, gathers, "it computes roles y and x"},
+    {Kernel::matrix, meets_every_pixel, "it takes a single tap that meets every pixel: no strides and no padding"},
+
+    {Kernel::rows, gathers, "it computes roles y and x"},
+    {Kernel::rows, [](Role, const Problem& p) { return p.groups == 1; }, "it takes one group"},
+    {Kernel::rows, [](Role role, const Problem& p) { return sources_of(role, p) <= 16; },
+     "it takes up to 16 source channels"},
+    {Kernel::rows, [](Role, const Problem& p) { return p.window[2] > 1 && p.dilation[2] == 1; },
+     "it takes rows of neighbouring taps: a window of more than one column, without dilation"},
+    {Kernel::rows, [](Role role, const Problem& p) { return role == Role::y || p.strides[2] == 1; },
+     "it takes no strides along the rows in role x"},
+    {Kernel::rows, copies_little, "what it copies at borders would not stay in the nearest cache"},
+};
+
+// --- the choice -----------------------------------------------------------------------------------------------------
+
+// Whether winograd's squares, which come in tiles of up to 7 of one remainder by the dilation, take less time than
+// plain sums. A square takes as long as 3 results by plain sums, of which those at the borders are shorter.
+bool squares_pay(Role role, const Problem& p) {
+  constexpr int64_t IMAGES = 4;
+  const int64_t* results = role == Role::x ? p.in : p.out;
+  double squares = IMAGES * double(results[0]), all = squares, remainders = 1;
+  for (int i = 1; i < 3; ++i) {
+    int64_t apart = minimum(p.dilation[i], results[i]), most = ceil_div(results[i], apart);
+    squares *= double(ceil_div(most, 2)), all *= double(results[i]), remainders *= double(apart);
+  }
+  return 3 * remainders * std::ceil(squares / 7) * 7 < all;
+}
+
+bool by_squares(Role role, const Problem& p) { return !why_not(Kernel::winograd, role, p) && squares_pay(role, p); }
+
+Kernel choose_kernel(Role role, const Problem& p, int64_t L, int64_t registers) {
+  int64_t results = results_of(role, p), sources = sources_of(role, p);
+  bool wide = results >= L || (2 * results > L && (sources > 4 || p.groups == 1));
+  bool many = results <= 4 && sources * (p.groups > 1 ? 2 : 1) >= (registers == 32 ? 32 : 64);
+  bool single = has_one_tap(p) && results > 2 && sources > 2 && !(many && role != Role::w);
+  if (is_depthwise(p)) return Kernel::depthwise;
+  if (role == Role::w) return wide || single ? Kernel::wide : Kernel::narrow;
+  bool tree = results == 4 && sources == 4;
+  if (!wide && (!single || tree)) return Kernel::narrow;
+  if (by_squares(role, p)) return Kernel::winograd;
+  if (!why_not(Kernel::matrix, role, p)) return Kernel::matrix;
+  if (!why_not(Kernel::rows, role, p)) return Kernel::rows;
+  return Kernel::wide;
+}
+
+// Of the processor's vectors, those that the channels fill best.
+int choose_length(Role role, Type type, const Problem& p, const Processor& processor) {
+  if (processor.lengths == 1) return 0;
+  constexpr int LONG = 0, SHORT = 1;
+  int64_t lanes = processor.vectors[LONG].bytes / number_bytes(type);
+  int64_t filled = is_depthwise(p) ? p.groups : results_of(role, p);  // what vectors run along
+  int64_t sources = sources_of(role, p);
+  auto padded = [&](int64_t lanes) { return ceil_div(filled, lanes) * lanes; };
+  bool eight = p.channels == 8 && !has_one_tap(p) && !by_squares(role, p);
+  bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
+  if (role != Role::w && tree) filled *= p.groups;
+  bool whole = sources >= (has_one_tap(p) && p.groups == 1 ? 32 : 2 * lanes);
+  if (role != Role::w && filled <= 4 && whole) return LONG;
+  bool most = filled < lanes && 2 * filled > lanes;
+  if (most && (is_depthwise(p) ? !processor.two_passes : sources > 4)) return LONG;
+  if (!is_depthwise(p) && sources <= 4 && filled <= 3 && role != Role::w)
+    return p.groups * sources > lanes / 2 ? LONG : SHORT;
+  if (filled < lanes || (processor.two_passes && double(padded(lanes)) > 1.1 * double(padded(lanes / 2)))) return SHORT;
+  return LONG;
+}
+
+// --- the sizes ------------------------------------------------------------------------------------------------------
+
+struct Call {
+  Role role;
+  Type type;
+  const Problem& p;
+  int64_t sources, results, taps, L, registers, element, number;
+};
+
+int64_t packed_filters(const Call& c) { return c.p.groups * ceil_div(c.results, c.L) * c.taps * c.sources * c.L; }
+
+// How many tiles of so many results are worked on at once for the packed kernel's sake: up to 4, where 32 such
+// stretches are left.
+int64_t tiles_at_once(const Call& c, int64_t tile) {
+  return maximum(1, minimum(4, c.p.batch * results_in_image(c.role, c.p) / (32 * tile)));
+}
+
+// Role w: how many partial sums. Enough to keep threads busy, together with the blocks of the result that they can
+// share. But each has so much to do that its sums are worth adding up, and all take no more memory than a quarter of
+// the operands or a megabyte.
+int64_t partitions_of(const Call& c, int64_t units, int64_t partial_size, int64_t blocks = 1) {
+  constexpr int64_t WORTH = 1 << 15;  // multiply-adds
+  const Problem& p = c.p;
+  int64_t in = p.in[0] * p.in[1] * p.in[2] * p.groups * p.channels;
+  int64_t out = p.out[0] * p.out[1] * p.out[2] * p.groups * p.filters;
+  int64_t room = maximum(p.batch * (in + out) / 4, (1 << 20) / c.number) / maximum(partial_size, 1);
+  double work = double(p.batch) * double(out) * double(p.channels);
+  for (int64_t taps : p.window) work *= double(taps);
+  int64_t most = work < 16 * WORTH ? ceil_div(int64_t(work), WORTH) : 16;
+  return maximum(1, minimum(minimum(units, most), maximum(room, minimum(4, ceil_div(64, blocks)))));
+}
+
+// Role w: cuts y into stretches of about so many pixels: some of its rows, or a part of a long one.
+void cut_rows(const Call& c, int64_t pixels, int64_t blocks, Plan& plan) {
+  const Problem& p = c.p;
+  plan.stretch_columns = maximum(1, minimum(p.out[2], pixels));
+  int64_t all = p.batch * p.out[0] * p.out[1], rows = 1;
+  if (plan.stretch_columns == p.out[2]) rows = maximum(1, minimum(pixels / plan.stretch_columns, all));
+  // The same number of stretches, as even as can be.
+  plan.stretch_rows = maximum(1, ceil_div(all, maximum(1, ceil_div(all, rows))));
+  plan.stretches = p.out[2] ? ceil_div(all, plan.stretch_rows) * ceil_div(p.out[2], plan.stretch_columns) : 0;
+  plan.partitions = partitions_of(c, plan.stretches, plan.packed, blocks);
+  plan.scratch = plan.partitions * plan.packed * c.number;
+}
+
+void plan_depthwise(const Call& c, Plan& plan) {
+  const Problem& p = c.p;
+  int TILE = depthwise_tile(int(c.registers)), HALF = depthwise_half_tile(int(c.registers));
+  int64_t vectors = ceil_div(p.groups, c.L);
+  const Along flat(c.role, p, 2);
+  // With a dilation, neighbours in a phase then share sources, which neighbours in the row do not.
+  plan.dilated_phases = p.strides[2] == 1 && p.window[2] > 1 && p.dilation[2] > 1 && p.window[2] <= flat.results &&
+                        flat.results / p.dilation[2] >= TILE / 2;
+  const Along depth(c.role, p, 0), height(c.role, p, 1), width(c.role, p, 2, plan.dilated_phases);
+
+  // A stretch's rows of a window stay in the second cache.
+  constexpr int64_t BYTES = 64 << 10;
+  int64_t in_cache = BYTES / (p.groups * c.element * width.stride) / TILE;
+  plan.stretch = minimum(maximum(1, width.longest()), maximum(in_cache, 1) * TILE);
+
+  // Two rows at a time, where neighbouring rows are of one phase: with a 3 x 3 window 4 rows of sources then meet 2
+  // rows, where 3 meet 1, and most of the time goes into fetching them.
+  bool plain = height.stride == 1 && height.step == 1 && width.stride == 1 && width.step == 1;
+  bool two_rows = c.registers == 32 && plain && p.window[1] > 1 && p.dilation[1] == 1 && p.window[2] <= TWO_ROWS_RUN &&
+                  height.results > 1;
+  if (c.role == Role::w) {
+    // A tile of one row is as good where it has no rest, and whole rows with 2 taps.
+    plan.rows = two_rows && p.out[2] % TILE && (p.window[2] == TWO_ROWS_RUN || vectors < whole_row_vectors(32)) ? 2 : 1;
+    // Whole rows read memory in its own order. Where x and y are large and a row takes several passes, tiles that ask
+    // for what is ahead are faster; so they are where they just fit a row and there are 16 registers.
+    bool several = plan.past_caches && vectors > whole_row_vectors(int(c.registers)) &&
+                   (p.strides[2] == 1 || c.registers == 16);
+    plan.whole_rows = plan.rows == 1 && vectors > 1 && p.window[2] <= WHOLE_ROW_RUN &&
+                      (c.registers == 32 || p.out[2] != TILE) && !several;
+    plan.tile = plan.rows == 2 ? HALF : TILE, plan.vectors = 1;
+    if (plan.whole_rows) plan.vectors = minimum(vectors, whole_row_vectors(int(c.registers))), plan.tile = 4;
+    plan.packed = c.taps * vectors * c.L;
+    int64_t cuts = ceil_div(maximum(1, width.longest()), plan.stretch);
+    plan.stretches = p.batch * cuts * depth.results * ceil_div(height.results, plan.rows);
+    plan.partitions = partitions_of(c, plan.stretches, plan.packed);
+    plan.scratch = plan.partitions * plan.packed * c.number;
+  } else {
+    plan.rows = two_rows ? 2 : 1;
+    // Two vectors at a time touch fewer pages at once; more taps in a run would have more weights than registers hold.
+    int64_t apart = 1;  // taps of one phase: every so many
+    if (c.role == Role::x)
+      while (apart * p.dilation[2] % p.strides[2] && apart < p.window[2]) ++apart;
+    int64_t run = c.role == Role::x ? ceil_div(p.window[2], apart) : p.window[2];
+    plan.vectors = vectors > 1 && run <= PAIRED_RUN ? 2 : 1;
+    plan.tile = plan.vectors == 2 || two_rows ? HALF : TILE;
+    // The kernel is used as it is, unless its elements are to be widened.
+    plan.packed = c.element == c.number ? 0 : c.taps * p.groups;
+    plan.scratch = plan.packed * c.number;
+  }
+  constexpr int64_t NEAR = 20 << 10;  // bytes of sources of all channels that a tile meets in several rows
+  int64_t tile = c.role != Role::w && plan.tile == HALF ? HALF : TILE;
+  double met = double(tile * width.stride) * double(p.window[1] * p.groups * c.element);
+  plan.near = p.window[1] > 1 && met <= NEAR;
+}
+
+void plan_narrow(const Call& c, Plan& plan) {
+  const Problem& p = c.p;
+  int64_t channels = c.role == Role::x ? c.sources : p.channels;
+  int64_t per_block = channels < c.L ? c.L / channels : 1;
+  int64_t vectors = ceil_div(channels, c.L), blocks = ceil_div(p.groups, per_block);
+  if (c.role == Role::w) {
+    plan.packed = blocks * vectors * p.filters * c.taps * c.L;
+    int64_t bytes = p.groups * (p.channels + p.filters) * c.element;
+    cut_rows(c, maximum(16, minimum(maximum(16, 512 / p.filters), (1 << 17) / bytes)), 1, plan);
+    plan.tile = minimum(p.window[2], NARROW_TAPS), plan.vectors = p.filters >= 4 && plan.tile <= 3 ? 4 : minimum(p.filters, 2);
+    return;
+  }
+  // As many filters as a group has channels where their sums are a tree; the registers do not hold eight otherwise.
+  auto tree = [&](int64_t size) {
+    return size < c.L && (size < 8 || c.registers == 32) && c.sources == size && c.results == size;
+  };
+  plan.tree = tree(2) || tree(4) || tree(8);
+  plan.vectors = tree(8) ? 8 : minimum(c.results, 4);
+  plan.tile = narrow_tile(int(c.registers), int(plan.vectors));
+  plan.stretch = 64;
+  plan.packed = blocks * c.results * c.taps * vectors * c.L, plan.scratch = plan.packed * c.number;
+}
+
+void plan_wide(const Call& c, Plan& plan) {
+  int64_t tiles = wide_tiles(int(c.registers));
+  plan.vectors = minimum(3, ceil_div(c.results, c.L));
+  plan.tile = wide_tile(int(c.registers), int(plan.vectors));
+  plan.stretch = tiles * maximum(1, minimum(tiles_at_once(c, tiles), 8192 / tiles / c.taps));
+  plan.packed = packed_filters(c), plan.scratch = plan.packed * c.number + c.sources * c.element;
+}
+
+void plan_rows(const Call& c, Plan& plan) {
+  plan.vectors = minimum(3, ceil_div(c.results, c.L));
+  plan.tile = row_tile(int(c.registers), int(plan.vectors));
+  plan.packed = packed_filters(c), plan.scratch = plan.packed * c.number;
+  int64_t most = c.registers == 32 ? 224 : 192;  // results: eight tiles and more
+  if (plan.kernel == Kernel::matrix) {
+    plan.stretch = most / 8 * tiles_at_once(c, most / 8);
+    return;
+  }
+  const Along depth(c.role, c.p, 0), height(c.role, c.p, 1), width(c.role, c.p, 2);
+  int64_t rows = c.p.batch * depth.results * height.results;
+  plan.stretch = most;
+  while (plan.stretch > most / 8 && rows * ceil_div(width.results, plan.stretch) < 4 * plan.threads) plan.stretch /= 2;
+}
+
+void plan_winograd(const Call& c, Plan& plan) {
+  constexpr int64_t NEAR = 256 << 10;  // bytes of transformed sources that stay in the nearer caches
+  const Problem& p = c.p;
+  int64_t vectors = ceil_div(c.results, c.L), chunks = ceil_div(c.sources, c.L);
+  plan.tile = winograd_tile(int(c.registers));
+  plan.vectors = minimum(winograd_vectors(int(c.registers)), vectors);
+  plan.packed = p.groups * vectors * 16 * p.window[0] * c.sources * c.L;
+  plan.scratch = plan.packed * c.number + p.groups * c.sources * c.element;
+  int64_t bytes = 16 * plan.tile * p.window[0] * chunks * c.L * c.number;
+  plan.stretch = plan.tile * maximum(1, minimum(tiles_at_once(c, 4 * plan.tile), NEAR / bytes));
+}
+
+// The largest part of `size` in as few equal parts, up to a limit, as will do.
+int64_t even(int64_t size, int64_t limit) { return ceil_div(size, ceil_div(size, limit)); }
+
+void plan_wide_gradient(const Call& c, Plan& plan) {
+  const Problem& p = c.p;
+  constexpr int64_t CHANNELS = 96, VECTORS = 6;  // of a block at most: its sums and part of a stretch stay in caches
+  int64_t L = c.L, vectors = ceil_div(p.filters, L);
+  plan.block_channels = even(p.channels, CHANNELS), plan.block_vectors = even(vectors, VECTORS);
+  int64_t high = plan.block_channels, wide = plan.block_vectors;
+  int64_t blocks = p.groups * ceil_div(p.channels, high) * ceil_div(p.filters, wide * L);
+  plan.packed = blocks * c.taps * high * wide * L;
+  cut_rows(c, maximum(16, minimum(256, (1 << 15) / ((high + wide * L) * c.number))), blocks, plan);
+
+  // Fewer channels than fill a tile are one axis with the taps of a row: neighbours in x where there is a single
+  // group, else found by a table.
+  bool neighbours = p.groups == 1 && p.dilation[2] == 1;
+  plan.one_axis = p.window[2] > 1 && p.channels <= (neighbours ? CHANNELS / 4 : 7);
+  plan.shares_sources = !plan.one_axis && p.dilation[2] == p.strides[2];
+  plan.vectors = wide > 1 ? 2 : 1, plan.tile = wide > 1 ? 6 : 8;
+
+  // Packed is what is read often, where pixels share few sets of the nearest cache, and y where its vectors cross
+  // lines. Half precision is widened then.
+  bool fours = (c.registers == 32 || plan.shares_sources) && wide % 2 == 1 && p.channels % 4 == 0 && high % 4 == 0;
+  int64_t together = plan.one_axis ? p.window[2] : !fours ? 1 : p.window[2] == 4 ? 2 : minimum(p.window[2], 3);
+  int64_t passes = p.window[0] * p.window[1] * ceil_div(p.window[2], together);
+  bool x_often = passes * ceil_div(wide, 2) >= 4;
+  bool y_often = passes * ceil_div(high, plan.tile) * minimum(wide, 2) >= 10;
+  auto far = [&](int64_t channels, int64_t bytes) { return p.groups * channels * c.element % bytes == 0; };
+  plan.packs_x = c.element == 2 || (x_often && far(p.channels, 2048)) || (y_often && far(p.filters, 2048)) ||
+                 (x_often && y_often && far(p.channels, 1024) && far(p.filters, 1024));
+  plan.packs_y = plan.packs_x || (y_often && p.filters % L);
+  plan.pairs = c.number == 4 && y_often && plan.shares_sources && p.filters > L && (p.filters - 1) % L < L / 2 &&
+               p.channels % 8 == 0 && high % 8 == 0;
+  int64_t span = (plan.stretch_columns - 1) * p.strides[2] + (p.window[2] - 1) * p.dilation[2] + 1;
+  plan.packs_rows = p.window[2] > 1 && span < plan.stretch_columns * p.window[2];
+}
+
+// Whether x and y are large beside the last cache: their beginning has left it when their end is reached. A result's
+// lines then only cost to be fetched before they are written. With AVX-512 and 32 MiB, the next reader of the result
+// included: twice as fast where the two fill the cache, a third faster at 0.54 of it, as fast at half of it, slower
+// below.
+bool fills_cache(const Call& c, const Processor& processor) {
+  const Problem& p = c.p;
+  double x = double(p.in[0]) * double(p.in[1]) * double(p.in[2]) * double(p.groups * p.channels);
+  double y = double(p.out[0]) * double(p.out[1]) * double(p.out[2]) * double(p.groups * p.filters);
+  return double(p.batch) * (x + y) * double(c.element) > 0.52 * processor.cache;
+}
+
+// How many threads. Each costs the caller a call and the system a wake-up, so none has less to do than takes as long as
+// its waking; where there is much to do, another's waking is worth a system call.
+void plan_threads(const Call& c, int64_t threads, Plan& plan) {
+  constexpr double SMALL = 1.5e6, LONG = 20e6, ELEMENT = 4;  // multiply-adds; a touched element counts as some
+  const Problem& p = c.p;
+  double in = double(p.in[0]) * double(p.in[1]) * double(p.in[2]) * double(p.groups * p.channels);
+  double out = double(p.out[0]) * double(p.out[1]) * double(p.out[2]) * double(p.groups * p.filters);
+  double w = double(c.taps) * double(p.channels * p.groups * p.filters), batch = double(p.batch);
+  double work = batch * out * double(c.taps) * double(p.channels) + ELEMENT * (batch * (in + out) + w);
+  plan.threads = maximum(1, minimum(threads, int64_t(work / SMALL)));
+  plan.much = work >= LONG;
+}
+
+}  // namespace
+
+const char* name_of(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::depthwise: return "depthwise";
+    case Kernel::winograd: return "winograd";
+    case Kernel::matrix: return "matrix";
+    case Kernel::rows: return "rows";
+    case Kernel::wide: return "wide";
+    default: return "narrow";
+  }
+}
+
+const char* why_not(Kernel kernel, Role role, const Problem& problem) {
+  for (const Requirement& r : REQUIREMENTS)
+    if (r.kernel == kernel && !r.holds(role, problem)) return r.otherwise;
+  return nullptr;
+}
+
+const char* plan_call(Role role, Type type, const Problem& p, const Processor& processor, int64_t threads,
+                      const char* forced, Plan& plan) {
+  plan = Plan{};
+  if (forced && *forced) {
+    bool found = false;
+    const char* dot = std::strchr(forced, '.');
+    for (Kernel kernel : EVERY_KERNEL)
+      for (int i = 0; i < processor.lengths && dot; ++i) {
+        size_t length = size_t(dot - forced);
+        bool same = std::strlen(name_of(kernel)) == length && !std::strncmp(forced, name_of(kernel), length);
+        if (!same || std::atoll(dot + 1) != processor.vectors[i].bytes) continue;
+        found = true, plan.kernel = kernel, plan.length = i;
+      }
+    if (!found) return "no kernel of this instruction set has the name that was asked for";
+    if (const char* why = why_not(plan.kernel, role, p)) return why;
+  } else {
+    plan.length = choose_length(role, type, p, processor);
+    const Vectors& v = processor.vectors[plan.length];
+    plan.kernel = choose_kernel(role, p, v.bytes / number_bytes(type), v.registers);
+  }
+  const Vectors& vectors = processor.vectors[plan.length];
+  plan.bytes = vectors.bytes, plan.lanes = vectors.bytes / number_bytes(type);
+  const Call c{role,       type,
+               p,          sources_of(role, p),
+               results_of(role, p), taps_of(p),
+               plan.lanes, vectors.registers,
+               element_bytes(type), number_bytes(type)};
+  plan.past_caches = fills_cache(c, processor);
+  plan_threads(c, threads, plan);
+  bool gradient = role == Role::w;
+  switch (plan.kernel) {
+    case Kernel::depthwise: plan_depthwise(c, plan); break;
+    case Kernel::narrow: plan_narrow(c, plan); break;
+    case Kernel::wide: gradient ? plan_wide_gradient(c, plan) : plan_wide(c, plan); break;
+    case Kernel::winograd: plan_winograd(c, plan); break;
+    default: plan_rows(c, plan);
+  }
+  return nullptr;
+}
+
+}  // namespace gconv

@@ -1,0 +1,255 @@
+// Role w of wide groups: lanes are filters of one group, and each x is broadcast.
+//
+// Few channels are one axis with the taps of a row: neighbours in x where there is a single group, as of an image's colours, else
+// found by a table. Fours and eights of channels that meet a single vector take 3 taps at a time.
+//
+// A group's channels are a small part of each pixel, and pixels lie far apart: a power of two apart they share a few sets of the
+// nearest cache, and each is on a page of its own. Where they are read often, a stretch's part of the block is therefore packed
+// first, y once and x for each row of taps: tens of KiB of a thread's own. Half precision is always packed: it is widened then.
+
+#pragma once
+
+#include "reduce/wide_tile.h"
+
+namespace gconv {
+namespace {
+
+template <class T>
+class ReduceWide {
+  using A = Wide<T>;
+  static constexpr int L = LANES<A>;
+  static constexpr bool MANY = REGISTERS == 32;
+  const Plan& plan;
+  const Problem& p;
+  int64_t taps, high, wide;          // a block's channels and vectors
+  int64_t down, across, block_size;  // partial sums: [group][block][tap][channel][filter, in whole vectors]
+  Stretches stretches;
+
+ public:
+  ReduceWide(const Plan& plan, const Problem& p)
+      : plan(plan), p(p), taps(taps_of(p)), high(plan.block_channels), wide(plan.block_vectors),
+        down(ceil_div(p.channels, high)), across(ceil_div(p.filters, wide * L)), block_size(taps * high * wide * L),
+        stretches(plan, p) {}
+
+  void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
+    A* partial = static_cast<A*>(scratch);
+    int64_t blocks = down * across, parts = parts_of(parallel, plan.partitions * blocks, p.groups);
+    for_each(parallel, plan.partitions * blocks * parts, 1 << 14, [&](int64_t unit) {
+      int64_t partition = unit / parts / blocks, first = unit / parts % blocks, part = unit % parts;
+      A* own = partial + partition * plan.packed;
+      auto each = [&](const auto& f) {  // the unit's blocks, the same of several groups
+        for (int64_t g = p.groups * part / parts; g < p.groups * (part + 1) / parts; ++g) f(g * blocks + first);
+      };
+      each([&](int64_t block) { memset(own + block * block_size, 0, block_size * sizeof(A)); });
+      Lists lists;
+      for (int64_t i = stretches.first_of(partition); i < stretches.first_of(partition + 1); ++i) {
+        lists.from.size = lists.to.size = 0;
+        for (int64_t w = 0, from, to; w < p.window[2]; ++w)
+          stretches.columns_of(i, w, from, to), lists.from.push(from), lists.to.push(to);
+        each([&](int64_t block) { sum(lists, i, at(block), x, y, own + block * block_size); });
+      }
+    });
+    for_each(parallel, p.groups * blocks * taps, high * wide * plan.partitions, [&](int64_t unit) {
+      finish(at(unit / taps), unit % taps, partial + unit * high * wide * L, result);
+    });
+  }
+
+ private:
+  struct Block {
+    int64_t group, channel, filter, channels, filters;  // of its group, from the first on so many
+  };
+
+  Block at(int64_t block) const {
+    int64_t j = block / across % down * high, k = block % across * wide * L;
+    return {block / across / down, j, k, minimum(high, p.channels - j), minimum(wide * L, p.filters - k)};
+  }
+
+  // Whether the channels of a row's taps are neighbours in x.
+  bool neighbours() const { return p.groups == 1 && p.dilation[2] == 1; }
+  // How many of the taps that are left in a row are taken together.
+  int64_t together(int64_t left) const {
+    bool fours = (MANY || plan.shares_sources) && (wide % 2 == 1 || plan.pairs) && p.channels % 4 == 0 && high % 4 == 0;
+    return plan.one_axis ? left : !fours ? 1 : left == 4 ? 2 : minimum(left, 3);
+  }
+
+  struct Lists {  // of a stretch
+    List<RowPair> rows, packed;
+    List<int64_t> from, to;  // the columns that find each tap of a row
+    List<A> x, y;            // packed: [row][pixel][channel] and [pixel][filter], each block's own
+  };
+
+  void sum(Lists& lists, int64_t index, const Block& block, const T* x, const T* y, A* partial) const {
+    x += block.group * p.channels + block.channel, y += block.group * p.filters + block.filter;
+    const A* packed_y = plan.packs_y ? pack_y(lists, index, block, y) : nullptr;
+    for (int64_t d = 0; d < p.window[0]; ++d)
+      for (int64_t h = 0; h < p.window[1]; ++h, partial += p.window[2] * high * wide * L) {
+        stretches.rows_of(index, d, h, lists.rows);
+        if (!lists.rows.size) continue;
+        for (int64_t s = 0; s < lists.rows.size && plan.packs_y; ++s)
+          lists.rows[s].y = (lists.rows[s].pixel - stretches.first_column(index)) * wide * L;
+        for (int64_t w = 0, size; w < p.window[2]; w += size) {
+          size = plan.packs_x && !plan.packs_rows ? 1 : p.window[2];
+          int64_t step = plan.packs_x ? high : stretches.in_channels, source = w * p.dilation[2] - p.low[2];
+          WidePass<A> at{};
+          at.x_tap = p.dilation[2] * step, at.x_column = (plan.packs_x && !plan.packs_rows ? 1 : p.strides[2]) * step;
+          at.y_column = plan.packs_y ? wide * L : stretches.out_channels, at.rows = &lists.rows, at.channels = block.channels;
+          if constexpr (sizeof(T) == sizeof(A)) at.x = x + source * step, at.y = y;
+          if (plan.packs_x) at.x = pack_x(lists, index, w, size, block, x), at.rows = &lists.packed;
+          if (plan.packs_y) at.y = packed_y;
+          row(lists, at, w, size, block, partial);
+        }
+      }
+  }
+
+  // Widens `size` items, and overwrites what follows them up to a whole vector.
+  static void copy(const T* from, int64_t size, A* to) {
+    int64_t i = 0;
+    for (; i + L <= size; i += L) store(to + i, load(from + i));
+    if (i < size) store(to + i, load_first(from + i, size - i));
+  }
+
+  // A stretch's pixels follow each other in y: those of whole rows, or of a part of one.
+  const A* pack_y(Lists& lists, int64_t index, const Block& block, const T* y) const {
+    int64_t pixels = stretches.rows_in(index) * stretches.columns_in(index), last = (block.filters - 1) / L * L;
+    A *packed = lines(lists.y, pixels * wide * L), *to = packed;
+    y += (stretches.first_row(index) * p.out[2] + stretches.first_column(index)) * stretches.out_channels;
+    for (int64_t i = 0; i < pixels; ++i, y += stretches.out_channels, to += wide * L) {
+      copy(y, block.filters, to);
+      if (plan.pairs && block.filters - last <= L / 2) store(to + last, twice(load(to + last), std::make_index_sequence<L>{}));
+    }
+    return packed;
+  }
+
+  // The pixels that some taps from `w` on meet: all from the first to the last, or of a single tap those that it meets. The
+  // rows in lists.packed begin where these now lie.
+  const A* pack_x(Lists& lists, int64_t index, int64_t w, int64_t size, const Block& block, const T* x) const {
+    int64_t from = lists.from[w], to = lists.to[w], first, last, step = 1, source = w * p.dilation[2] - p.low[2];
+    if (size > 1) {
+      first = stretches.first_column(index) * p.strides[2] + source;
+      last = first + (stretches.columns_in(index) - 1) * p.strides[2] + (size - 1) * p.dilation[2];
+      first = maximum(first, 0), last = minimum(last, p.in[2] - 1), from = 0;
+    } else {
+      step = p.strides[2], first = from * step + source, last = first + (to - from - 1) * step;
+    }
+    int64_t count = last < first ? 0 : (last - first) / step + 1;
+    A *packed = lines(lists.x, lists.rows.size * count * high + L), *next = packed;
+    int64_t before = size > 1 ? (source - first) * high : -from * high;  // from the first pixel that is packed to column 0
+    lists.packed.size = 0;
+    for (int64_t s = 0; s < lists.rows.size; ++s) {
+      const RowPair& row = lists.rows[s];
+      const T* pixel = x + row.x + first * stretches.in_channels;
+      lists.packed.push({next - packed + before, row.y, row.pixel});
+      for (int64_t i = 0; i < count; ++i, pixel += step * stretches.in_channels, next += high) copy(pixel, block.channels, next);
+    }
+    return packed;
+  }
+
+  // The taps of a row from `w` on, of which `at` has the first: as many together as a column finds.
+  void row(const Lists& lists, WidePass<A> at, int64_t w, int64_t size, const Block& block, A* partial) const {
+    const A *x = at.x, *y = at.y;
+    at.x_tap *= !plan.shares_sources, at.y_tap = -at.y_column * plan.shares_sources;
+    for (int64_t begin = w, end; begin < w + size; begin = end) {
+      end = minimum(begin + together(p.window[2] - begin), w + size);
+      // The taps in the order in which columns find them, from 0 on; a column finds those that have come and are not gone.
+      auto tap = [&](int64_t i) { return plan.shares_sources ? begin + i : end - 1 - i; };
+      auto from = [&](int64_t i) { return lists.from[tap(i)] + plan.shares_sources * (tap(i) - w); };
+      auto to = [&](int64_t i) { return lists.to[tap(i)] + plan.shares_sources * (tap(i) - w); };
+      int64_t come = 0, gone = 0, all = end - begin;
+      for (at.from = from(0); gone < all; at.from = at.to) {
+        while (come < all && from(come) <= at.from) ++come;
+        while (gone < come && to(gone) <= at.from) ++gone;
+        at.to = come < all ? from(come) : to(all - 1);
+        if (gone == come) continue;
+        int64_t first = minimum(tap(gone), tap(come - 1));
+        at.to = minimum(at.to, to(gone)), at.taps = come - gone;
+        at.x = x + (first - w) * at.x_tap, at.y = y + (first - w) * at.y_tap;
+        vectors(at, block, partial + first * high * wide * L);
+      }
+    }
+  }
+
+  void vectors(WidePass<A> at, const Block& block, A* sums) const {
+    for (int64_t v = 0, count; v < block.filters; v += count * L, at.y += count * L, sums += count * L) {
+      int64_t filters = plan.packs_y ? ceil_div(block.filters - v, L) * L : block.filters - v;  // packed vectors are whole
+      bool last = plan.pairs && block.filters - v <= L / 2, before = plan.pairs && !last && block.filters - v <= L + L / 2;
+      count = filters > L && !before ? 2 : 1;
+      if (last)
+        channels<1, false, true>(at, sums, 0);
+      else if (count == 2)
+        filters < 2 * L ? channels<2, true, false>(at, sums, filters - L) : channels<2, false, false>(at, sums, 0);
+      else
+        filters < L ? channels<1, true, false>(at, sums, filters) : channels<1, false, false>(at, sums, 0);
+    }
+  }
+
+  // `size` channels, or pairs of them.
+  template <int V, bool PART, bool PAIRS>
+  void channels(const WidePass<A>& at, A* sums, int64_t lanes) const {
+    int64_t size = at.channels / (1 + PAIRS), row = (1 + PAIRS) * wide * L;
+    if (at.taps == 1) return rows<V, PART, false, PAIRS>(at, size, sums, lanes);
+    if (plan.one_axis) {
+      int64_t all = at.taps * at.channels;
+      return neighbours() ? rows<V, PART, false, false>(at, all, sums, lanes) : rows<V, PART, true, false>(at, all, sums, lanes);
+    }
+    if constexpr (V == 1) {
+      int64_t j = 0;
+      for (; MANY && j + 8 <= size; j += 8) some_taps<8, PART, PAIRS>(at, j, sums + j * row, lanes);
+      for (; j < size; j += 4) some_taps<4, PART, PAIRS>(at, j, sums + j * row, lanes);
+    } else {
+      WidePass<A> one = at;
+      for (one.taps = 1; one.taps <= at.taps; ++one.taps, one.x += at.x_tap, one.y += at.y_tap, sums += high * wide * L)
+        rows<V, PART, false, PAIRS>(one, size, sums, lanes);
+    }
+  }
+
+  template <int J, bool PART, bool PAIRS>
+  void some_taps(const WidePass<A>& at, int64_t first, A* sums, int64_t lanes) const {
+    auto some = [&](auto taps) {
+      plan.shares_sources ? add<taps, J, 1, PART, false, true, PAIRS>(at, first, nullptr, sums, lanes)
+            : add<taps, J, 1, PART, false, !MANY, PAIRS>(at, first, nullptr, sums, lanes);
+    };
+    at.taps == 3 ? some(Number<3>{}) : some(Number<2>{});
+  }
+
+  // Tiles of J channels or pairs, from the first on or as a table has them.
+  template <int TAPS, int J, int V, bool PART, bool TABLE, bool SHARE, bool PAIRS>
+  void add(const WidePass<A>& at, int64_t first, const int64_t* offsets, A* sums, int64_t lanes) const {
+    sum_products<A, TAPS, J, V, PART, TABLE, SHARE, PAIRS>(at, first * (1 + PAIRS), offsets, sums, high * wide * L,
+                                                           (1 + PAIRS) * wide * L, lanes);
+  }
+
+  template <int V, bool PART, bool TABLE, bool PAIRS>
+  void rows(const WidePass<A>& at, int64_t count, A* sums, int64_t lanes) const {
+    constexpr int MOST = V == 2 ? 6 : 8;
+    int64_t offsets[MOST];
+    for (int64_t j = 0, chunk; j < count; j += chunk, sums += chunk * (1 + PAIRS) * wide * L) {
+      int64_t left = count - j;
+      if (V == 2)
+        chunk = left == 8 ? 4 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      else
+        chunk = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      for (int64_t i = 0; TABLE && i < chunk; ++i) offsets[i] = (j + i) / high * at.x_tap + (j + i) % high;
+      int64_t first = TABLE ? 0 : j;
+      if (chunk == MOST) add<1, MOST, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
+      if (chunk == 4) add<1, 4, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
+      if (chunk == 2) add<1, 2, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
+      if (chunk == 1) add<1, 1, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
+    }
+  }
+
+  void finish(const Block& block, int64_t tap, const A* partial, T* result) const {
+    constexpr auto all = std::make_index_sequence<L>{};
+    result += (tap * p.channels + block.channel) * stretches.out_channels + block.group * p.filters + block.filter;
+    for (int64_t j = 0; j < block.channels; ++j, partial += wide * L, result += stretches.out_channels)
+      for (int64_t v = 0; v < block.filters; v += L) {
+        bool pair = plan.pairs && block.filters - v <= L / 2;
+        const A* at = partial + v - (pair && j % 2 ? wide * L : 0);  // pairs lie where their first channel does
+        Vector<T> sum = load(at);
+        for (int64_t i = 1; i < plan.partitions; ++i) sum += load(at + i * plan.packed);
+        store_first(result + v, !pair ? sum : j % 2 ? every_other<1>(sum, all) : every_other<0>(sum, all), block.filters - v);
+      }
+  }
+};
+
+}  // namespace
+}  // namespace gconv
