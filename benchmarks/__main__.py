@@ -25,6 +25,7 @@ from benchmarks.measuring.target import CPU
 from benchmarks.parts import GPU_PARTS, PARTS
 from benchmarks.parts.common import DTYPES
 from benchmarks.peers import GPU_PEERS, PEERS
+from gconv import native
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -42,6 +43,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="for each part and type, about (600)")
     parser.add_argument("--quick", action="store_true", help="few and small, each once, and results are compared")
     parser.add_argument("--output", type=Path, help=f"where to append; by default {RESULTS.name}/DATE-THREADS-threads.jsonl")
+    if "--gpu" not in sys.argv and (missing := native.load()[1]):
+        print(f"NO KERNELS: {missing}", file=sys.stderr)
     args = parser.parse_args()
     parts = GPU_PARTS if args.gpu else tuple(PARTS)
     if unknown := [name for name in args.parts if name not in parts]:

@@ -75,10 +75,16 @@ def _as_main(code, facts: dict) -> None:
 def check() -> int:
     where = platform_here()
     print(f"gconv {gconv.__version__}, jax {jax.__version__}, jaxlib {jaxlib.__version__}, Python {platform.python_version()}")
+    print(f"this copy: {Path(gconv.__file__).parent}")
     print(f"{platform.system()} {platform.machine()}, {where}: {jax.devices()[0].device_kind}, {native.threads()} threads")
     for name, reason in gconv.implementations().items():
         kind = f" ({native.instruction_set()})" if name == "native" and native.instruction_set() else ""
         print(f"{name + kind:<16} {'not here: ' + reason if reason else 'runs'}")
+    library, missing = native.load()
+    if library is not None:
+        print(f"the kernels: {library._name}")
+    elif where == "cpu":
+        print(f"NO KERNELS: {missing}", file=sys.stderr)
     failed = False
     names = [name for name, reason in gconv.implementations().items() if reason is None]
     for name in names:

@@ -107,20 +107,6 @@ def test_instruction_sets_share_no_code(tmp_path):
     assert checked.returncode == 0, checked.stderr
 
 
-def test_a_compiler_that_is_too_old_is_told_which_ones_will_do(tmp_path):
-    beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    cmake, ninja, compiler = (shutil.which(name, path=beside) for name in ("cmake", "ninja", os.environ.get("CXX", "c++")))
-    if not (cmake and ninja and compiler):
-        pytest.skip("no cmake, no ninja or no C++ compiler")
-    old = "-U__GNUC__ -D__GNUC__=10 -U__clang_major__ -D__clang_major__=13 -w"  # what the compiler says when cmake asks
-    command = [cmake, "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    options = [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_CXX_FLAGS={old}"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
-    said = " ".join(done.stderr.split())  # cmake breaks its lines
-    assert done.returncode and re.search(r"The compiler found is \w+ 1[03]\.", said), said
-    assert native.COMPILERS in said and native.COMPILERS in native.HOW_TO_BUILD
-
-
 def test_other_platforms_and_types_are_refused_with_a_reason():
     g = Geometry((4,), (3,), (1,), ((0, 0),), (1,), 2, 1, 1)
     assert "not on 'cuda'" in backends.native.why_not("y", g, jnp.float32, "cuda")

@@ -36,9 +36,10 @@ from pathlib import Path
 
 import jax
 
+from gconv.native import copies
+
 TARGET = "gconv_grouped_conv"
 INTERFACE = 2  # of the library's C functions and of a call's attributes
-FILES = ("libgconv.so", "libgconv.dylib")
 COMPILERS = "a C++17 compiler (GCC 11 or newer, Clang 14 or newer)"
 HOW_TO_BUILD = f"where there is {COMPILERS}, install gconv from its sources: pip install --force-reinstall --no-deps ."
 
@@ -47,11 +48,11 @@ HOW_TO_BUILD = f"where there is {COMPILERS}, install gconv from its sources: pip
 def load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or the reason why there is none."""
     # An editable install has two directories: of the sources, and of what was built.
-    found = [path for base in __path__ for name in FILES if (path := Path(base) / name).is_file()]
-    if not found:
-        return None, f"it was not built: {HOW_TO_BUILD}"
+    path, others = copies.library_of([Path(base) for base in __path__])
+    if path is None:
+        return None, f"it was not built: {f'{others}, ' if others else ''}{HOW_TO_BUILD}"
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"its library does not load: {error}"
     if not hasattr(library, "gconv_interface") or library.gconv_interface() != INTERFACE:
