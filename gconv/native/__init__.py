@@ -50,7 +50,7 @@ def load() -> tuple[ctypes.CDLL | None, str | None]:
     # An editable install has two directories: of the sources, and of what was built.
     path, others = copies.library_of([Path(base) for base in __path__])
     if path is None:
-        return None, f"it was not built: {f'{others}, ' if others else ''}{HOW_TO_BUILD}"
+        return None, f"it was not built: {f'{others}, or, ' if others else ''}{HOW_TO_BUILD}"
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

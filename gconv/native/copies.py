@@ -34,7 +34,7 @@ def library_of(folders: list[Path], paths: Iterable[str] | None = None) -> tuple
             return library, ""
         sentence = sentence or (
             f"this is the copy of gconv in {sources.parent}, and the one in {other.parent} has a library of other sources "
-            f"({difference}). Leave this folder to use that one, or build this one"
+            f"({difference}). Leave this folder to use that one"
         )
     return None, sentence
 
