@@ -29,6 +29,7 @@ from gconv.geometry import Geometry, geometry
 ROOT = Path(__file__).parent.parent
 MISSING = native.load()[1]
 built = pytest.mark.skipif(MISSING is not None, reason=f"native: {MISSING}")
+LONGEST = {"avx512": "64", "avx2": "32"}.get(native.instruction_set() or "", "16")  # bytes of its vectors
 
 
 def random(shape, seed=0):
@@ -307,12 +308,59 @@ def test_each_kernel_against_loops(role, spatial, window, strides, dilation, gro
         for operands in ((x, kernel, y), (abs(x), abs(kernel), abs(y)))
     )
     operands = {name: value for name, value in {"x": x, "w": kernel, "y": y}.items() if name != role}
-    found = roles.bind(role, operands, geometry=g, dtype=jnp.float32, precision=None, implementation="native")
-    assert np.all(np.abs(found - expected) <= 1e-6 * size)  # the sum of the products' magnitudes
+    kernels = backends.native.kernels(role, g, "float32", 2)
+    able = [name for name, reason in kernels.items() if reason is None]
+    run, options = getattr(backends.native, role), {"dtype": jnp.float32, "precision": None}
+    ordered = [operands[name] for name in roles.OPERANDS[role]]
+    found = jax.jit(lambda *of: {name: run(*of, g, forced=name, **options) for name in ["", *able]})(*ordered)
+    for name, result in found.items():
+        assert np.all(np.abs(result - expected) <= 1e-6 * size), name  # the sum of the products' magnitudes
+    chosen = backends.native.plan(role, g, "float32", 2).kernel
+    np.testing.assert_array_equal(found[""], found[chosen])
     if "squares" in request.node.callspec.id and role != "w":
-        plain = roles.bind(role, operands, geometry=g, dtype=jnp.float32, precision="highest", implementation="native")
-        assert not np.array_equal(found, plain)  # or they were not taken
-        assert np.all(np.abs(plain - expected) <= 1e-6 * size)
+        winograd = [name for name in able if name.startswith("winograd")]
+        assert winograd and all(not np.array_equal(found[name], found[name.replace("winograd", "wide")]) for name in winograd)
+        assert backends.native.kernels(role, g, "float32", 2, precision="highest")[winograd[0]]  # a reason against it
+
+
+@built
+def test_a_kernel_that_cannot_is_refused_with_its_reason():
+    x, kernel = random((2, 9, 12)), random((3, 3, 8), seed=1)
+    _, g = geometry(x.shape, kernel.shape, groups=4)
+    options = {"dtype": jnp.float32, "precision": None}
+    with pytest.raises(ValueError, match=f"'depthwise.{LONGEST}' cannot run role 'y': it takes groups of one channel"):
+        backends.native.y(x, kernel, g, forced=f"depthwise.{LONGEST}", **options)
+    with pytest.raises(ValueError, match="'broad.8' cannot run role 'y': no kernel of this instruction set has the name"):
+        backends.native.y(x, kernel, g, forced="broad.8", **options)
+
+
+@built
+def test_a_plan_is_that_of_any_batch_where_it_orders_sums():
+    """The same image must give the same bits alone and in any batch, so neither the kernel nor its tile may depend on it."""
+    cases = ((1, 3, 16, 3), (1, 64, 64, 3), (4, 8, 8, 3), (32, 1, 1, 5), (2, 30, 7, 1), (1, 9, 2, 2))
+    for groups, channels, filters, window in cases:
+        _, g = geometry((1, 14, 14, groups * channels), (window, window, channels, groups * filters), padding="same")
+        for role in "yx":
+            plans = [backends.native.plan(role, g, "float32", batch) for batch in (1, 2, 16, 300)]
+            assert len({(p.kernel, p.tile, p.vectors, p.rows) for p in plans}) == 1
+
+
+@built
+def test_the_environment_forces_a_kernel_where_it_can():
+    """GCONV_NATIVE_KERNEL holds for what that kernel can do; the rest is planned."""
+    program = """
+import gconv.backends.native as n
+from gconv.geometry import geometry
+for channels, kernel in ((12, 1), (12, 3)):
+    print(n.plan("y", geometry((1, 9, 9, 12), (3, 3, kernel, 12))[1], "float32", 1).kernel)
+"""
+    forced = f"narrow.{LONGEST}"
+    environment = os.environ | {"GCONV_NATIVE_KERNEL": forced}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [forced, forced], done.stderr
+    environment = os.environ | {"GCONV_NATIVE_KERNEL": f"depthwise.{LONGEST}"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.split()[0] == f"depthwise.{LONGEST}" and not done.stdout.split()[1].startswith("depthwise"), done.stderr
 
 
 def both_ways(precision=None):
@@ -555,7 +603,6 @@ GOOD = {
     "plain": False,
     "kernel": "",
 }
-LONGEST = {"avx512": "64", "avx2": "32"}.get(native.instruction_set() or "", "16")  # bytes of its vectors
 SHAPES = {"x": (2, 1, 1, 9, 6), "w": (1, 1, 3, 3, 8), "y": (2, 1, 1, 7, 8)}
 HUGE = np.iinfo(np.int64).max
 

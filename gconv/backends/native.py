@@ -89,6 +89,21 @@ class Plan:
     past_caches: bool
     packs: bool
 
+    def __str__(self) -> str:
+        tile = f"{self.rows} x {self.tile}" if self.rows > 1 else str(self.tile)
+        words = [
+            f"kernel {self.kernel}: tiles of {tile} by {_number(self.vectors, 'vector')} of {self.lanes} numbers",
+            _number(self.threads, "thread"),
+            f"{self.scratch:,} bytes of scratch" + (" for the packed kernel" if self.packs else ""),
+        ]
+        words += [f"{self.partitions} partial sums"] if self.partitions > 1 else []
+        words += ["results stored past the caches"] if self.past_caches else []
+        return f"{', '.join(words)}; expected at {self.least / self.cost:.0%} of the processor's multiply-adds"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
 
 def plan(role: str, geometry: Geometry, dtype, batch: int, precision=None, forced: str = "") -> Plan:
     """What would run for a role of `batch` images in type `dtype`; `forced` names a kernel, as "wide.64".

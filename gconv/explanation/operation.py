@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from gconv import backends, op, roles
 from gconv.arrays import check_array
+from gconv.backends import native
 from gconv.dtypes import wider
 from gconv.explanation.model import ModelExplanation, explain_model
 from gconv.geometry import Geometry, geometry
@@ -66,6 +67,7 @@ class Role:
       flops: multiplications plus additions, padding counted as if it were data.
       bytes: of both operands and the result, each touched once: the least that can move.
       scratch: bytes that the compiled program holds besides, or None where this machine cannot compile for the platform.
+      plan: of "native", the kernel and its sizes; else None.
     """
 
     role: str
@@ -75,6 +77,7 @@ class Role:
     flops: int
     bytes: int
     scratch: int | None
+    plan: native.Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class Explanation:
             scratch = "scratch not known here" if r.scratch is None else f"{r.scratch:,} bytes of scratch"
             lines.append(f"{r.role}: {r.implementation:<6} {r.flops:,} FLOPs, {r.bytes:,} bytes, {scratch}")
             lines.append(f"   {r.implementation}: {r.why}")
+            lines += [f"   {r.plan}"] if r.plan else []
             lines += [f"   not {name}: {reason}" for name, reason in r.reasons.items()]
         return "\n".join(lines)
 
@@ -196,7 +200,8 @@ def explain(
             run = jax.jit(lambda a, b: roles.bind(role, dict(zip(roles.OPERANDS[role], (a, b), strict=True)), **options))
             memory = run.lower(*(of[name] for name in roles.OPERANDS[role])).compile().memory_analysis()
             scratch = None if memory is None else memory.temp_size_in_bytes
-        return Role(role, chosen, why, reasons, flops, moved, scratch)
+        plan = native.plan(role, geom, operand, batch, precision) if chosen == "native" and batch else None
+        return Role(role, chosen, why, reasons, flops, moved, scratch, plan)
 
     return Explanation(geom, where, tuple(one(role) for role in roles.OPERANDS))
 

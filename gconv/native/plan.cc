@@ -3,9 +3,10 @@
 
 #include "plan.h"
 
-#include <cmath>
-#include <cstdlib>
+#include <cstdio>
 #include <cstring>
+
+#include "cost.h"
 
 namespace gconv {
 namespace {
@@ -14,7 +15,6 @@ int64_t element_bytes(Type type) { return type == Type::f64 ? 8 : type == Type::
 int64_t number_bytes(Type type) { return type == Type::f64 ? 8 : 4; }  // of the type that sums are formed in
 
 bool is_depthwise(const Problem& p) { return p.channels == 1 && p.filters == 1; }
-bool has_one_tap(const Problem& p) { return taps_of(p) == 1; }
 
 // One axis of a problem as roles y and x see it: see gather/gather.h.
 struct Along {
@@ -39,7 +39,7 @@ int64_t results_in_image(Role role, const Problem& p) {
 bool gathers(Role role, const Problem&) { return role != Role::w; }
 
 bool meets_every_pixel(Role, const Problem& p) {
-  bool all = has_one_tap(p);
+  bool all = taps_of(p) == 1;
   for (int i = 0; i < 3; ++i) all &= p.strides[i] == 1 && p.low[i] == 0 && p.in[i] == p.out[i];
   return all;
 }
@@ -111,59 +111,6 @@ const Requirement REQUIREMENTS[] = {
      "it takes no strides along the rows in role x"},
     {Kernel::rows, copies_little, "what it copies at borders would not stay in the nearest cache"},
 };
-
-// --- the choice -----------------------------------------------------------------------------------------------------
-
-// Whether winograd's squares, which come in tiles of up to 7 of one remainder by the dilation, take less time than
-// plain sums. A square takes as long as 3 results by plain sums, of which those at the borders are shorter.
-bool squares_pay(Role role, const Problem& p) {
-  constexpr int64_t IMAGES = 4;
-  const int64_t* results = role == Role::x ? p.in : p.out;
-  double squares = IMAGES * double(results[0]), all = squares, remainders = 1;
-  for (int i = 1; i < 3; ++i) {
-    int64_t apart = minimum(p.dilation[i], results[i]), most = ceil_div(results[i], apart);
-    squares *= double(ceil_div(most, 2)), all *= double(results[i]), remainders *= double(apart);
-  }
-  return 3 * remainders * std::ceil(squares / 7) * 7 < all;
-}
-
-bool by_squares(Role role, const Problem& p) { return !why_not(Kernel::winograd, role, p) && squares_pay(role, p); }
-
-Kernel choose_kernel(Role role, const Problem& p, int64_t L, int64_t registers) {
-  int64_t results = results_of(role, p), sources = sources_of(role, p);
-  bool wide = results >= L || (2 * results > L && (sources > 4 || p.groups == 1));
-  bool many = results <= 4 && sources * (p.groups > 1 ? 2 : 1) >= (registers == 32 ? 32 : 64);
-  bool single = has_one_tap(p) && results > 2 && sources > 2 && !(many && role != Role::w);
-  if (is_depthwise(p)) return Kernel::depthwise;
-  if (role == Role::w) return wide || single ? Kernel::wide : Kernel::narrow;
-  bool tree = results == 4 && sources == 4;
-  if (!wide && (!single || tree)) return Kernel::narrow;
-  if (by_squares(role, p)) return Kernel::winograd;
-  if (!why_not(Kernel::matrix, role, p)) return Kernel::matrix;
-  if (!why_not(Kernel::rows, role, p)) return Kernel::rows;
-  return Kernel::wide;
-}
-
-// Of the processor's vectors, those that the channels fill best.
-int choose_length(Role role, Type type, const Problem& p, const Processor& processor) {
-  if (processor.lengths == 1) return 0;
-  constexpr int LONG = 0, SHORT = 1;
-  int64_t lanes = processor.vectors[LONG].bytes / number_bytes(type);
-  int64_t filled = is_depthwise(p) ? p.groups : results_of(role, p);  // what vectors run along
-  int64_t sources = sources_of(role, p);
-  auto padded = [&](int64_t lanes) { return ceil_div(filled, lanes) * lanes; };
-  bool eight = p.channels == 8 && !has_one_tap(p) && !by_squares(role, p);
-  bool tree = p.channels == p.filters && (p.channels == 4 || eight) && lanes == 16;
-  if (role != Role::w && tree) filled *= p.groups;
-  bool whole = sources >= (has_one_tap(p) && p.groups == 1 ? 32 : 2 * lanes);
-  if (role != Role::w && filled <= 4 && whole) return LONG;
-  bool most = filled < lanes && 2 * filled > lanes;
-  if (most && (is_depthwise(p) ? !processor.two_passes : sources > 4)) return LONG;
-  if (!is_depthwise(p) && sources <= 4 && filled <= 3 && role != Role::w)
-    return p.groups * sources > lanes / 2 ? LONG : SHORT;
-  if (filled < lanes || (processor.two_passes && double(padded(lanes)) > 1.1 * double(padded(lanes / 2)))) return SHORT;
-  return LONG;
-}
 
 // --- the sizes ------------------------------------------------------------------------------------------------------
 
@@ -384,6 +331,36 @@ void plan_threads(const Call& c, int64_t threads, Plan& plan) {
   plan.much = work >= LONG;
 }
 
+Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, const Processor& processor,
+           int64_t threads) {
+  Plan plan{};
+  const Vectors& vectors = processor.vectors[length];
+  plan.kernel = kernel, plan.length = length;
+  plan.bytes = vectors.bytes, plan.lanes = vectors.bytes / number_bytes(type);
+  const Call c{role, type, p, sources_of(role, p), results_of(role, p), taps_of(p), plan.lanes, vectors.registers,
+               element_bytes(type), number_bytes(type)};
+  plan.past_caches = fills_cache(c, processor);
+  plan_threads(c, threads, plan);
+  bool gradient = role == Role::w;
+  switch (kernel) {
+    case Kernel::depthwise: plan_depthwise(c, plan); break;
+    case Kernel::narrow: plan_narrow(c, plan); break;
+    case Kernel::wide: gradient ? plan_wide_gradient(c, plan) : plan_wide(c, plan); break;
+    case Kernel::winograd: plan_winograd(c, plan); break;
+    default: plan_rows(c, plan);
+  }
+  plan.cost = cost_of(role, plan, count(role, p, plan, vectors.registers), processor.two_passes);
+  plan.least = least_cost(role, type, p, processor);
+  return plan;
+}
+
+// Whether `name` is that of a kernel with vectors of so many bytes, as "wide.64".
+bool has_name(const char* name, Kernel kernel, int64_t bytes) {
+  char own[32];
+  std::snprintf(own, sizeof own, "%s.%ld", name_of(kernel), long(bytes));
+  return !std::strcmp(name, own);
+}
+
 }  // namespace
 
 const char* name_of(Kernel kernel) {
@@ -405,42 +382,19 @@ const char* why_not(Kernel kernel, Role role, const Problem& problem) {
 
 const char* plan_call(Role role, Type type, const Problem& p, const Processor& processor, int64_t threads,
                       const char* forced, Plan& plan) {
-  plan = Plan{};
-  if (forced && *forced) {
-    bool found = false;
-    const char* dot = std::strchr(forced, '.');
-    for (Kernel kernel : EVERY_KERNEL)
-      for (int i = 0; i < processor.lengths && dot; ++i) {
-        size_t length = size_t(dot - forced);
-        bool same = std::strlen(name_of(kernel)) == length && !std::strncmp(forced, name_of(kernel), length);
-        if (!same || std::atoll(dot + 1) != processor.vectors[i].bytes) continue;
-        found = true, plan.kernel = kernel, plan.length = i;
-      }
-    if (!found) return "no kernel of this instruction set has the name that was asked for";
-    if (const char* why = why_not(plan.kernel, role, p)) return why;
-  } else {
-    plan.length = choose_length(role, type, p, processor);
-    const Vectors& v = processor.vectors[plan.length];
-    plan.kernel = choose_kernel(role, p, v.bytes / number_bytes(type), v.registers);
-  }
-  const Vectors& vectors = processor.vectors[plan.length];
-  plan.bytes = vectors.bytes, plan.lanes = vectors.bytes / number_bytes(type);
-  const Call c{role,       type,
-               p,          sources_of(role, p),
-               results_of(role, p), taps_of(p),
-               plan.lanes, vectors.registers,
-               element_bytes(type), number_bytes(type)};
-  plan.past_caches = fills_cache(c, processor);
-  plan_threads(c, threads, plan);
-  bool gradient = role == Role::w;
-  switch (plan.kernel) {
-    case Kernel::depthwise: plan_depthwise(c, plan); break;
-    case Kernel::narrow: plan_narrow(c, plan); break;
-    case Kernel::wide: gradient ? plan_wide_gradient(c, plan) : plan_wide(c, plan); break;
-    case Kernel::winograd: plan_winograd(c, plan); break;
-    default: plan_rows(c, plan);
-  }
-  return nullptr;
+  const char* why = "no kernel of this instruction set has the name that was asked for";
+  bool found = false;
+  for (int length = 0; length < processor.lengths; ++length)
+    for (Kernel kernel : EVERY_KERNEL) {
+      if (*forced && !has_name(forced, kernel, processor.vectors[length].bytes)) continue;
+      const char* reason = why_not(kernel, role, p);
+      if (*forced) why = reason;
+      if (reason) continue;
+      Plan candidate = sized(kernel, length, role, type, p, processor, threads);
+      if (!found || candidate.cost < plan.cost) plan = candidate;
+      found = true;
+    }
+  return found ? nullptr : why;
 }
 
 }  // namespace gconv

@@ -99,6 +99,11 @@ constexpr int wide_tile(int registers, int vectors) {
 }
 constexpr int wide_tiles(int registers) { return registers == 32 ? 28 : 24; }  // a multiple of these three
 
+// Vectors of filters in the next block of a group's: all three, else two, else one.
+inline int64_t block_of(int64_t vectors, int64_t most) {
+  return vectors == 1 ? 1 : vectors == 3 && most == 3 ? 3 : 2;
+}
+
 constexpr int row_tile(int registers, int vectors) {
   return registers == 32 ? (vectors < 3 ? 14 : 7) : vectors == 1 ? 12 : vectors == 2 ? 6 : 4;
 }

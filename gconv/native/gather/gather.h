@@ -75,9 +75,6 @@ struct Axis {
   }
 };
 
-// Vectors of filters in the next block of a group's: all three, else two, else one.
-inline int64_t block_of(int64_t vectors, int64_t most) { return vectors == 1 ? 1 : vectors == 3 && most == 3 ? 3 : 2; }
-
 // A problem seen from role y or x: what is gathered, what results, and where the kernel keeps each product's weight.
 struct Gather {
   int64_t batch, groups, sources, results;  // channels per group on both sides
