@@ -57,12 +57,25 @@ def save_as_matlab_7_3(path, variables: dict) -> None:
     h5py = pytest.importorskip("h5py", reason="h5py is not installed: pip install gconv[matlab]")
     pytest.importorskip("mat73", reason="mat73 is not installed: pip install gconv[matlab]")
 
+    def references(group, values: list):
+        kept, number = group.file.require_group("#refs#"), len(group.file["#refs#"])
+        write(kept, {f"r{number + i}": value for i, value in enumerate(values)})
+        return np.array([[kept[f"r{number + i}"].ref] for i in range(len(values))], h5py.ref_dtype)
+
     def write(group, values):
         for name, value in values.items():
             if isinstance(value, dict):
                 child = group.create_group(name)
                 child.attrs["MATLAB_class"] = np.bytes_("struct")
                 write(child, value)
+            elif isinstance(value, list) and all(isinstance(one, dict) for one in value) and name != "cells":
+                child = group.create_group(name)  # an array of structs: for each field references to its values
+                child.attrs["MATLAB_class"] = np.bytes_("struct")
+                for field in value[0]:
+                    child.create_dataset(field, data=references(group, [one[field] for one in value]))
+            elif isinstance(value, list):
+                dataset = group.create_dataset(name, data=references(group, value))
+                dataset.attrs["MATLAB_class"] = np.bytes_("cell")
             else:
                 dataset = group.create_dataset(name, data=value.T)
                 dataset.attrs["MATLAB_class"] = np.bytes_({"f4": "single", "f8": "double"}[value.dtype.str[1:]])
@@ -184,6 +197,90 @@ def test_defaults_of_a_mat_file_are_matlabs(tmp_path):
     assert declared(layer) == dict(zip(FACTORS, (1, 1, 1, 0), strict=True)) and layer.name == ""
     with pytest.raises(ValueError, match="`weight_l2_factor` must be a finite number of at least 0, got -1"):
         interop.from_matlab(PARAMETERS["Weights"], None, weight_l2_factor=-1)
+
+
+def save_as_matlab_5(path, variables: dict) -> None:
+    """As MATLAB writes it, lists as arrays of structs, and as a cell array under the name `cells`."""
+
+    def array(name, values):
+        found = np.empty((1, len(values)), object if name == "cells" else [(field, object) for field in values[0]])
+        for i, value in enumerate(values):
+            found[0, i] = value if name == "cells" else tuple(value.values())
+        return found
+
+    def written(name, value):
+        if isinstance(value, dict):
+            return {inner: written(inner, one) for inner, one in value.items()}
+        return array(name, value) if isinstance(value, list) else value
+
+    scipy.io.savemat(path, written("", variables))
+
+
+@pytest.mark.parametrize("save", (save_as_matlab_5, save_as_matlab_7_3), ids=("version 5", "version 7.3"))
+def test_cell_arrays_and_arrays_of_layers(tmp_path, save):
+    both = [
+        {"Weights": PARAMETERS["Weights"] * (i + 1), "Bias": PARAMETERS["Bias"] - i, "Stride": np.array([[i + 1.0, 1.0]])}
+        for i in range(3)
+    ]
+    relu = {"Alpha": np.array([[0.5]])}
+    net = {"cells": [both[0], relu, both[2]]}
+    save(tmp_path / "net.mat", {"layers": both, "net": net, "cells": [both[1]["Weights"], relu]})
+    load = lambda **names: interop.load_mat(tmp_path / "net.mat", **names)
+    for i, one in enumerate(both):
+        expected = interop.from_matlab(one["Weights"], one["Bias"], stride=[i + 1, 1])
+        names = [f"layers({i + 1}).Weights"] + ([f"net.cells{{{i + 1}}}.Weights"] if i != 1 else [])
+        for name in names:
+            found = load(weights=name)
+            assert found.config == expected.config
+            np.testing.assert_array_equal(found.kernel, expected.kernel)
+            np.testing.assert_array_equal(found.bias, expected.bias)
+    alone = load(weights="cells{1}", bias="layers(2).Bias")
+    np.testing.assert_array_equal(alone.kernel, load(weights="layers(2).Weights").kernel)
+    wrong = {
+        r"'layers' is an array of 3.*'layers\(1\).Weights', 'layers\(2\).Weights', 'layers\(3\).Weights'": "layers.Weights",
+        r"'net.cells' is an array of 3. Names that work: 'net.cells\(1\).Weights', 'net.cells\(3\).W": "net.cells.Weights",
+        r"'layers' has 3 elements, got 'layers\(4\).Weights'. Indices that work: 1 to 3": "layers(4).Weights",
+        r"no variable 'net.cells\{2\}.Weights'; it has 'Alpha'": "net.cells{2}.Weights",
+        r"no variable 'layer.Weights'; it has .*'layers' \(1 to 3\), 'net'": "layer.Weights",
+        r"'2layers' is no name of a variable. Names that work: 'Weights'": "2layers",
+    }
+    for message, name in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            load(weights=name)
+
+
+def test_several_layers_in_one_file(tmp_path):
+    make = lambda i: gconv.nnx.GroupedConv(6, 3, 4, 2, strides=i + 1, name=f"conv{i}", rngs=nnx.Rngs(i))
+    layers = [make(i) for i in range(2)]
+    interop.save_mat(tmp_path / "named.mat", {layer.name: layer for layer in layers})
+    interop.save_mat(tmp_path / "listed.mat", layers)
+    for i, layer in enumerate(layers):
+        named = interop.load_mat(tmp_path / "named.mat", weights=f"conv{i}.Weights")
+        listed = interop.load_mat(tmp_path / "listed.mat", weights=f"layers{{{i + 1}}}.Weights")
+        for found in (named, listed):
+            assert (found.name, found.config.strides) == (layer.name, (i + 1, i + 1))
+            np.testing.assert_array_equal(found.kernel, layer.kernel[...])
+            np.testing.assert_array_equal(found.bias, layer.bias[...])
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    interop.save_mat(tmp_path / "layer1.mat", gconv.nnx.GroupedConv(6, 3, 4, 2, rngs=nnx.Rngs(0)))
+    assert interop.load_mat(tmp_path / "layer1").groups == 2, "MATLAB adds the ending by itself, too"
+    with pytest.raises(FileNotFoundError, match=r"no file '.*layer\.mat'. Beside it: 'layer1.mat'"):
+        interop.load_mat(tmp_path / "layer.mat")
+    with pytest.raises(FileNotFoundError, match=r"no file '.*layer\.mat'. There is no folder '.*elsewhere'"):
+        interop.load_mat(tmp_path / "elsewhere" / "layer.mat")
+    (tmp_path / "text.mat").write_text("Weights = 1")
+    with pytest.raises(ValueError, match=r"'.*text\.mat' is no \.mat file that can be read"):
+        interop.load_mat(tmp_path / "text.mat")
+
+
+def test_an_object_of_matlab_says_what_to_save(tmp_path, monkeypatch):
+    opaque = np.zeros((1,), [("s0", object), ("arr", object)]).view(scipy.io.matlab.MatlabOpaque)
+    monkeypatch.setattr(scipy.io, "loadmat", lambda path: {"layer": opaque})  # which SciPy reads and cannot write
+    (tmp_path / "layer.mat").touch()
+    with pytest.raises(ValueError, match=r"'layer' is an object.*s.Weights = layer.Weights"):
+        interop.load_mat(tmp_path / "layer.mat", weights="layer", bias=None)
 
 
 def test_what_is_wrong_with_a_file_is_named(tmp_path):

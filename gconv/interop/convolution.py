@@ -1,21 +1,26 @@
 """One convolution with its parameters, free of any framework: what every converter makes and reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from gconv import geometry, layers
+from gconv.interop.layouts import array, flipped
 from gconv.layers import Config
+from gconv.layers.config import shown
 from gconv.optim.factor import Factor
 from gconv.options import Pairs
 
+if TYPE_CHECKING:
+    from gconv import linen
+    from gconv.nnx import GroupedConv, GroupedConvTranspose
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Convolution:
     """A grouped convolution, transposed or not: its parameters in gconv's layout and its geometry.
 
@@ -34,6 +39,7 @@ class Convolution:
       kernel: NumPy, `(*window, channels, groups * filters)`; of a transposed one `(*window, filters, groups * channels)`.
       bias: NumPy `(groups * filters,)`, or None.
       config: the geometry, and how it is computed.
+      mask: NumPy, of the kernel's shape, by which it is multiplied first, or None.
       kernel_factor, bias_factor: how the parameters train; what is None in them is left to the defaults of the layers.
       name: of the layer, or "".
     """
@@ -44,6 +50,16 @@ class Convolution:
     kernel_factor: Factor = Factor()
     bias_factor: Factor = Factor()
     name: str = ""
+    mask: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        """What is not the default, in a line; arrays by their shapes."""
+        told = {"kernel": f"<{self.kernel.dtype} {self.kernel.shape}>"}
+        told |= {name: shown(v) for name, v in self.config.told().items() if name not in ("kernel_size", "filters_per_group")}
+        told |= {"name": repr(self.name)} if self.name else {}
+        told |= {"mask": f"<{self.mask.dtype}>"} if self.mask is not None else {}
+        kind = "transposed" if self.config.transposed else ""
+        return f"Convolution({', '.join(filter(None, (kind, *(f'{name}={value}' for name, value in told.items()))))})"
 
     @property
     def in_features(self) -> int:
@@ -63,9 +79,9 @@ class Convolution:
 
     def __call__(self, x) -> jax.Array:
         """The convolution of `x (*batch, *spatial, in_features)`, channels last."""
-        return layers.apply(self.config, self.in_features, x, self.kernel, self.bias)
+        return layers.apply(self.config, self.in_features, x, self.kernel, self.bias, mask=self.mask)
 
-    def to_nnx(self, **options):
+    def to_nnx(self, **options: Any) -> "GroupedConv | GroupedConvTranspose":
         """A `gconv.nnx.GroupedConv` or `GroupedConvTranspose`; `options` are further arguments of it."""
         from flax import nnx as flax_nnx
 
@@ -75,7 +91,7 @@ class Convolution:
         arguments = {"rngs": flax_nnx.Rngs(0), "kernel_init": self.kernel, **self._arguments(), **options}
         return kind(self.in_features, self.config.window, self.config.filters_per_group, self.groups, **arguments)
 
-    def to_linen(self, **options):
+    def to_linen(self, **options: Any) -> "tuple[linen.GroupedConv | linen.GroupedConvTranspose, dict[str, Any]]":
         """`(module, variables)`: a `gconv.linen.GroupedConv` or `GroupedConvTranspose`, its parameters and their factors."""
         from gconv import linen
 
@@ -89,10 +105,14 @@ class Convolution:
     def _arguments(self) -> dict[str, Any]:
         c = self.config
         values: dict[str, Any] = dict(strides=c.strides, padding=c.padding, dilation=c.dilation, use_bias=c.use_bias)
-        values |= {"output_padding": c.output_padding} if c.transposed else {"padding_value": c.padding_value}
+        if c.transposed:
+            values["output_padding"] = c.output_padding
+        else:
+            values |= dict(padding_value=c.padding_value, input_dilation=c.input_dilation)
         # A float64 array keeps its type where JAX has 64-bit types, as any array does.
         values["param_dtype"] = jax.dtypes.canonicalize_dtype(self.kernel.dtype)
         values |= dict(dtype=c.dtype, precision=c.precision, implementation=c.implementation)
+        values |= dict(preferred_element_type=c.preferred_element_type, mask=self.mask)
         for name, factor in (("kernel", self.kernel_factor), ("bias", self.bias_factor)):
             said = {f"{name}_{kind}_factor": getattr(factor, kind) for kind in ("learn_rate", "l2")}
             values |= {argument: value for argument, value in said.items() if value is not None}
@@ -130,8 +150,10 @@ def from_arrays(
     padding_value: complex | str = 0,
     transposed: bool = False,
     output_padding=0,
+    input_dilation=1,
     dtype=None,
     precision=None,
+    preferred_element_type=None,
 ) -> Convolution:
     """A `Convolution` of arrays in gconv's layout and gconv's options, checked as the layers check theirs.
 
@@ -157,10 +179,12 @@ def from_arrays(
         dilation=dilation,
         padding_value=padding_value,
         output_padding=output_padding,
+        input_dilation=input_dilation,
         transposed=transposed,
         use_bias=bias is not None,
         dtype=dtype,
         precision=precision,
+        preferred_element_type=preferred_element_type,
     )
     if bias is not None:
         geometry.check_bias(bias.shape, config.out_features(inputs), groups)
@@ -222,6 +246,7 @@ def from_gconv(source) -> Convolution:
         factors["kernel"],
         Factor() if bias is None else factors["bias"],
         module.name or "",
+        None if module.mask is None else np.asarray(module.mask),
     )
     if kernel.shape != found.config.kernel_shape(found.in_features):
         raise ValueError(f"`kernel` of shape {kernel.shape} does not fit the layer, whose window is {config.window}.")
@@ -239,54 +264,11 @@ def _factors_of(module) -> dict[str, Factor]:
 # --- what the converters share ---------------------------------------------------------------------------------------
 
 
-def array(name: str, value) -> np.ndarray:
-    """A NumPy copy of a parameter of any library: training goes on there without changing it here."""
-    if value is None:
-        raise ValueError(f"`{name}` is missing.")
-    if hasattr(value, "assign") and hasattr(value, "value"):  # a variable of Keras, around its backend's array
-        value = value.value
-    if hasattr(value, "detach"):  # PyTorch's, whose bfloat16 NumPy does not know
-        value = value.detach().cpu()
-        half = str(value.dtype) == "torch.bfloat16"
-        value = value.float().numpy().astype(ml_dtypes.bfloat16) if half else value.numpy()
-    elif not hasattr(value, "shape"):
-        raise TypeError(f"`{name}` must be an array, got {type(value).__name__}.")
-    elif hasattr(value, "get_metadata"):  # a variable of Flax NNX
-        value = value[...]
-    found = np.array(value)
-    if not found.dtype.isnative:  # big-endian, as files of other machines have it, and JAX does not
-        found = found.astype(found.dtype.newbyteorder("="))
-    if not jnp.issubdtype(found.dtype, jnp.inexact):
-        raise TypeError(f"`{name}` must have a floating or complex dtype, got {found.dtype}.")
-    return found
-
-
-def from_channels_first(weight: np.ndarray) -> np.ndarray:
-    """`(out, in, *window)` -> `(*window, in, out)`."""
-    return np.ascontiguousarray(weight.transpose(*range(2, weight.ndim), 1, 0)) if weight.ndim > 1 else weight
-
-
-def to_channels_first(kernel: np.ndarray) -> np.ndarray:
-    """`(*window, in, out)` -> `(out, in, *window)`."""
-    return np.ascontiguousarray(kernel.transpose(kernel.ndim - 1, kernel.ndim - 2, *range(kernel.ndim - 2)))
-
-
-def flipped(kernel: np.ndarray, groups: int) -> np.ndarray:
-    """Between the two kernels of a transposed convolution; its own inverse, but for which channels come first.
-
-    The one of the convolution that is transposed, `(*window, filters, groups * channels)`, is gconv's; the one that slides over
-    the input with zeros put between its samples, `(*window, channels, groups * filters)`, is that of JAX's `conv_transpose`.
-    """
-    *window, inner, outer = kernel.shape
-    split = np.flip(kernel, axis=tuple(range(len(window)))).reshape(*window, inner, groups, outer // groups)
-    return np.ascontiguousarray(split.swapaxes(-1, -3).reshape(*window, outer // groups, groups * inner))
-
-
 def transposed_by_pads(kernel, bias, pads: Sequence[tuple[int, int]], *, strides, dilation, **options) -> Convolution:
     """The transposed convolution that pads its input, with zeros put between, by `pads`: as JAX and Keras say it.
 
     Where gconv crops, that pads less than the window: by `effective - 1` less the crop. More at the end is `output_padding`.
-    Without strides no zeros are put between: then it is an ordinary convolution as well, whose padding has no limits.
+    What pads more than that is an ordinary convolution of a dilated input, whose padding has no limits.
 
     Args:
       kernel: gconv's, of the convolution that is transposed, with one group.
@@ -298,20 +280,40 @@ def transposed_by_pads(kernel, bias, pads: Sequence[tuple[int, int]], *, strides
     if all(low >= 0 and high >= -limit for (low, high), limit in zip(crops, limits, strict=True)):
         options |= {"padding": tuple((low, max(high, 0)) for low, high in crops)}
         return from_arrays(kernel, bias, transposed=True, output_padding=tuple(max(-high, 0) for _, high in crops), **options)
-    if max(strides) == 1 and min(p for pair in pads for p in pair) >= 0:
-        return from_arrays(flipped(kernel, 1), bias, padding=tuple(tuple(pair) for pair in pads), **options)
-    most = tuple((e - 1, e - 1 + limit) for e, limit in zip(effective, limits, strict=True))
-    raise ValueError(
-        f"`padding` of a transposed convolution with strides={tuple(strides)} can reach {most} samples before the first and "
-        f"after the last, per axis (the dilated window - 1, at the end the stride or the dilation - 1 more): got "
-        f"{tuple(tuple(pair) for pair in pads)}. A value that works: {most}."
-    )
+    pairs = tuple(tuple(pair) for pair in pads)
+    if min(p for pair in pairs for p in pair) < 0:
+        works = tuple((max(low, 0), max(high, 0)) for low, high in pairs)
+        raise ValueError(f"`padding` of a transposed convolution must be at least 0, got {pairs}. A value that works: {works}.")
+    return from_arrays(flipped(kernel, 1), bias, padding=pairs, **options | dict(strides=1, input_dilation=strides))
 
 
 def pads_of_dilated(found: Convolution) -> tuple[tuple[int, int], ...]:
     """The padding of which `transposed_by_pads` makes it."""
     pairs, extra = found.explicit()
     return tuple((e - 1 - lo, e - 1 - hi + op) for e, (lo, hi), op in zip(found.effective_window, pairs, extra, strict=True))
+
+
+def with_mask(convert: Callable[[np.ndarray], Convolution], kernel: np.ndarray, mask) -> Convolution:
+    """`convert(kernel)`, with the mask of the kernel: where its numbers go, the mask's go."""
+    found = convert(kernel)
+    if mask is None:
+        return found
+    mask = np.asarray(mask)
+    return replace(found, mask=convert(mask.astype(kernel.dtype)).kernel.astype(mask.dtype))
+
+
+def no_mask(found: Convolution, library: str) -> None:
+    """An error where a layer has a mask or an input dilation, which another library has not."""
+    if found.mask is not None:
+        raise ValueError(
+            f"{library} has no `mask` in its convolutions. What works: layer.kernel[...] = layer.kernel[...] * layer.mask, "
+            "then layer.mask = None; what is masked trains there."
+        )
+    if max(found.config.input_dilation, default=1) > 1:
+        raise ValueError(
+            f"{library} has no `input_dilation` in its convolutions, the layer has {found.config.input_dilation}. Without "
+            "strides a GroupedConvTranspose with these strides computes the same."
+        )
 
 
 def only_zeros(found: Convolution, library: str, remedy: str) -> None:

@@ -4,15 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from gconv.interop.convolution import (
-    Convolution,
-    array,
-    flipped,
-    from_arrays,
-    from_channels_first,
-    from_gconv,
-    to_channels_first,
-)
+from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask
+from gconv.interop.layouts import array, flipped, from_channels_first, to_channels_first
 
 # Equinox's padding_mode -> gconv's padding_value
 PADDING_MODES: dict[str, complex | str] = {
@@ -64,6 +57,7 @@ def to_equinox(layer):
     import jax
 
     found = from_gconv(layer)
+    no_mask(found, "Equinox")
     c = found.config
     modes = {value: name for name, value in PADDING_MODES.items()}
     if c.padding_value not in modes:

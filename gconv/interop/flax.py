@@ -3,23 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from gconv.geometry import effective_window
 from gconv.interop.convolution import (
     Convolution,
-    array,
-    flipped,
     from_arrays,
     from_gconv,
     only_zeros,
     pads_of_dilated,
     transposed_by_pads,
+    with_mask,
 )
+from gconv.interop.layouts import array, flipped
 from gconv.options import is_list, per_axis
 
 
-def from_flax(layer, variables: Mapping | None = None) -> Convolution:
+def from_flax(layer: Any, variables: Mapping[str, Any] | None = None) -> Convolution:
     """Flax's `Conv` or `ConvTranspose` as a `Convolution`.
 
     >>> import jax, jax.numpy as jnp, gconv
@@ -40,38 +38,28 @@ def from_flax(layer, variables: Mapping | None = None) -> Convolution:
     transposed = hasattr(layer, "transpose_kernel")
     if hasattr(layer, "feature_group_count") == transposed:
         raise TypeError(f"`layer` must be a Conv or ConvTranspose of Flax, got {type(layer).__name__}.")
-    if layer.mask is not None:
-        raise ValueError("a masked convolution has no equivalent: multiply its kernel by the mask, and set mask=None.")
     window = (layer.kernel_size,) if isinstance(layer.kernel_size, int) else tuple(layer.kernel_size)
     rank = len(window)
     strides, dilation = (per_axis(n, _or_one(v), rank) for n, v in (("s", layer.strides), ("d", layer.kernel_dilation)))
-    if np.any(np.array(_or_one(getattr(layer, "input_dilation", 1))) != 1):
-        raise ValueError(
-            f"`input_dilation`={layer.input_dilation} has no equivalent in a gconv layer. gconv.accelerate keeps the layer "
-            "and makes it fast."
-        )
     kernel, bias = _parameters(layer, variables)
     if kernel.ndim != rank + 2:
         raise ValueError(f"`kernel` must have {rank + 2} axes for kernel_size={window}, got shape {kernel.shape}.")
-    if getattr(layer, "preferred_element_type", None) is not None:
-        raise ValueError(
-            f"`preferred_element_type`={layer.preferred_element_type} has no equivalent in a gconv layer: its result has the "
-            "type of its operands, or `dtype`. A value that works: None."
-        )
     options: dict[str, Any] = dict(strides=strides, dilation=dilation, dtype=layer.dtype, precision=layer.precision)
+    options["preferred_element_type"] = getattr(layer, "preferred_element_type", None)
     padding = layer.padding.upper() if isinstance(layer.padding, str) else layer.padding
     if is_list(padding):  # Flax also takes numbers and pairs together
         padding = [p if is_list(p) else (p, p) for p in padding]
     if transposed:
-        kernel = kernel if layer.transpose_kernel else flipped(kernel, 1)
-        return lax_transposed(kernel, bias, padding, **options)
+        turn = (lambda k: k) if layer.transpose_kernel else (lambda k: flipped(k, 1))
+        return with_mask(lambda k: lax_transposed(turn(k), bias, padding, **options), kernel, layer.mask)
     if padding in ("CIRCULAR", "REFLECT"):
         options["padding_value"] = {"CIRCULAR": "circular", "REFLECT": "symmetric-exclude-edge"}[padding]
         padding = _around(effective_window(window, dilation))
-    return from_arrays(kernel, bias, groups=layer.feature_group_count, padding=padding, **options)
+    options |= dict(padding=padding, input_dilation=_or_one(layer.input_dilation), groups=layer.feature_group_count)
+    return with_mask(lambda k: from_arrays(k, bias, **options), kernel, layer.mask)
 
 
-def to_flax(layer, *, linen: bool = False):
+def to_flax(layer: Any, *, linen: bool = False) -> Any:
     """A gconv layer as Flax's `Conv` or `ConvTranspose`.
 
     Args:
@@ -91,7 +79,16 @@ def to_flax(layer, *, linen: bool = False):
         options |= dict(padding=pads_of_dilated(found), transpose_kernel=True)
     else:
         options |= dict(padding=_padding(found), feature_group_count=found.groups)
+        if max(c.input_dilation) > 1:
+            pads = c.padding if isinstance(c.padding, tuple) else found.explicit()[0]  # Flax takes no name then
+            options |= dict(input_dilation=c.input_dilation, padding=pads)
     options |= dict(dtype=c.dtype, precision=c.precision)
+    if c.preferred_element_type is not None:
+        if linen and not c.transposed:
+            raise ValueError("Flax's Linen Conv has no `preferred_element_type`. What works: linen=False.")
+        options["preferred_element_type"] = c.preferred_element_type
+    if found.mask is not None:
+        options["mask"] = jax.numpy.array(found.mask)
     options["param_dtype"] = jax.dtypes.canonicalize_dtype(found.kernel.dtype)
     out_features, kind = c.out_features(found.in_features), "ConvTranspose" if c.transposed else "Conv"
     params = {"kernel": jax.numpy.array(found.kernel)}

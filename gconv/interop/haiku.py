@@ -5,21 +5,15 @@ that the module was made with.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gconv.geometry import effective_window
-from gconv.interop.convolution import (
-    Convolution,
-    array,
-    flipped,
-    from_arrays,
-    from_gconv,
-    only_zeros,
-    pads_of_dilated,
-)
+from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask, only_zeros, pads_of_dilated, with_mask
 from gconv.interop.flax import lax_transposed
+from gconv.interop.layouts import array, flipped
 from gconv.options import is_list, per_axis
 
 
@@ -33,7 +27,8 @@ def from_haiku(
     feature_group_count: int | None = None,
     channel_multiplier: int | None = None,
     transposed: bool = False,
-    precision=None,
+    mask: Any = None,
+    precision: Any = None,
 ) -> Convolution:
     """The parameters of one module of Haiku, and its arguments, as a `Convolution`.
 
@@ -49,6 +44,7 @@ def from_haiku(
         one channel per group could be one channel in all or depthwise, and needs feature_group_count or channel_multiplier.
       channel_multiplier: that of a `hk.DepthwiseConv2D`; None for another convolution.
       transposed: whether it is a `hk.Conv2DTranspose`, whose size is not given by `output_shape`.
+      mask: the argument of `hk.Conv2D` and its like.
       precision: the argument of the module's call.
     """
     if not isinstance(params, Mapping) or "w" not in params:
@@ -67,8 +63,8 @@ def from_haiku(
     if transposed:
         if max(dilation) > 1 or feature_group_count not in (None, 1) or channel_multiplier is not None:
             raise ValueError("the transposed convolutions of Haiku have neither `rate` nor groups.")
-        kernel = flipped(kernel.swapaxes(-1, -2), 1)
-        return lax_transposed(kernel, bias, padding, strides=strides, dilation=dilation, precision=precision)
+        options: dict[str, Any] = dict(strides=strides, dilation=dilation, precision=precision)
+        return with_mask(lambda k: lax_transposed(flipped(k.swapaxes(-1, -2), 1), bias, padding, **options), kernel, mask)
     if feature_group_count is channel_multiplier is None and kernel.shape[-2] == 1 < kernel.shape[-1]:
         raise ValueError(
             f"`feature_group_count` or `channel_multiplier` must be given: `w` of shape {kernel.shape} is that of a Conv of "
@@ -82,8 +78,8 @@ def from_haiku(
                 f"{kernel.shape} with channel_multiplier={channel_multiplier}."
             )
         groups = kernel.shape[-1] // channel_multiplier
-    options: dict[str, Any] = dict(strides=strides, padding=padding, dilation=dilation, precision=precision)
-    return from_arrays(kernel, bias, groups=groups, **options)
+    options = dict(strides=strides, padding=padding, dilation=dilation, precision=precision)
+    return with_mask(lambda k: from_arrays(k, bias, groups=groups, **options), kernel, mask)
 
 
 def to_haiku(layer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -105,11 +101,12 @@ def to_haiku(layer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     found = from_gconv(layer)
     c = found.config
+    no_mask(replace(found, mask=None), "Haiku")
     only_zeros(found, "Haiku", "Pad the input before, with jax.numpy.pad.")
     options: dict[str, Any] = dict(
         output_channels=c.out_features(found.in_features), kernel_shape=c.window, stride=c.strides, with_bias=c.use_bias
     )
-    kernel = found.kernel
+    kernel, mask = found.kernel, found.mask
     if c.transposed:
         if found.groups != 1 or max(c.dilation) > 1:
             raise ValueError(
@@ -117,11 +114,13 @@ def to_haiku(layer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 f"groups={found.groups}, dilation={c.dilation}."
             )
         options["padding"] = pads_of_dilated(found)
-        kernel = np.ascontiguousarray(flipped(kernel, 1).swapaxes(-1, -2))
+        turn = lambda k: np.ascontiguousarray(flipped(k, 1).swapaxes(-1, -2))
+        kernel, mask = turn(kernel), None if mask is None else turn(mask)
     else:
         named = c.padding in ("same", "same_lower", "valid")
         options |= dict(rate=c.dilation, feature_group_count=found.groups)
         options["padding"] = c.padding.upper() if named and isinstance(c.padding, str) else found.explicit()[0]
+    options |= {} if mask is None else {"mask": mask}
     return options, {"w": kernel} | ({} if found.bias is None else {"b": found.bias})
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from gconv.interop.convolution import Convolution, array, from_arrays, from_gconv, only_zeros, transposed_by_pads
+from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask, only_zeros, transposed_by_pads
+from gconv.interop.layouts import array
 
 
 def from_keras(layer, *, ignore_activation: bool = False):
@@ -60,6 +61,7 @@ def to_keras(layer, *, spatial=None):
     if isinstance(layer, tuple) and len(layer) == 2 and not isinstance(layer[1], dict):
         return _separable(keras, *map(from_gconv, layer))
     found = from_gconv(layer)
+    no_mask(found, "Keras")
     c, rank = found.config, len(found.config.window)
     only_zeros(found, "Keras", "Pad the input before, with keras.ops.pad.")
     options: dict[str, Any] = dict(strides=c.strides, dilation_rate=c.dilation, use_bias=c.use_bias, dtype=_policy(found))

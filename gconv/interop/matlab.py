@@ -7,16 +7,23 @@ MATLAB keeps the parameters with one axis per group: Weights `(h, w, channels, f
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
-from gconv.interop.convolution import Convolution, array, from_arrays, from_gconv
+from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask
+from gconv.interop.layouts import array
+from gconv.interop.mat_files import look_up, read
 from gconv.layout import bias_from_per_group, bias_to_per_group, kernel_from_per_group, kernel_to_per_group
+from gconv.naming import translating
 from gconv.optim.factor import Factor, checked
+from gconv.typing import Padding, PaddingValue, PerAxis
+
+A = TypeVar("A", np.ndarray[Any, Any], jax.Array)
 
 
-def kernel_from_matlab(weights):
+def kernel_from_matlab(weights: A) -> A:
     """MATLAB's Weights `(*window, channels, filters, groups)` as a kernel `(*window, channels, groups * filters)`.
 
     Works on NumPy and JAX arrays. MATLAB drops trailing axes of size 1, so an array of one group must be given its last axis
@@ -34,35 +41,36 @@ def kernel_from_matlab(weights):
     return kernel_from_per_group(weights)
 
 
-def kernel_to_matlab(kernel, *, groups: int):
+def kernel_to_matlab(kernel: A, *, groups: int) -> A:
     """The inverse of `kernel_from_matlab`."""
     if kernel.shape[-1] % groups:
         raise ValueError(f"`groups` must divide the output channels: kernel shape {kernel.shape}, groups={groups}.")
     return kernel_to_per_group(kernel, groups)
 
 
-def bias_from_matlab(bias):
+def bias_from_matlab(bias: A) -> A:
     """MATLAB's Bias `(1, 1, filters, groups)` (or `(filters, groups)`) as `(groups * filters,)`."""
     if bias.ndim < 2 or bias.size != bias.shape[-1] * bias.shape[-2]:
         raise ValueError(f"`bias` must have shape (1, 1, filters, groups) or (filters, groups), got {bias.shape}.")
     return bias_from_per_group(bias)
 
 
-def bias_to_matlab(bias, *, groups: int):
+def bias_to_matlab(bias: A, *, groups: int) -> A:
     """The inverse of `bias_from_matlab`: `(1, 1, filters, groups)`."""
     if bias.size % groups:
         raise ValueError(f"`groups` must divide the output channels: bias shape {bias.shape}, groups={groups}.")
     return bias_to_per_group(bias, groups)
 
 
+@translating
 def from_matlab(
-    weights,
-    bias,
+    weights: Any,
+    bias: Any,
     *,
-    stride=1,
-    padding=0,
-    dilation=1,
-    padding_value: complex | str = 0,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    padding_value: PaddingValue = 0,
     weight_learn_rate_factor: float | None = None,
     bias_learn_rate_factor: float | None = None,
     weight_l2_factor: float | None = None,
@@ -95,7 +103,7 @@ def from_matlab(
     )
 
 
-def to_matlab(layer) -> dict[str, np.ndarray]:
+def to_matlab(layer: Any) -> dict[str, np.ndarray[Any, Any]]:
     """The parameters of a gconv layer under MATLAB's names, `{"Weights": ..., "Bias": ...}`.
 
     Args:
@@ -103,6 +111,7 @@ def to_matlab(layer) -> dict[str, np.ndarray]:
         which MATLAB has without groups only.
     """
     found = from_gconv(layer)
+    no_mask(found, "MATLAB")
     if found.config.transposed:
         raise ValueError("MATLAB has no grouped transposed convolution: a GroupedConv would work.")
     values = {"Weights": kernel_to_matlab(found.kernel, groups=found.groups)}
@@ -127,7 +136,7 @@ OPTIONS = {
 
 
 def load_mat(
-    path: str | Path, *, weights: str = "Weights", bias: str | None = "Bias", window_axes: int = 2, **options
+    path: str | Path, *, weights: str = "Weights", bias: str | None = "Bias", window_axes: int = 2, **options: Any
 ) -> Convolution:
     """The `Convolution` in a .mat file, as MATLAB saves it by::
 
@@ -138,32 +147,42 @@ def load_mat(
 
     Args:
       path: the file; version 7.3 (HDF5) needs the extra `gconv[matlab]`.
-      weights, bias: the names of the variables; `"layer.Weights"` is a field of a struct. `bias=None` for a layer without one.
+      weights, bias: the names of the variables, as in MATLAB: `"layer.Weights"` is a field of a struct, `"layers(2).Weights"`
+        one of an array of structs, `"layers{2}.Weights"` one in a cell array, counted from 1. A `Bias` beside the weights is
+        found by itself. `bias=None` for a layer without one.
       window_axes: the number of spatial axes, 2 for images: an array of one group does not tell it.
       options: `stride`, `padding`, `dilation`, `padding_value`, the factors and `name` as in `from_matlab`; where they are not
         given, the variables Stride, DilationFactor, PaddingMode, PaddingSize, PaddingValue, WeightLearnRateFactor,
         BiasLearnRateFactor, WeightL2Factor, BiasL2Factor and Name of the file (of the same struct) count.
+
+    Raises:
+      FileNotFoundError: with the path and the files that are near.
+      ValueError: for a file that is none of MATLAB's; for a variable that is not there, with those that are; for shapes that do
+        not go together.
+      TypeError: for options that `from_matlab` has not.
     """
-    variables = _variables(Path(path))
-    *within, name = weights.split(".")
-    rank, kernel = window_axes, _variable(variables, weights)
+    variables = read(Path(path))
+    within = weights.rpartition(".")[0]
+    if within and bias == "Bias" and "Bias" not in variables:
+        bias = f"{within}.Bias"
+    rank, kernel = window_axes, array(weights, np.asarray(look_up(variables, weights)))
     if kernel.ndim > rank + 3:
         raise ValueError(f"{weights!r} of shape {kernel.shape} has {kernel.ndim} axes: window_axes={rank} has {rank + 3}.")
     kernel = kernel.reshape(*kernel.shape, *(1,) * (rank + 3 - kernel.ndim))
     filters, groups = kernel.shape[-2:]
-    vector = None if bias is None else _variable(variables, bias)
+    vector = None if bias is None else array(bias, np.asarray(look_up(variables, bias)))
     if vector is not None:
         if vector.size != filters * groups:
             raise ValueError(f"{bias!r} must have {filters} filters x {groups} groups, got shape {vector.shape}.")
         vector = vector.reshape(filters, groups, order="F")
-    beside: Mapping = variables
-    for part in within:
-        beside = beside[part]
+    beside: Mapping = look_up(variables, within) if within else variables
     return from_matlab(kernel, vector, **{**_options(beside), **options})
 
 
-def save_mat(path: str | Path, layer) -> None:
+def save_mat(path: str | Path, layer: Any) -> None:
     """Writes Weights, Bias, geometry, factors and Name of a gconv layer to a .mat file that MATLAB and `load_mat` read.
+
+    Of several layers, `{"stem": layer, ...}` becomes a struct for each name, and `[layer, ...]` a cell array `layers`.
 
     >>> import gconv.interop, numpy as np, tempfile, pathlib
     >>> found = gconv.interop.from_matlab(np.ones((3, 3, 1, 2, 8)), None, stride=2, padding="same")
@@ -173,10 +192,22 @@ def save_mat(path: str | Path, layer) -> None:
     'same'
 
     Args:
-      layer: as in `to_matlab`.
+      layer: as in `to_matlab`, or a mapping or a list of such layers.
     """
     from scipy.io import savemat
 
+    if isinstance(layer, Mapping):
+        savemat(path, {name: _record(one) for name, one in layer.items()})
+    elif isinstance(layer, list):
+        cells = np.empty((1, len(layer)), object)
+        cells[0, :] = [_record(one) for one in layer]
+        savemat(path, {"layers": cells})
+    else:
+        savemat(path, _record(layer))
+
+
+def _record(layer) -> dict[str, Any]:
+    """What a file holds of a layer."""
     found = from_gconv(layer)
     c = found.config
     numbers: dict[str, Any] = {"Stride": np.array(c.strides, float), "DilationFactor": np.array(c.dilation, float)}
@@ -191,37 +222,7 @@ def save_mat(path: str | Path, layer) -> None:
         said = {f"{parameter}LearnRateFactor": factor.learn_rate, f"{parameter}L2Factor": factor.l2}
         numbers |= {name: float(value) for name, value in said.items() if value is not None}
     numbers |= {"Name": found.name} if found.name else {}
-    savemat(path, to_matlab(layer) | numbers)
-
-
-def _variables(path: Path) -> dict[str, Any]:
-    from scipy.io import loadmat
-
-    try:
-        return {name: _plain(value) for name, value in loadmat(path).items() if not name.startswith("__")}
-    except NotImplementedError:  # version 7.3 is HDF5
-        try:
-            from mat73 import loadmat as load_hdf5
-        except ImportError:
-            raise ImportError(f"{path} is of version 7.3: pip install gconv[matlab], or save it with '-v7'.") from None
-        return load_hdf5(str(path))
-
-
-def _plain(value):
-    """SciPy's structs as dicts."""
-    if isinstance(value, np.ndarray) and value.dtype.names:
-        return {name: _plain(value[name].flat[0]) for name in value.dtype.names}
-    return value
-
-
-def _variable(variables: Mapping, name: str) -> np.ndarray:
-    value: Any = variables
-    for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            there = ", ".join(map(repr, value)) if isinstance(value, Mapping) else "no fields"
-            raise ValueError(f"the file has no variable {name!r}; it has {there}. A layer without a bias: bias=None.")
-        value = value[part]
-    return array(name, np.asarray(value))
+    return to_matlab(layer) | numbers
 
 
 def _factor(parameter: str, learn_rate, l2) -> Factor:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from gconv.geometry import effective_window
-from gconv.interop.convolution import Convolution, array, from_arrays, from_channels_first, from_gconv, to_channels_first
+from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask
+from gconv.interop.layouts import array, from_channels_first, to_channels_first
 
 AUTO_PAD = {"SAME_UPPER": "same", "SAME_LOWER": "same_lower", "VALID": "valid"}
 
@@ -89,6 +90,7 @@ def to_onnx(layer, *, name: str = "conv", input: str = "x", output: str = "y", s
     from onnx import helper, numpy_helper
 
     found = from_gconv(layer)
+    no_mask(found, "ONNX")
     c = found.config
     nodes, tensors = [], {f"{name}.weight": to_channels_first(found.kernel)}
     if found.bias is not None:

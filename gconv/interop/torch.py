@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gconv.interop.convolution import Convolution, array, from_arrays, from_channels_first, from_gconv, to_channels_first
+from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask
+from gconv.interop.layouts import array, from_channels_first, to_channels_first
 
 # PyTorch's padding_mode -> gconv's padding_value
 PADDING_MODES: dict[str, complex | str] = {
@@ -108,6 +109,7 @@ def to_torch(layer, *, spatial=None):
     import torch
 
     found = from_gconv(layer)
+    no_mask(found, "PyTorch")
     c, rank = found.config, len(found.config.window)
     out_features = c.out_features(found.in_features)
     common: dict[str, Any] = dict(stride=c.strides, dilation=c.dilation, groups=found.groups, bias=c.use_bias)
