@@ -22,6 +22,7 @@ from gconv.backends.xla import GROUPS, TERMS, is_dense_gradient, sums_products
 LAYERS = "results/2026-11-25-2-threads.jsonl (Zen 4)"
 EQUATIONS = "results/install/2026-11-28-2-threads.jsonl (Zen 4; python -m benchmarks equations)"
 H100 = "results/h100/2026-11-27.jsonl (python -m benchmarks --gpu)"
+TUNE = "results/tune/2026-11-28-avx512-2-threads.jsonl (Zen 4; python -m benchmarks.tune)"
 AVX2 = "2 threads of a processor with AVX2, 2026-11-22, before there were kernels (commit 1436a29)"
 
 
@@ -62,19 +63,20 @@ def is_loops(p: Problem) -> bool:
 def is_little(p: Problem) -> bool:
     """Whether a role is one fused sum and less work than the call of a kernel, which takes about a microsecond.
 
-    Role "x" is one sum per remainder by the strides. Role "w" is one only with a single tap. Measured on 2 threads of a Zen 4,
-    2026-11-25 (commit ab15dff).
+    Role "x" is one sum per remainder by the strides, and slow with a dilation. Role "w" is one only with a single tap. Measured
+    on 2 threads of a Zen 4, 2026-11-25 (commit ab15dff) and 2026-11-28 (results/tune: 0.8 to 1.0 of native's time with 14,400
+    products, 1.0 to 2.7 with 27,104 to 30,720).
     """
     g = p.g
     if not sums_products(p.role, g):
         return False
     if p.taps == 1:  # more results for the same work
         return p.products <= (1 << 15) // 6
-    if p.role == "w":
+    if p.role == "w" or (p.role == "x" and max(g.dilation) > 1):
         return False
     # Between strides, role "x" meets a part of the taps, on average.
     taps = p.taps if p.role == "y" else math.prod(-(-k // s) for k, s in zip(g.window, g.strides, strict=True))
-    return taps * p.sources <= TERMS and p.products <= 1 << 15
+    return taps * p.sources <= TERMS and p.products <= 1 << 14
 
 
 def is_thin_point(p: Problem) -> bool:
@@ -91,16 +93,17 @@ def is_thin_window(p: Problem) -> bool:
     """Whether role "y" or "x" of one group, as of an image's colours, sums few terms, which lie side by side.
 
     Measured on 2 threads of a Zen 4, 2026-11-25 (commit 78f8e1d); input gradients with strides on a Zen 5, 2026-11-27 (commit
-    d957bce).
+    d957bce), and of 1 -> 2 channels on a Zen 4, 2026-11-28 (results/tune: 0.61 of native's time).
     """
     g = p.g
     few = g.groups == 1 and p.taps > 1 and p.taps * p.sources <= 27
-    return few and (p.role == "y" or (p.role == "x" and max(g.strides) == 1)) and sums_products(p.role, g)
+    beside = p.role == "y" or (p.role == "x" and (p.skip == 1 or p.pairs <= 2))
+    return few and beside and sums_products(p.role, g)
 
 
 def is_wide_point(p: Problem) -> bool:
-    """Whether one group of many channels has a single tap: a matrix product."""
-    return p.g.groups == p.taps == 1 and p.pairs >= 1 << 17
+    """Whether few groups of many channels have a single tap: matrix products."""
+    return p.taps == 1 and p.g.groups <= 4 and p.pairs >= 1 << 17
 
 
 # --- native: kernels in C++ ------------------------------------------------------------------------------------------
@@ -116,7 +119,7 @@ NATIVE = (
         lambda p: is_wide_point(p) and p.role == "w" and p.pixels < 64,
         "XLA's matrix product of so many channels is faster where there are few pixels to sum over",
         f"{EQUATIONS}, 09:42, dense: 1.20 times lax's time with 2^18 pairs over 49 pixels, 0.49 over 392 pixels, 0.53 with "
-        "2^16 pairs over 49",
+        f"2^16 pairs over 49; {TUNE}: 1.42 times with 2 groups and 2^17 pairs over 2 pixels",
     ),
     take(
         lambda p: not is_loops(p),
@@ -135,9 +138,29 @@ NATIVE = (
         "2 threads with AVX-512, 2026-11-27 (commit 88d2026)",
     ),
     leave(
-        lambda p: is_thin_window(p) and p.sources <= 4 and p.pairs <= (9 if p.products > 500_000 else 4),
+        lambda p: p.role == "y" and p.taps == p.skip == 1 and p.g.groups > 1 and p.pairs <= 16,
+        "a single tap of narrow groups is so little work that its kernels mostly move numbers between lanes",
+        f"{TUNE}, 1x1: xla takes 0.51 of native's time with 4 -> 1 channels, 0.69 with 2 -> 2, 0.73 with 4 -> 4 and 0.78 with "
+        "2 -> 4; 1.0 to 4.7 in role x, 1.8 with strides",
+    ),
+    leave(
+        lambda p: p.role == "x" and p.skip > 1 and p.taps <= p.skip and p.g.channels == 1,
+        "with {p.taps} taps and strides {p.g.strides} most results of single channels are zeros between the strides",
+        f"{TUNE}, role x: xla takes 0.14 to 0.79 of native's time in 4 of 5 rows, 1.07 in one; 1.9 with 2 channels",
+    ),
+    leave(
+        lambda p: p.role == "x" and 1 < p.skip <= 4 and p.g.filters == 1 and p.g.channels >= 16 and p.products > 4e6,
+        "each of its results has a single source, of which {p.g.channels} channels read few taps",
+        f"{TUNE}, role x of 16 -> 1 channels, 5x5 with stride 2: xla takes 0.49 of native's time at batch 8, 1.04 at batch 1; "
+        "4.3 with 14 -> 1 channels, 7x7 with stride 3",
+    ),
+    leave(
+        lambda p: (
+            is_thin_window(p) and p.sources <= 4 and p.results <= 4 and p.pairs <= (9 if p.products > 500_000 else 4)
+        ),
         "its kernels work along channels, and {p.g.channels} -> {p.g.filters} of one group leave their vectors empty",
-        "2 threads of a Zen 5, 2026-11-27 (commit 16f085e)",
+        f"2 threads of a Zen 5, 2026-11-27 (commit 16f085e); {TUNE}: 0.46 and 0.53 of native's time with 1 -> 2 channels, 2.2 "
+        "with 9 results of 1 source",
     ),
     leave(
         lambda p: p.role != "w" and p.row <= 12 and p.taps <= 9,
@@ -146,9 +169,17 @@ NATIVE = (
         "2026-11-25 (commits 10f09c4, 630f36d, ab15dff)",
     ),
     leave(
-        lambda p: p.role != "w" and p.pairs == 1 and p.row <= 200 and p.taps <= TERMS and p.products <= 90_000,
+        lambda p: (
+            p.role != "w"
+            and p.pairs == 1
+            and p.row <= 200
+            and p.taps <= TERMS
+            and p.products <= 90_000
+            and (p.role == "y" or max(p.g.dilation) == 1)
+        ),
         "its kernels work along rows, and a row of {p.row} numbers is short for {p.products:,} products",
-        "2 threads of a Zen 4, 2026-11-25 (commit ab15dff)",
+        f"2 threads of a Zen 4, 2026-11-25 (commit ab15dff); {TUNE}, 5x5 with dilation 4: 0.64 of native's time in role y, 3.6 "
+        "in role x",
     ),
     take(
         always,

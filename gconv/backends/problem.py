@@ -46,6 +46,11 @@ class Problem:
         return self.g.filters if self.role == "x" else self.g.channels
 
     @property
+    def results(self) -> int:
+        """The channels of a group that result of role "y" or "x"."""
+        return self.g.channels if self.role == "x" else self.g.filters
+
+    @property
     def pairs(self) -> int:
         """The pairs of a channel and a filter of a group."""
         return self.g.channels * self.g.filters

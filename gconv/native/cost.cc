@@ -13,19 +13,20 @@ struct Prices {
   double vectors, starts, tiles, numbers, packed, call;
 };
 
-// Fitted to times of one thread, float32, with both lengths of AVX-512's vectors on Zen 4 (2026-11-28): 4,700 runs of all
-// kernels on the layers of `benchmarks`, samples of its seeds 1 and 2, and 3 x 3 windows; by least squares, and then so
-// that the choice loses least. `python -m benchmarks.tune` measures how much it loses.
+// Fitted to measured times, float32, with both lengths of AVX-512's vectors on Zen 4 (2026-11-28): about 7,000 runs of all
+// kernels, on one thread for the layers of `benchmarks`, samples of its seeds 1 to 3 and 3 x 3 windows, on two for the
+// rows of benchmarks/results/tune. First by least squares, then so that the choice loses least.
+// `python -m benchmarks.tune` measures how much it loses.
 const Prices PRICES[] = {
-    {Kernel::depthwise, false, 0.59, 6.9, 7.9, 63, 0, 700},
-    {Kernel::winograd, false, 0.67, 4.8, 0, 0, 13, 0},
-    {Kernel::matrix, false, 0.51, 40, 0, 0, 5.7, 740},
-    {Kernel::rows, false, 0.53, 22, 49, 3.7, 2.6, 550},
-    {Kernel::wide, false, 0.54, 8.9, 32, 4.0, 5.0, 2300},
-    {Kernel::narrow, false, 0.36, 9.6, 42, 0.73, 4.2, 2400},
-    {Kernel::depthwise, true, 0.67, 12, 0, 74, 2.6, 610},
-    {Kernel::wide, true, 0.38, 4.0, 2.9, 340, 15, 350},
-    {Kernel::narrow, true, 0.49, 3.1, 6.1, 1.2, 9.2, 500},
+    {Kernel::depthwise, false, 0.59, 6.1, 7.9, 56, 0, 700},
+    {Kernel::winograd, false, 0.67, 4.8, 0, 0, 16, 0},
+    {Kernel::matrix, false, 0.51, 20, 0, 0, 5.7, 740},
+    {Kernel::rows, false, 0.55, 22, 49, 3.4, 2.6, 550},
+    {Kernel::wide, false, 0.54, 15, 32, 4.6, 5.0, 2800},
+    {Kernel::narrow, false, 0.47, 9.6, 39, 0.68, 4.2, 4300},
+    {Kernel::depthwise, true, 0.67, 13, 0, 74, 2.6, 610},
+    {Kernel::wide, true, 0.34, 4.0, 2.9, 340, 15, 350},
+    {Kernel::narrow, true, 0.48, 3.1, 6.5, 1.2, 9.2, 500},
 };
 
 double larger(double a, double b) { return a > b ? a : b; }
@@ -234,7 +235,7 @@ Counts narrow_gradient(const Plan& plan, const Sums& s, const Problem& p) {
   double per_block = s.sources < s.lanes ? std::floor(s.lanes / s.sources) : 1;
   double vectors = tiles_in(s.sources, s.lanes), blocks = tiles_in(s.groups, per_block);
   double in_row = tiles_in(s.across, NARROW_TAPS), taps = s.across / in_row, all = blocks * vectors, passes = 0;
-  take(s.results, {taps <= 3 ? 4.0 : 2.0, 2, 1}, [&](double filters, double times) {
+  take(s.results, {double(plan.vectors), 2, 1}, [&](double filters, double times) {
     passes += times;
     c.vectors += times * all * s.outer * s.row * in_row * larger(taps * filters, taps * s.crossing + filters);
     c.starts += times * all * s.outer * s.row * in_row;
@@ -251,9 +252,7 @@ Counts narrow_gradient(const Plan& plan, const Sums& s, const Problem& p) {
 Counts wide_gradient(const Plan& plan, const Sums& s, const Problem& p) {
   Counts c{};
   double vectors = tiles_in(s.results, s.lanes), block = double(plan.vectors), taps = 1;
-  bool fours = (s.registers == 32 || plan.shares_sources) && plan.block_vectors % 2 == 1 && p.channels % 4 == 0 &&
-               plan.block_channels % 4 == 0;
-  if (!plan.one_axis && fours) taps = p.window[2] == 4 ? 2 : smaller(s.across, 3);
+  if (!plan.one_axis) taps = double(plan.together);
   double channels = plan.one_axis ? s.sources * s.across : s.sources, across = s.groups * tiles_in(vectors, block);
   double columns = plan.one_axis ? s.outer * s.row : s.outer * s.inner;
   take(channels, {block == 2 ? 6.0 : 8.0, 4, 2, 1}, [&](double size, double times) {

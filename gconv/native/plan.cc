@@ -292,9 +292,12 @@ void plan_wide_gradient(const Call& c, Plan& plan) {
 
   // Packed is what is read often, where pixels share few sets of the nearest cache, and y where its vectors cross
   // lines. Half precision is widened then.
-  bool fours = (c.registers == 32 || plan.shares_sources) && wide % 2 == 1 && p.channels % 4 == 0 && high % 4 == 0;
-  int64_t together = plan.one_axis ? p.window[2] : !fours ? 1 : p.window[2] == 4 ? 2 : minimum(p.window[2], 3);
-  int64_t passes = p.window[0] * p.window[1] * ceil_div(p.window[2], together);
+  bool fours = (c.registers == 32 || plan.shares_sources) && p.channels % 4 == 0 && high % 4 == 0;
+  auto together = [&](bool single_vectors) -> int64_t {
+    if (plan.one_axis) return p.window[2];
+    return !fours || !single_vectors ? 1 : p.window[2] == 4 ? 2 : minimum(p.window[2], 3);
+  };
+  int64_t passes = p.window[0] * p.window[1] * ceil_div(p.window[2], together(wide % 2 == 1));
   bool x_often = passes * ceil_div(wide, 2) >= 4;
   bool y_often = passes * ceil_div(high, plan.tile) * minimum(wide, 2) >= 10;
   auto far = [&](int64_t channels, int64_t bytes) { return p.groups * channels * c.element % bytes == 0; };
@@ -303,6 +306,7 @@ void plan_wide_gradient(const Call& c, Plan& plan) {
   plan.packs_y = plan.packs_x || (y_often && p.filters % L);
   plan.pairs = c.number == 4 && y_often && plan.shares_sources && p.filters > L && (p.filters - 1) % L < L / 2 &&
                p.channels % 8 == 0 && high % 8 == 0;
+  plan.together = together(wide % 2 == 1 || plan.pairs);
   int64_t span = (plan.stretch_columns - 1) * p.strides[2] + (p.window[2] - 1) * p.dilation[2] + 1;
   plan.packs_rows = p.window[2] > 1 && span < plan.stretch_columns * p.window[2];
 }

@@ -60,6 +60,7 @@ struct Plan {
   // Role w of wide groups. A block of the result is summed at once.
   int64_t block_channels, block_vectors;
   bool one_axis;          // whether the taps of a row and the channels are one axis
+  int64_t together;       // taps of a row that are taken together, at most; of four left, two and two
   bool shares_sources;    // whether taps that are taken together share each x, for different columns
   bool pairs;             // whether the last vector, at most half full, holds each filter twice, for two channels
   bool packs_x, packs_y;  // whether a stretch's part of a block is packed first

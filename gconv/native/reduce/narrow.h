@@ -155,7 +155,7 @@ class ReduceNarrow {
                    int64_t lanes) const {
     for (int64_t v = 0, chunk; v < p.filters; v += chunk) {
       int64_t left = p.filters - v;
-      chunk = left >= 4 && w <= 3 ? 4 : left >= 2 ? 2 : 1;
+      chunk = left >= plan.vectors ? plan.vectors : left >= 2 ? 2 : 1;
 #define CASE(W, V)                                                                                  \
   if (w == W && chunk == V) {                                                                       \
     if (part)                                                                                       \

@@ -68,8 +68,7 @@ class ReduceWide {
   bool neighbours() const { return p.groups == 1 && p.dilation[2] == 1; }
   // How many of the taps that are left in a row are taken together.
   int64_t together(int64_t left) const {
-    bool fours = (MANY || plan.shares_sources) && (wide % 2 == 1 || plan.pairs) && p.channels % 4 == 0 && high % 4 == 0;
-    return plan.one_axis ? left : !fours ? 1 : left == 4 ? 2 : minimum(left, 3);
+    return plan.one_axis ? left : plan.together > 1 && left == 4 ? 2 : minimum(left, plan.together > 1 ? 3 : 1);
   }
 
   struct Lists {  // of a stretch
