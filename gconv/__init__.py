@@ -5,6 +5,8 @@ the functions alone need neither Flax nor optax.
 """
 
 import importlib
+import sys
+from typing import TYPE_CHECKING
 
 from gconv.acceleration import accelerate as accelerate
 from gconv.acceleration import accelerated as accelerated
@@ -22,14 +24,40 @@ from gconv.op import grouped_conv_transpose as grouped_conv_transpose
 from gconv.roles import convolutions_saveable as convolutions_saveable
 from gconv.version import __version__ as __version__
 
+if TYPE_CHECKING:  # at run time when they are first used
+    from gconv import initializers as initializers
+    from gconv import interop as interop
+    from gconv import linen as linen
+    from gconv import nnx as nnx
+    from gconv import optim as optim
+
+__all__ = [
+    "__version__",
+    "accelerate",
+    "accelerated",
+    "causal_conv1d",
+    "conv_general_dilated",
+    "convolutions_saveable",
+    "describe",
+    "explain",
+    "grouped_conv",
+    "grouped_conv_transpose",
+    "implementations",
+    "install",
+    "natural_specs",
+    "register_kernels",
+    "uninstall",
+]
 _SUBMODULES = ("initializers", "interop", "linen", "nnx", "optim")
 
 
-def __getattr__(name: str):
-    if name in _SUBMODULES:
-        return importlib.import_module(f"gconv.{name}")
-    raise AttributeError(f"module 'gconv' has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would make every name one of gconv's
+
+    def __getattr__(name: str):
+        if name in _SUBMODULES:
+            return importlib.import_module(f"gconv.{name}")
+        raise AttributeError(f"module 'gconv' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
-def __dir__():
-    return sorted([*globals(), *_SUBMODULES])
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES])

@@ -125,6 +125,12 @@ def translating(function: F) -> F:
     return call  # type: ignore[return-value]
 
 
+def signature_of(kind: type) -> inspect.Signature:
+    """The signature of a class, which is that of its `__init__` without `self`."""
+    signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+    return signature.replace(parameters=[*signature.parameters.values()][1:], return_annotation=signature.empty)
+
+
 def unexpected(name: str, parameters, arguments: tuple, options: Mapping[str, Any]) -> str:
     """What to write instead of the names that a function does not have."""
     own = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

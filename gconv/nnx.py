@@ -13,7 +13,7 @@ from gconv import layers
 from gconv.layers import Config, attributes, describe
 from gconv.layers.attributes import Fact, FactorOf, Facts, Option
 from gconv.mesh.placement import natural_specs
-from gconv.naming import translating
+from gconv.naming import signature_of, translating
 from gconv.optim.factor import learn_rate_and_l2
 from gconv.options import Pairs, integer, metadata_of
 from gconv.typing import (
@@ -110,6 +110,10 @@ class _Shell(Facts, nnx.Module):
                 yield part
 
     if not TYPE_CHECKING:  # type checkers know the attributes
+
+        def __init_subclass__(cls, **options):
+            super().__init_subclass__(**options)
+            cls.__signature__ = signature_of(cls)  # else help shows that of NNX's metaclass, which takes anything
 
         def __getattr__(self, name: str):
             reason = attributes.why_not_there(type(self), name)

@@ -198,7 +198,7 @@ def did_you_mean(given: str, known: Iterable[str], aliases: Mapping[str, object]
     known = list(known)
     meant: object = aliases.get(lower)
     if meant is None:
-        near = difflib.get_close_matches(lower, [*known, *aliases], n=1, cutoff=0.6)
+        near = difflib.get_close_matches(lower, [*known, *aliases], n=1, cutoff=0.65)
         meant = None if not near else aliases.get(near[0], near[0])
     return "" if meant is None else f" Did you mean {spelled(meant)}?"
 

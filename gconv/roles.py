@@ -82,7 +82,7 @@ def _transpose(role, unknown, ct, *operands, dtype, **params):
 # --- rematerialization ------------------------------------------------------------------------------------------------
 
 
-def convolutions_saveable(primitive, *_, **__) -> bool:
+def convolutions_saveable(primitive: Any, *_: Any, **__: Any) -> bool:
     """A policy of `jax.checkpoint`: what convolutions compute is kept, gconv's and lax's alike; all else is computed again.
 
     JAX's own policies know lax's primitives only. They combine:

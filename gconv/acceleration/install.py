@@ -8,6 +8,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 from jax.experimental.xla_metadata import set_xla_metadata
 
@@ -15,6 +16,7 @@ from gconv.acceleration import lowering
 from gconv.acceleration.lowering import TAG
 from gconv.acceleration.report import Report
 
+F = TypeVar("F", bound=Callable[..., Any])
 _decorated: dict[str, int] = {}  # how many functions of a name have been
 
 
@@ -57,7 +59,11 @@ def uninstall() -> None:
     lowering.take_all(False)
 
 
-def accelerated(function: Callable | None = None):
+@overload
+def accelerated(function: None = None) -> "_Block": ...
+@overload
+def accelerated(function: F) -> F: ...
+def accelerated(function: Any = None) -> Any:
     """What `gconv.install` does, for a while: a context manager, or a decorator, with or without parentheses.
 
     >>> import gconv, jax, jax.numpy as jnp
@@ -111,14 +117,14 @@ class _Block:
         self._open.blocks.append((stack, report))
         return report
 
-    def __exit__(self, kind, *rest) -> None:
+    def __exit__(self, kind: Any, *rest: Any) -> None:
         stack, report = self._open.blocks.pop()
         stack.__exit__(kind, *rest)
         if kind is None and report.left and not report.taken:
             warnings.warn(f"gconv.accelerated took no convolution that was lowered inside.\n{report}", stacklevel=2)
 
-    def __call__(self, function: Callable) -> "_Decorated":
-        return _Decorated(function)
+    def __call__(self, function: F) -> F:
+        return _Decorated(function)  # type: ignore[return-value]
 
 
 class _Decorated:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jax import lax
 
@@ -42,7 +43,7 @@ class Surgery:
         return "\n".join(lines)
 
 
-def accelerate(model, *, dry_run: bool = False) -> Surgery:
+def accelerate(model: Any, *, dry_run: bool = False) -> Surgery:
     """Lets every `flax.nnx.Conv` and `ConvTranspose` of a model compute by gconv, in place.
 
     What `gconv.install` does for a process, for one model. Layers, parameters, names, metadata and graph stay the same objects,

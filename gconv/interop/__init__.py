@@ -3,8 +3,9 @@
 Every `from_...` returns a `Convolution`, which makes gconv's layers (`to_nnx`, `to_linen`) or is called itself; every `to_...`
 takes a gconv layer. A library is imported only to make an object of its own.
 
-`dtype` and `precision` travel where the other library keeps them with a layer: both with Flax, `dtype` with Keras, as its
-policy. Elsewhere a layer computes in the type of its parameters, which always travels.
+`dtype`, `precision` and `preferred_element_type` travel where the other library keeps them with a layer: all with Flax, `dtype`
+with Keras, as its policy. Elsewhere a layer computes in the type of its parameters, which always travels. A `mask` travels to
+Flax and Haiku, `input_dilation` to Flax.
 """
 
 from gconv.interop.convolution import Convolution as Convolution
@@ -31,3 +32,34 @@ from gconv.interop.onnx import from_onnx as from_onnx
 from gconv.interop.onnx import to_onnx as to_onnx
 from gconv.interop.torch import from_torch as from_torch
 from gconv.interop.torch import to_torch as to_torch
+
+__all__ = [
+    "Convolution",
+    "as_lax",
+    "bias_from_matlab",
+    "bias_to_matlab",
+    "from_arrays",
+    "from_equinox",
+    "from_flax",
+    "from_gconv",
+    "from_haiku",
+    "from_keras",
+    "from_matlab",
+    "from_onnx",
+    "from_torch",
+    "kernel_from_matlab",
+    "kernel_to_matlab",
+    "load_mat",
+    "save_mat",
+    "to_equinox",
+    "to_flax",
+    "to_haiku",
+    "to_keras",
+    "to_matlab",
+    "to_onnx",
+    "to_torch",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from gconv import geometry, layers
 from gconv.interop.layouts import array, flipped
 from gconv.layers import Config
 from gconv.layers.config import shown
+from gconv.naming import translating
 from gconv.optim.factor import Factor
 from gconv.options import Pairs
+from gconv.typing import Padding, PaddingValue, PerAxis, Precision
 
 if TYPE_CHECKING:
     from gconv import linen
@@ -44,13 +47,13 @@ class Convolution:
       name: of the layer, or "".
     """
 
-    kernel: np.ndarray
-    bias: np.ndarray | None
+    kernel: np.ndarray[Any, Any]
+    bias: np.ndarray[Any, Any] | None
     config: Config
     kernel_factor: Factor = Factor()
     bias_factor: Factor = Factor()
     name: str = ""
-    mask: np.ndarray | None = None
+    mask: np.ndarray[Any, Any] | None = None
 
     def __repr__(self) -> str:
         """What is not the default, in a line; arrays by their shapes."""
@@ -77,7 +80,7 @@ class Convolution:
         """The extent of the dilated window."""
         return geometry.effective_window(self.config.window, self.config.dilation)
 
-    def __call__(self, x) -> jax.Array:
+    def __call__(self, x: ArrayLike) -> jax.Array:
         """The convolution of `x (*batch, *spatial, in_features)`, channels last."""
         return layers.apply(self.config, self.in_features, x, self.kernel, self.bias, mask=self.mask)
 
@@ -139,21 +142,22 @@ class Convolution:
         return geometry.resolve_padding(c.padding, spatial or effective, effective, c.strides), c.output_padding
 
 
+@translating
 def from_arrays(
-    kernel,
-    bias=None,
+    kernel: Any,
+    bias: Any = None,
     *,
     groups: int | None = None,
-    strides=1,
-    padding=0,
-    dilation=1,
-    padding_value: complex | str = 0,
+    strides: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    padding_value: PaddingValue = 0,
     transposed: bool = False,
-    output_padding=0,
-    input_dilation=1,
-    dtype=None,
-    precision=None,
-    preferred_element_type=None,
+    output_padding: PerAxis = 0,
+    input_dilation: PerAxis = 1,
+    dtype: DTypeLike | None = None,
+    precision: Precision = None,
+    preferred_element_type: DTypeLike | None = None,
 ) -> Convolution:
     """A `Convolution` of arrays in gconv's layout and gconv's options, checked as the layers check theirs.
 
@@ -211,7 +215,7 @@ def _groups_of(kernel, bias, transposed: bool) -> int:
     )
 
 
-def from_gconv(source) -> Convolution:
+def from_gconv(source: Any) -> Convolution:
     """The `Convolution` of a gconv layer.
 
     Args:

@@ -6,9 +6,10 @@ import numpy as np
 
 from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask
 from gconv.interop.layouts import array, flipped, from_channels_first, to_channels_first
+from gconv.typing import PaddingValue
 
 # Equinox's padding_mode -> gconv's padding_value
-PADDING_MODES: dict[str, complex | str] = {
+PADDING_MODES: dict[str, PaddingValue] = {
     "ZEROS": 0,
     "REFLECT": "symmetric-exclude-edge",
     "REPLICATE": "replicate",
@@ -16,7 +17,7 @@ PADDING_MODES: dict[str, complex | str] = {
 }
 
 
-def from_equinox(layer) -> Convolution:
+def from_equinox(layer: Any) -> Convolution:
     """Equinox's `Conv` or `ConvTranspose` as a `Convolution`.
 
     >>> import equinox as eqx, jax, jax.numpy as jnp, gconv
@@ -47,7 +48,7 @@ def from_equinox(layer) -> Convolution:
     return from_arrays(flipped(kernel, layer.groups), bias, transposed=True, **options)
 
 
-def to_equinox(layer):
+def to_equinox(layer: Any) -> Any:
     """A gconv layer as Equinox's `Conv` or `ConvTranspose`, which computes in the type of its parameters; needs Equinox.
 
     Args:
@@ -59,7 +60,7 @@ def to_equinox(layer):
     found = from_gconv(layer)
     no_mask(found, "Equinox")
     c = found.config
-    modes = {value: name for name, value in PADDING_MODES.items()}
+    modes: dict[complex | str, str] = {value: name for name, value in PADDING_MODES.items()}
     if c.padding_value not in modes:
         works = ", ".join(map(repr, modes))
         raise ValueError(f"Equinox has no `padding_value`={c.padding_value!r}. Values that work: {works}.")

@@ -14,14 +14,17 @@ from gconv.geometry import effective_window
 from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask, only_zeros, pads_of_dilated, with_mask
 from gconv.interop.flax import lax_transposed
 from gconv.interop.layouts import array, flipped
+from gconv.naming import translating
 from gconv.options import is_list, per_axis
+from gconv.typing import PerAxis
 
 
+@translating
 def from_haiku(
-    params: Mapping,
+    params: Mapping[str, Any],
     *,
-    stride=1,
-    rate=1,
+    stride: PerAxis = 1,
+    rate: PerAxis = 1,
     padding: Any = "SAME",
     with_bias: bool = True,
     feature_group_count: int | None = None,
@@ -82,7 +85,7 @@ def from_haiku(
     return with_mask(lambda k: from_arrays(k, bias, groups=groups, **options), kernel, mask)
 
 
-def to_haiku(layer) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def to_haiku(layer: Any) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     """A gconv layer as the arguments of a Haiku module and its parameters, `(options, {"w": ..., "b": ...})`.
 
     >>> import gconv, haiku as hk, jax, jax.numpy as jnp

@@ -1,14 +1,17 @@
 """Keras 3: `Conv1D/2D/3D`, `DepthwiseConv1D/2D`, `SeparableConv1D/2D` and `Conv1D/2D/3DTranspose`, on any of its backends."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask, only_zeros, transposed_by_pads
 from gconv.interop.layouts import array
+from gconv.naming import translating
 
 
-def from_keras(layer, *, ignore_activation: bool = False):
+@translating
+def from_keras(layer: Any, *, ignore_activation: bool = False) -> Any:
     """A convolution of Keras as a `Convolution`; a separable one as two, `(depthwise, pointwise)`.
 
     The parameters are read, so the layer must have been built. Where it says `data_format="channels_first"`, its inputs differ
@@ -44,7 +47,7 @@ def from_keras(layer, *, ignore_activation: bool = False):
     return from_arrays(kernel, bias, groups=layer.groups, **options)
 
 
-def to_keras(layer, *, spatial=None):
+def to_keras(layer: Any, *, spatial: Sequence[int] | None = None) -> Any:
     """A gconv layer as a layer of Keras, with its parameters; needs Keras.
 
     One filter or more per channel becomes a `DepthwiseConv` (in 1-D and 2-D), a pair `(depthwise, pointwise)` as `from_keras`

@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from gconv import roles
 from gconv.backends import lax
 from gconv.interop.swapping import Swap
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-def as_lax(function: Callable) -> Callable:
+
+def as_lax(function: F) -> F:
     """`function`, in which every convolution of gconv is `jax.lax.conv_general_dilated`: same numbers, any tool can read it.
 
     Exporters that walk a jaxpr know lax's primitives: jax2onnx, for one, writes ONNX of it, with any number of groups::
@@ -32,7 +35,7 @@ def as_lax(function: Callable) -> Callable:
         with _SWAP.inside():
             return function(*arguments, **options)
 
-    return by_lax
+    return by_lax  # type: ignore[return-value]
 
 
 def _written_out(role: str, operands: dict, *, geometry, dtype, precision, implementation):

@@ -1,6 +1,6 @@
 """ONNX: the nodes `Conv` and `ConvTranspose`, channels first there, with all their ways to pad."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,11 +8,13 @@ import numpy as np
 from gconv.geometry import effective_window
 from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask
 from gconv.interop.layouts import array, from_channels_first, to_channels_first
+from gconv.naming import translating
 
 AUTO_PAD = {"SAME_UPPER": "same", "SAME_LOWER": "same_lower", "VALID": "valid"}
 
 
-def from_onnx(node, initializers, *, spatial=None) -> Convolution:
+@translating
+def from_onnx(node: Any, initializers: Any, *, spatial: Sequence[int] | None = None) -> Convolution:
     """A node `Conv` or `ConvTranspose` of an ONNX graph as a `Convolution`.
 
     >>> import numpy as np, onnx, gconv.interop
@@ -68,7 +70,10 @@ def from_onnx(node, initializers, *, spatial=None) -> Convolution:
     return from_arrays(kernel, bias, transposed=True, **options)
 
 
-def to_onnx(layer, *, name: str = "conv", input: str = "x", output: str = "y", spatial=None) -> tuple[list, list]:
+@translating
+def to_onnx(
+    layer: Any, *, name: str = "conv", input: str = "x", output: str = "y", spatial: Sequence[int] | None = None
+) -> tuple[list[Any], list[Any]]:
     """A gconv layer as nodes and initializers of an ONNX graph, `(nodes, initializers)`; needs onnx.
 
     One node, `Conv` or `ConvTranspose`; before it a `Pad` where something else than zeros is added.

@@ -1,15 +1,18 @@
 """PyTorch: `Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, ... as modules or as entries of a state dict."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask
 from gconv.interop.layouts import array, from_channels_first, to_channels_first
+from gconv.naming import translating
+from gconv.options import did_you_mean
+from gconv.typing import PaddingValue, PerAxis
 
 # PyTorch's padding_mode -> gconv's padding_value
-PADDING_MODES: dict[str, complex | str] = {
+PADDING_MODES: dict[str, PaddingValue] = {
     "zeros": 0,
     "reflect": "symmetric-exclude-edge",
     "replicate": "replicate",
@@ -17,18 +20,19 @@ PADDING_MODES: dict[str, complex | str] = {
 }
 
 
+@translating
 def from_torch(
-    source,
+    source: Any,
     *,
     prefix: str = "",
-    stride=1,
-    padding=0,
-    dilation=1,
+    stride: PerAxis = 1,
+    padding: PerAxis | Literal["same", "valid"] = 0,
+    dilation: PerAxis = 1,
     groups: int | None = None,
     bias: bool = True,
-    padding_mode: str = "zeros",
+    padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
     transposed: bool = False,
-    output_padding=0,
+    output_padding: PerAxis = 0,
 ) -> Convolution:
     """PyTorch's convolution, or transposed convolution, as a `Convolution`.
 
@@ -69,7 +73,9 @@ def from_torch(
         padding_mode, transposed, output_padding = source.padding_mode, source.transposed, source.output_padding
     if padding_mode not in PADDING_MODES or transposed and padding_mode != "zeros":
         known = ["zeros"] if transposed else [*PADDING_MODES]
-        raise ValueError(f"`padding_mode` must be one of {', '.join(map(repr, known))}, got {padding_mode!r}.")
+        near = did_you_mean(str(padding_mode), known, {"constant": "zeros", "edge": "replicate", "wrap": "circular"})
+        works = near or f" A value that works: {known[0]!r}."
+        raise ValueError(f"`padding_mode` must be one of {', '.join(map(repr, known))}, got {padding_mode!r}.{works}")
     weight = array(prefix + "weight", named["weight"])
     if not 3 <= weight.ndim <= 5:
         raise ValueError(
@@ -95,7 +101,7 @@ def from_torch(
     )
 
 
-def to_torch(layer, *, spatial=None):
+def to_torch(layer: Any, *, spatial: Sequence[int] | None = None) -> Any:
     """A gconv layer as PyTorch's module, with its parameters; needs PyTorch.
 
     Where PyTorch's convolution cannot pad alike, the result is a `Sequential` of a padding and a convolution (or of a
@@ -115,7 +121,7 @@ def to_torch(layer, *, spatial=None):
     common: dict[str, Any] = dict(stride=c.strides, dilation=c.dilation, groups=found.groups, bias=c.use_bias)
     pairs, output_padding = found.explicit(spatial)
     same = c.padding == "same" and not c.transposed and set(c.strides) == {1}  # the one "same" that PyTorch has
-    modes = {value: name for name, value in PADDING_MODES.items()}
+    modes: dict[complex | str, str] = {value: name for name, value in PADDING_MODES.items()}
     direct = (same or all(lo == hi for lo, hi in pairs)) and c.padding_value in modes
     kind = getattr(torch.nn, f"{'ConvTranspose' if c.transposed else 'Conv'}{rank}d")
     # The convolution that computes, and what has to be padded beside it.

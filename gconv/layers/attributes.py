@@ -124,10 +124,10 @@ class Facts:
 
     padding_mode = Fact(lambda c: c.padding_mode, "'manual', or the name that fixes the padding when the input is known.")
     padding_size = Fact(lambda c: c.padding_size, "Low and high of each axis in turn; None where it depends on the input.")
-    num_inputs = Fact(lambda c: 1, "MATLAB's NumInputs.")
-    input_names = Fact(lambda c: ("in",), "MATLAB's InputNames.")
-    num_outputs = Fact(lambda c: 1, "MATLAB's NumOutputs.")
-    output_names = Fact(lambda c: ("out",), "MATLAB's OutputNames.")
+    num_inputs = Fact[int](lambda c: 1, "MATLAB's NumInputs.")
+    input_names = Fact[tuple[str, ...]](lambda c: ("in",), "MATLAB's InputNames.")
+    num_outputs = Fact[int](lambda c: 1, "MATLAB's NumOutputs.")
+    output_names = Fact[tuple[str, ...]](lambda c: ("out",), "MATLAB's OutputNames.")
 
 
 def why_not_set(layer: Any, name: str) -> str | None:

@@ -20,6 +20,7 @@ Semantics: MATLAB's WeightLearnRateFactor, BiasLearnRateFactor, WeightL2Factor, 
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from gconv.optim.factor import Factor as Factor
@@ -57,12 +58,35 @@ if TYPE_CHECKING:
     from gconv.optim.tree import frozen as frozen
 
 
-def __getattr__(name: str):
-    for module, names in _LAZY.items():
-        if name in names:
-            return getattr(importlib.import_module(f"gconv.optim.{module}"), name)
-    raise AttributeError(f"module 'gconv.optim' has no attribute {name!r}")
+__all__ = [
+    "Factor",
+    "Factors",
+    "adam",
+    "add_decoupled_l2",
+    "add_l2",
+    "clip_by_parameter_norm",
+    "decayed",
+    "default_factor",
+    "factors",
+    "freeze_zero_factors",
+    "frozen",
+    "piecewise",
+    "regularized_loss",
+    "rmsprop",
+    "scale_by_learn_rate_factors",
+    "sgdm",
+    "training_options",
+]
 
 
-def __dir__():
-    return sorted([*globals(), *(name for names in _LAZY.values() for name in names)])
+if not TYPE_CHECKING:  # which would make every name one of gconv's
+
+    def __getattr__(name: str):
+        for module, names in _LAZY.items():
+            if name in names:
+                return getattr(importlib.import_module(f"gconv.optim.{module}"), name)
+        raise AttributeError(f"module 'gconv.optim' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

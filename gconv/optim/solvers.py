@@ -228,8 +228,8 @@ def _no_option(solver: str, name: str, value, known: list[str]) -> str:
     if plain in _OF_THE_LOOP:
         here = _OF_THE_LOOP[plain].format(value=value if isinstance(value, int) else "n")
         return (
-            f"`{name}` belongs to the training loop, which is yours here: {here}. The page \"MATLAB's training loop\" shows "
-            f"one. Options of the solver: {', '.join(known)}."
+            f"`{name}` belongs to the training loop, which is yours here: {here}. "
+            f"docs/guides/matlab-training-loop.md shows one. Options of the solver: {', '.join(known)}."
         )
     near = next((k for k in known if normalized(k) == plain), None)
     near = near or difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
