@@ -131,7 +131,7 @@ def public() -> dict[str, object]:
         source = ast.parse(Path(module.__file__).read_text())
         aliases = [alias for node in ast.walk(source) if isinstance(node, ast.ImportFrom) for alias in node.names]
         exported = {alias.name for alias in aliases if alias.asname == alias.name}
-        late = {key: getattr(module, key) for key in exported}  # gconv.optim loads most of its names when they are asked for
+        late = {key: getattr(module, key) for key in sorted(exported)}  # gconv.optim loads most when asked
         for key, value in (vars(module) | late).items():
             own = getattr(value, "__module__", None) == name and not key.startswith("_")
             if callable(value) and (key in exported or own):
