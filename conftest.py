@@ -14,6 +14,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+collect_ignore = ["tests/typing"]  # scripts for type checkers, which are not run
 GROWTH = 500 * 2**20  # bytes that a process may gain before its compiled programs are dropped
 MEMORY = Path("/proc/self/statm")
 
