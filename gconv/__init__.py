@@ -19,6 +19,7 @@ from gconv.explanation import implementations as implementations
 from gconv.layers import describe as describe
 from gconv.mesh.placement import natural_specs as natural_specs
 from gconv.native import register_kernels as register_kernels
+from gconv.norm import batch_norm as batch_norm
 from gconv.op import grouped_conv as grouped_conv
 from gconv.op import grouped_conv_transpose as grouped_conv_transpose
 from gconv.roles import convolutions_saveable as convolutions_saveable
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "accelerated",
+    "batch_norm",
     "causal_conv1d",
     "conv_general_dilated",
     "convolutions_saveable",

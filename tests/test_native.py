@@ -84,12 +84,13 @@ def test_the_library_shows_nothing_but_its_own_entries():
     """Symbols of a C++ runtime linked into it would be merged with those of other copies in the process: it then crashed."""
     command = ["nm", "-g", "--defined-only", *(["-D"] if sys.platform == "linux" else []), native.load()[0]._name]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    entries = {"call", "ffi_version", "instruction_set", "interface", "plan", "scratch_bytes"}
+    entries = {"call", "ffi_version", "instruction_set", "interface", "norm_call", "plan", "scratch_bytes"}
     assert {line.split()[-1].removeprefix("_").removeprefix("gconv_") for line in listed.splitlines() if line} == entries
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm, which lists the symbols of an object")
-def test_instruction_sets_share_no_code(tmp_path):
+@pytest.mark.parametrize(("unit", "prefix"), [("unit.cc", ""), ("norm/unit.cc", "norm_")])
+def test_instruction_sets_share_no_code(unit, prefix, tmp_path):
     """Without optimization every inline function stands for itself: the worst case. `make sanitize` checks what it builds."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     if compiler is None:
@@ -97,9 +98,9 @@ def test_instruction_sets_share_no_code(tmp_path):
     path = tmp_path / "unit.o"
     flags = ["-mavx2", "-mfma", "-mf16c"] if platform.machine() in ("x86_64", "AMD64") else []
     name, vector = ("avx2", 32) if flags else ("baseline", 16)
-    defined = [f"-DUNIT={name}_f32", f"-DSET={name}", "-DELEMENT=float", f"-DVECTOR_BYTES={vector}"]
+    defined = [f"-DUNIT={prefix}{name}_f32", f"-DSET={name}", "-DELEMENT=float", f"-DVECTOR_BYTES={vector}"]
     sources = ROOT / "gconv" / "native"
-    command = [compiler, "-std=c++17", "-O0", "-fPIC", "-w", f"-I{sources}", *flags, *defined, "-c", str(sources / "unit.cc")]
+    command = [compiler, "-std=c++17", "-O0", "-fPIC", "-w", f"-I{sources}", *flags, *defined, "-c", str(sources / unit)]
     command += ["-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@
     gather/       roles y and x: every result gathers its sources. narrow.h, wide.h, rows.h, winograd.h
     reduce/       role w: sums over every pixel. narrow.h, wide.h
     depthwise/    all three roles where a group is one channel: gather.h, reduce.h, and the loops that they share
+    norm/         batch norm: its four passes, and its own unit and door to XLA
     vectors/      vectors of one instruction set, how narrow groups fill them, lists, and loops over units of work
     unit.h, .cc   the kernels of one length of vectors and one type: compiled once for each
     parallel.h    loops on XLA's threads
@@ -40,6 +41,7 @@ import jax
 from gconv.native import copies
 
 TARGET = "gconv_grouped_conv"
+NORM_TARGET, NORM_ENTRY = "gconv_batch_norm", "gconv_norm_call"
 INTERFACE = 2  # of the library's C functions and of a call's attributes
 COMPILERS = "a C++17 compiler (GCC 11 or newer, Clang 14 or newer)"
 HOW_TO_BUILD = f"where there is {COMPILERS}, install gconv from its sources: pip install --force-reinstall --no-deps ."
@@ -85,7 +87,9 @@ def register_kernels() -> bool:
     library, _ = load()
     if library is None:
         return False
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.gconv_call), platform="cpu")
+    for target, entry in ((TARGET, "gconv_call"), (NORM_TARGET, NORM_ENTRY)):
+        if hasattr(library, entry):
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, entry)), platform="cpu")
     return True
 
 

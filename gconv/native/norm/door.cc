@@ -1,0 +1,128 @@
+// The door to XLA of batch norm: checks everything about a call and hands the buffers to a unit.
+//
+// As in ffi.cc nothing here trusts its caller: what does not fit gives an error, never an access.
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "norm/norm.h"
+#include "parallel.h"
+#include "xla/ffi/api/c_api.h"
+#include "xla/ffi/api/ffi.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace ffi = xla::ffi;
+
+EXPORT const char* gconv_instruction_set();  // ffi.cc
+
+namespace gconv {
+namespace {
+
+const NormUnit* const UNITS[][4] = {
+#ifdef __x86_64__
+    {&norm_avx512_f32, &norm_avx512_f64, &norm_avx512_bf16, &norm_avx512_f16},
+    {&norm_avx2_f32, &norm_avx2_f64, &norm_avx2_bf16, &norm_avx2_f16},
+#endif
+    {&norm_baseline_f32, &norm_baseline_f64, &norm_baseline_bf16, &norm_baseline_f16},
+};
+
+// The unit of the instruction set in use, or nullptr.
+const NormUnit* unit_of(ffi::DataType type) {
+  const ffi::DataType types[] = {ffi::DataType::F32, ffi::DataType::F64, ffi::DataType::BF16, ffi::DataType::F16};
+  const auto* found = std::find(types, types + 4, type);
+  const char* set = gconv_instruction_set();
+  if (!set || found == types + 4) return nullptr;
+  for (auto& units : UNITS)
+    if (!std::strcmp(units[0]->set, set)) return units[found - types];
+  return nullptr;
+}
+
+constexpr char NO_MEMORY[] = "gconv: out of memory for the lists that batch norm works with";
+constexpr double SMALL = 1 << 15, LONG = 1 << 20;  // numbers: for a thread of its own, and for a system call to wake it
+
+ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results, int64_t pass_number, bool relu,
+                bool residual, int64_t partitions) {
+  auto refuse = [](const std::string& why) { return ffi::Error::InvalidArgument("gconv: batch norm: " + why); };
+  if (pass_number < 0 || pass_number > 3) return refuse("the pass must be 0 (moments), 1 (apply), 2 (sums) or 3 (backward)");
+  Pass pass = static_cast<Pass>(pass_number);
+  bool reduces = pass == Pass::moments || pass == Pass::sums;
+  if (residual && (pass == Pass::moments || (pass != Pass::apply && !relu))) return refuse("this pass has no residual");
+  size_t operands = pass == Pass::moments ? 1 : pass == Pass::apply ? 2 : pass == Pass::sums ? 3 : 4;
+  size_t outputs = reduces || (pass == Pass::backward && residual) ? 2 : 1;
+  if (arguments.size() != operands + residual || results.size() != outputs) return refuse("operands or results are missing");
+
+  auto first = arguments.get<ffi::AnyBuffer>(0);
+  if (!first || first->dimensions().size() != 2) return refuse("x must have two axes");
+  ffi::DataType type = first->element_type(), wide = type == ffi::DataType::F64 ? ffi::DataType::F64 : ffi::DataType::F32;
+  const NormUnit* unit = unit_of(type);
+  if (!unit) return refuse("elements must be float32, float64, bfloat16 or float16, on an instruction set that is here");
+  Norm p{first->dimensions()[0], first->dimensions()[1], partitions, relu, residual};
+  if (partitions < 1 || partitions > 4096) return refuse("partitions must lie in [1, 4096]");
+  if (p.rows < 1 || p.channels < 1) return refuse("x must not be empty");
+
+  auto has = [](const ffi::AnyBuffer& a, int64_t rows, int64_t columns, ffi::DataType of) {
+    auto d = a.dimensions();
+    return d.size() == 2 && d[0] == rows && d[1] == columns && a.element_type() == of;
+  };
+  bool fits = true;
+  size_t next = 0;
+  auto operand = [&](int64_t rows, ffi::DataType of) -> const void* {
+    auto a = arguments.get<ffi::AnyBuffer>(next++);
+    fits = fits && a && has(*a, rows, p.channels, of);
+    return fits ? a->untyped_data() : nullptr;
+  };
+  NormBuffers b{};
+  b.x = operand(p.rows, type);
+  if (pass != Pass::moments) b.factors = operand(3, wide);
+  if (residual) b.residual = operand(p.rows, type);
+  if (pass == Pass::sums || pass == Pass::backward) b.dy = operand(p.rows, type);
+  if (pass == Pass::backward) b.terms = operand(2, wide);
+  auto result = results.get<ffi::AnyBuffer>(0);
+  fits = fits && result && has(**result, reduces ? 2 : p.rows, p.channels, reduces ? wide : type);
+  if (!fits) return refuse("a shape or a type does not fit");
+  b.result = (*result)->untyped_data();
+  if (outputs == 2) {
+    auto second = results.get<ffi::AnyBuffer>(1);
+    if (!second) return refuse("operands or results are missing");
+    if (reduces) {
+      if (double((*second)->size_bytes()) < 16.0 * double(partitions) * double(p.channels)) return refuse("the scratch is too small");
+      b.partial = static_cast<double*>((*second)->untyped_data());
+    } else {
+      if (!has(**second, p.rows, p.channels, type)) return refuse("a shape or a type does not fit");
+      b.residual_result = (*second)->untyped_data();
+    }
+  }
+
+  double work = double(p.rows) * double(p.channels);
+  int64_t threads = std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), int64_t(work / SMALL)));
+  bool done = threads > 1 ? unit->run(pass, p, b, OnPool<ffi::ThreadPool>(&pool, threads, work >= LONG))
+                          : unit->run(pass, p, b, Parallel{in_the_caller, 1});
+  return done ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kResourceExhausted, NO_MEMORY);
+}
+
+}  // namespace
+}  // namespace gconv
+
+// Nothing may be thrown through a C function: what is, is std::bad_alloc.
+EXPORT XLA_FFI_Error* gconv_norm_call(XLA_FFI_CallFrame* frame) try {
+  using namespace gconv;
+  static auto* const handler = ffi::Ffi::Bind()
+                                   .Ctx<ffi::ThreadPool>()
+                                   .RemainingArgs()
+                                   .RemainingRets()
+                                   .Attr<int64_t>("pass")
+                                   .Attr<bool>("relu")
+                                   .Attr<bool>("residual")
+                                   .Attr<int64_t>("partitions")
+                                   .To(call)
+                                   .release();
+  return handler->Call(frame);
+} catch (...) {
+  XLA_FFI_Error_Create_Args error{};
+  error.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE;
+  error.message = gconv::NO_MEMORY;
+  error.errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED;
+  return frame->api->XLA_FFI_Error_Create(&error);
+}

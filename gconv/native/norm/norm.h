@@ -1,0 +1,48 @@
+// Batch norm of an array of rows and channels, in four passes: a pass reads or writes each large array once.
+//
+//   moments   x                           -> mean and variance of each channel
+//   apply     x, factors, residual        -> y = activation(z), z = (x - mean) * scale + bias + residual
+//   sums      x, factors, residual, dy    -> for each channel the sum of dz and the sum of dz * (x - mean)
+//   backward  x, factors, residual, dy,
+//             terms                       -> dx = scale * dz + terms[0] + terms[1] * (x - mean), and dz for the residual
+//
+// dz is dy where the activation lets it pass. z is computed again rather than stored. Factors are three rows of one
+// number for each channel: mean, scale and bias.
+
+#pragma once
+
+#include "problem.h"
+
+namespace gconv {
+
+enum class Pass { moments, apply, sums, backward };
+
+struct Norm {
+  int64_t rows, channels;
+  int64_t partitions;  // sums are formed of so many parts of the rows: their order depends on nothing else
+  bool relu, residual;
+};
+
+// Buffers of a pass, nullptr where it has none. `factors`, `terms` and the first result of moments and sums hold the
+// type that sums are formed in; all other arrays hold the unit's type.
+struct NormBuffers {
+  const void *x, *factors, *residual, *dy, *terms;
+  void *result, *residual_result;
+  double* partial;  // moments and sums: 2 * partitions * channels numbers
+};
+
+// The passes with one length of vectors for one type: norm/unit.cc, compiled once for each.
+struct NormUnit {
+  const char* set;  // the instruction set
+  // False where there is no memory for the lists that it works with.
+  bool (*run)(Pass pass, const Norm& norm, const NormBuffers& buffers, const Parallel& parallel);
+};
+
+// By type: float32, float64, bfloat16 and float16.
+#define GCONV_NORM_UNITS(set) extern const NormUnit norm_##set##_f32, norm_##set##_f64, norm_##set##_bf16, norm_##set##_f16
+
+GCONV_NORM_UNITS(baseline);
+GCONV_NORM_UNITS(avx2);
+GCONV_NORM_UNITS(avx512);
+
+}  // namespace gconv
