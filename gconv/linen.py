@@ -22,6 +22,7 @@ from gconv import layers
 from gconv.layers import Config, describe
 from gconv.layers.attributes import Facts
 from gconv.naming import translating
+from gconv.norm.linen import BatchNorm as BatchNorm
 from gconv.optim.factor import DEFAULTS, Factor, learn_rate_and_l2
 from gconv.options import integer, metadata_of
 from gconv.typing import (
@@ -39,7 +40,7 @@ from gconv.typing import (
     Window,
 )
 
-__all__ = ["GroupedConv", "GroupedConvTranspose"]
+__all__ = ["BatchNorm", "GroupedConv", "GroupedConvTranspose"]
 
 
 class _Shell(Facts, nn.Module):

@@ -68,7 +68,7 @@ def taken(function, *arguments) -> int:
     return report.taken.total()
 
 
-CHANGED = {"stem", "blocks/0/conv", "blocks/1/conv", "parts/up"}
+CHANGED = {"stem", "blocks/0/conv", "blocks/0/norm", "blocks/1/conv", "blocks/1/norm", "parts/up"}
 
 
 def test_a_model_of_everything():
@@ -79,7 +79,7 @@ def test_a_model_of_everything():
     assert taken(run, images()) == 0
 
     trial = gconv.accelerate(model, dry_run=True)
-    assert trial.dry_run and "4 of 8 convolutions would take" in str(trial)
+    assert trial.dry_run and "4 of 8 convolutions and 2 of 2 batch norms would take" in str(trial)
     assert taken(run, images()) == 0, "a dry run changes nothing"
 
     done = gconv.accelerate(model)

@@ -20,21 +20,24 @@ class Surgery:
     Attributes:
       changed: the path of each layer that takes gconv's path now -> what it computes.
       uncertain: the path of each layer with a `__call__` of its own -> what it computes, if it calls its
-      `conv_general_dilated`. unchanged: the path of each other convolution -> why it was left as it was. dry_run: whether
-      nothing was changed, and `changed` says what would be.
+      `conv_general_dilated`. unchanged: the path of each other convolution or batch norm -> why it was left as it was. dry_run:
+      whether nothing was changed, and `changed` says what would be. norms: the paths that are batch norms.
     """
 
     changed: Mapping[str, str]
     uncertain: Mapping[str, str]
     unchanged: Mapping[str, str]
     dry_run: bool
+    norms: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = len(self.changed) + len(self.uncertain) + len(self.unchanged)
         if not total:
             return f"0 of 0 convolutions: the model has no layer of Flax's that convolves. If it does so itself, {ELSEWHERE}."
         verb = "would take" if self.dry_run else "take"
-        lines = [f"{len(self.changed)} of {total} convolutions {verb} gconv's path"]
+        norms = len({*self.changed}.intersection(self.norms))
+        of_norms = f" and {norms} of {len(self.norms)} batch norms" if self.norms else ""
+        lines = [f"{len(self.changed) - norms} of {total - len(self.norms)} convolutions{of_norms} {verb} gconv's path"]
         width = max(map(len, [*self.changed, *self.uncertain, *self.unchanged]))
         rows = lambda paths: [f"  {path:<{width}}  {what}" for path, what in paths.items()]
         lines += rows(self.changed)
@@ -44,11 +47,12 @@ class Surgery:
 
 
 def accelerate(model: Any, *, dry_run: bool = False) -> Surgery:
-    """Lets every `flax.nnx.Conv` and `ConvTranspose` of a model compute by gconv, in place.
+    """Lets every `flax.nnx.Conv`, `ConvTranspose` and `BatchNorm` of a model compute by gconv, in place.
 
     What `gconv.install` does for a process, for one model. Layers, parameters, names, metadata and graph stay the same objects,
     so optimizers and checkpoints from before and after interchange. All that changes is the function which a `Conv` calls, its
-    `conv_general_dilated`, and the class of a `ConvTranspose`, which becomes a subclass.
+    `conv_general_dilated`, and the class of a `ConvTranspose`, a `BatchNorm` and a `Sequential`, which becomes a subclass.
+    `gconv.batch_norm` computes batch norms in training, together with the relu that follows them in a `Sequential`.
 
     >>> import gconv, jax.numpy as jnp
     >>> from flax import nnx
@@ -72,6 +76,8 @@ def accelerate(model: Any, *, dry_run: bool = False) -> Surgery:
     """
     from flax import nnx
 
+    from gconv.acceleration.flax_layers import Sequential
+
     if not isinstance(model, nnx.Module):
         raise TypeError(
             f"`model` must be a flax.nnx.Module, got {type(model).__name__}. For Linen, Haiku, Equinox and everything else "
@@ -80,13 +86,15 @@ def accelerate(model: Any, *, dry_run: bool = False) -> Surgery:
     changed: dict[str, str] = {}
     uncertain: dict[str, str] = {}
     unchanged: dict[str, str] = {}
+    norms: list[str] = []
     for path, layer in nnx.iter_modules(model):
         name = "/".join(map(str, path)) or "(the model itself)"
         if isinstance(getattr(layer, "config", None), Config):
             unchanged[name] = "a layer of gconv already"
         elif isinstance(layer, nnx.bridge.ToNNX):
             unchanged[name] = f"a Linen module: {ELSEWHERE}"
-        elif isinstance(layer, (nnx.Conv, nnx.ConvTranspose)):
+        elif isinstance(layer, (nnx.Conv, nnx.ConvTranspose, nnx.BatchNorm)):
+            norms += [name] if isinstance(layer, nnx.BatchNorm) else []
             if reason := _why_not(layer):
                 unchanged[name] = reason
                 continue
@@ -94,26 +102,34 @@ def accelerate(model: Any, *, dry_run: bool = False) -> Surgery:
             (uncertain if own else changed)[name] = _described(layer)
             if not dry_run:
                 _change(layer)
-    return Surgery(changed, uncertain, unchanged, dry_run)
+        elif type(layer) is nnx.Sequential and Sequential.has_pairs(layer) and not dry_run:
+            layer.__class__ = Sequential
+    return Surgery(changed, uncertain, unchanged, dry_run, tuple(norms))
 
 
 def _change(layer) -> None:
-    from gconv.acceleration.flax_layers import ConvTranspose
+    from flax import nnx
+
+    from gconv.acceleration.flax_layers import BatchNorm, ConvTranspose
 
     if hasattr(layer, "conv_general_dilated"):
         layer.conv_general_dilated = conv_general_dilated
     else:
-        layer.__class__ = ConvTranspose
+        layer.__class__ = BatchNorm if isinstance(layer, nnx.BatchNorm) else ConvTranspose
 
 
 def _why_not(layer) -> str | None:
     """Why a layer of Flax stays as it is, or None."""
     from flax import nnx
 
-    from gconv.acceleration.flax_layers import ConvTranspose
+    from gconv.acceleration.flax_layers import BatchNorm, ConvTranspose
 
-    if isinstance(layer, ConvTranspose) or getattr(layer, "conv_general_dilated", None) is conv_general_dilated:
+    if isinstance(layer, (ConvTranspose, BatchNorm)) or getattr(layer, "conv_general_dilated", None) is conv_general_dilated:
         return "computes by gconv already"
+    if isinstance(layer, nnx.BatchNorm):
+        if type(layer) is not nnx.BatchNorm:
+            return "a class of its own"
+        return "axis_index_groups, which gconv does not have" if layer.axis_index_groups is not None else None
     if len(layer.kernel_size) > 3:
         return f"{len(layer.kernel_size)} spatial axes, gconv has 1, 2 or 3"
     if isinstance(layer, nnx.ConvTranspose):
@@ -126,6 +142,8 @@ def _why_not(layer) -> str | None:
 
 
 def _described(layer) -> str:
+    if hasattr(layer, "use_running_average"):
+        return f"{type(layer).__name__}, {layer.num_features} channels"
     groups = getattr(layer, "feature_group_count", 1)
     each = f"{layer.in_features // groups} -> {layer.out_features // groups} channels"
     return f"{type(layer).__name__}, window {layer.kernel_size}, {each if groups == 1 else f'{groups} groups of {each}'}"
