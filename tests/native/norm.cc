@@ -1,0 +1,114 @@
+// Random problems of batch norm under sanitizers: every pass of every unit in buffers that end where their
+// numbers end, and the sums of float32 and float64 against plain loops. `make sanitize` runs it.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "norm/norm.h"
+#include "processor.h"
+
+namespace gconv {
+namespace {
+
+std::mt19937 generator(1);
+
+int pick(int least, int most) { return std::uniform_int_distribution<int>(least, most)(generator); }
+
+struct Tested {
+  const NormUnit* unit;
+  bool here;
+  int bytes;       // of an element
+  int wide_bytes;  // of the type that sums are formed in
+};
+
+#define TESTED(set, here)                                                                               \
+  {&norm_##set##_f32, here, 4, 4}, {&norm_##set##_f64, here, 8, 8}, {&norm_##set##_bf16, here, 2, 4}, { \
+    &norm_##set##_f16, here, 2, 4                                                                       \
+  }
+
+const Tested ALL[] = {
+#ifdef __x86_64__
+    TESTED(avx512, has_avx512()),
+    TESTED(avx2, has_avx2()),
+#endif
+    TESTED(baseline, true),
+};
+
+// One thread, in ranges as other threads would leave them.
+bool in_parts(const Parallel&, int64_t units, int64_t grain, Parallel::Body body, void* argument) {
+  for (int64_t first = 0, last; first < units; first = last) {
+    last = std::min(units, first + std::max<int64_t>(1, grain / 7));
+    if (!body(argument, first, last)) return false;
+  }
+  return true;
+}
+
+const Parallel PARALLEL{in_parts, 3};
+
+// So many numbers near one, whatever the type: a sign and an exponent that fit, and any mantissa.
+std::vector<unsigned char> numbers(int64_t count, int bytes) {
+  std::vector<unsigned char> made(size_t(count * bytes));
+  for (size_t i = 0; i < made.size(); ++i)
+    made[i] = (unsigned char)((i + 1) % bytes == 0 ? 0x3f : pick(0, 127));
+  return made;
+}
+
+template <class A>
+bool are_moments(const Norm& p, const void* array, const void* result) {
+  const A *x = static_cast<const A*>(array), *found = static_cast<const A*>(result);
+  double limit = sizeof(A) == 4 ? 1e-5 : 1e-12;
+  for (int64_t c = 0; c < p.channels; ++c) {
+    double mean = 0, var = 0;
+    for (int64_t row = 0; row < p.rows; ++row) mean += x[row * p.channels + c] / double(p.rows);
+    for (int64_t row = 0; row < p.rows; ++row)
+      var += std::pow(x[row * p.channels + c] - mean, 2) / double(p.rows);
+    if (std::fabs(found[c] - mean) > limit * 4 || std::fabs(found[p.channels + c] - var) > limit * 4)
+      return false;
+  }
+  return true;
+}
+
+bool runs(const Tested& tested, const Norm& p) {
+  int64_t size = p.rows * p.channels;
+  auto x = numbers(size, tested.bytes), residual = numbers(size, tested.bytes),
+       dy = numbers(size, tested.bytes);
+  auto y = dy, dresidual = dy;
+  auto factors = numbers(3 * p.channels, tested.wide_bytes),
+       terms = numbers(2 * p.channels, tested.wide_bytes), sums = terms;
+  std::vector<double> partial(size_t(2 * p.partitions * p.channels));
+  for (Pass pass : {Pass::sums, Pass::apply, Pass::backward, Pass::moments}) {
+    bool reduces = pass == Pass::moments || pass == Pass::sums;
+    NormBuffers b{x.data(),         factors.data(), residual.data(),
+                  dy.data(),        terms.data(),   reduces ? sums.data() : y.data(),
+                  dresidual.data(), partial.data()};
+    if (!tested.unit->run(pass, p, b, PARALLEL)) return false;
+  }
+  if (tested.bytes == 2) return true;
+  return tested.bytes == 4 ? are_moments<float>(p, x.data(), sums.data())
+                           : are_moments<double>(p, x.data(), sums.data());
+}
+
+}  // namespace
+}  // namespace gconv
+
+int main() {
+  using namespace gconv;
+  int count = 0;
+  for (int i = 0; i < 3000; ++i)
+    for (const Tested& tested : ALL) {
+      if (!tested.here || pick(0, 11)) continue;
+      Norm p{pick(0, 3) ? pick(1, 40) : pick(1, 700), pick(0, 9) ? pick(1, 80) : pick(500, 1100), pick(1, 9),
+             bool(pick(0, 1)), false};
+      p.residual = p.relu && pick(0, 1);
+      ++count;
+      if (runs(tested, p)) continue;
+      std::printf("wrong: %s, elements of %d bytes, %d rows of %d channels, %d partitions\n",
+                  tested.unit->set, tested.bytes, int(p.rows), int(p.channels), int(p.partitions));
+      return 1;
+    }
+  std::printf("%d problems of batch norm\n", count);
+}
