@@ -118,7 +118,12 @@ def translating(function: F) -> F:
         if not taken.issuperset(options):
             raise TypeError(unexpected(name, parameters, arguments[skip:], options))
         by_position = order[: len(arguments) - skip]
-        if len(by_position) == len(arguments) - skip and not all(n in options or n in by_position for n in needed):
+        if len(by_position) < len(arguments) - skip:
+            others = [n for n in taken if n not in order]
+            example = "groups" if "groups" in others else min(others, default=order[-1] if order else "x")
+            given = f"{', '.join(order) or 'nothing'} by position, got {len(arguments) - skip} arguments"
+            raise TypeError(f"`{name}` takes {given}. The others have names, as in {example}=...")
+        if not all(n in options or n in by_position for n in needed):
             raise TypeError(missing(name, parameters, by_position, options))
         return function(*arguments, **options)
 

@@ -12,9 +12,9 @@ from jax.typing import ArrayLike, DTypeLike
 from gconv import layers
 from gconv.layers import Config, attributes, describe
 from gconv.layers.attributes import Fact, FactorOf, Facts, Option
+from gconv.layers.display import parts_of_repr
 from gconv.mesh.placement import natural_specs
 from gconv.naming import signature_of, translating
-from gconv.norm.nnx import BatchNorm as BatchNorm
 from gconv.optim.factor import learn_rate_and_l2
 from gconv.options import Pairs, integer, metadata_of
 from gconv.typing import (
@@ -32,7 +32,7 @@ from gconv.typing import (
     Window,
 )
 
-__all__ = ["BatchNorm", "GroupedConv", "GroupedConvTranspose", "shardings"]
+__all__ = ["GroupedConv", "GroupedConvTranspose", "shardings"]
 
 
 class _Shell(Facts, nnx.Module):
@@ -102,13 +102,7 @@ class _Shell(Facts, nnx.Module):
         return describe(self)
 
     def __nnx_repr__(self) -> Iterator[Any]:
-        """The arguments that are not the defaults in the place of the configuration, then the parameters."""
-        for part in super().__nnx_repr__():
-            key, value = getattr(part, "key", None), getattr(part, "value", None)
-            if key == "config" and isinstance(value, Config):
-                yield from (type(part)(name, _shown(option)) for name, option in value.told().items())
-            elif key not in ("out_features", "name", "mask", "bias") or (value not in ("", None) and key != "out_features"):
-                yield part
+        yield from parts_of_repr(super().__nnx_repr__())
 
     if not TYPE_CHECKING:  # type checkers know the attributes
 
@@ -304,11 +298,6 @@ class GroupedConvTranspose(_Shell):
         self._set_up(transposed=True, **{key: value for key, value in locals().items() if key != "self"})
 
     output_padding = Option[tuple[int, ...], PerAxis]()
-
-
-def _shown(value):
-    """What the tree of a repr shows of an option: types by their names."""
-    return getattr(value, "name", value)
 
 
 @translating

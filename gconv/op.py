@@ -216,6 +216,8 @@ def _checked(name: str, facts: Callable, shape: tuple, kernel: tuple) -> tuple[t
 def _as_arrays(**arguments) -> list:
     """The arguments as JAX arrays of a common dtype; None stays None."""
     for name, a in arguments.items():
+        if isinstance(a, (int, str)) and name == "bias":
+            raise TypeError(f"`bias` must be an array or None, got {a!r}. Options have names: groups={a!r}.")
         if not (a is None and name == "bias"):
             check_array(name, a)
     arrays = [None if a is None else jnp.asarray(a) for a in arguments.values()]

@@ -201,6 +201,21 @@ NAMES = {
         ["`GroupedConv` needs `filters_per_group`", "all output channels / groups", "`groups`", "1 for an ordinary"],
         lambda: layer(6, 3, 8, 1),
     ),
+    "too many by position": (
+        lambda: gconv.grouped_conv(X, KERNEL, None, 2),
+        ["`grouped_conv` takes x, kernel, bias by position, got 4", "groups=..."],
+        lambda: gconv.grouped_conv(X, KERNEL, None, groups=2),
+    ),
+    "groups as the bias": (
+        lambda: gconv.grouped_conv(X, KERNEL, 2),
+        ["`bias` must be an array or None, got 2", "groups=2"],
+        lambda: gconv.grouped_conv(X, KERNEL, groups=2),
+    ),
+    "in Flax's order": (
+        lambda: layer(6, 12, (3, 3), 2),
+        ["`filters_per_group` must be an integer, got (3, 3)", "kernel_size=(3, 3)"],
+        lambda: layer(6, kernel_size=(3, 3), filters_per_group=6, groups=2),
+    ),
     "missing of Linen": (lambda: linen(3, 4), ["needs `groups`"], lambda: linen(3, 4, 1)),
     "no rngs": (lambda: gconv.nnx.GroupedConv(6, 3, 4, 2), ["needs `rngs` (nnx.Rngs(0))"], layer),
     "no groups": (

@@ -132,6 +132,8 @@ def test_a_repr_says_what_is_not_the_default():
     module = gconv.linen.GroupedConv(3, 4, 2, padding="same", kernel_init=gconv.initializers.he(groups=2), name="conv1")
     expected = "kernel_size=3, filters_per_group=4, groups=2, padding='same', kernel_init=he(groups=2), name='conv1'"
     assert repr(module) == f"GroupedConv({expected})"
+    one = gconv.nnx.GroupedConv(1, 1, 1, 1, mask=jax.numpy.ones((1, 1, 1, 1)), rngs=nnx.Rngs(0))
+    assert "mask=" in repr(one) and "GroupedConv(" in repr(nnx.Sequential(one))
     assert repr(gconv.optim.factors(layer)) == "Factors of 2 parameters: print shows them"
     found = gconv.interop.from_gconv(bare)
     assert repr(found) == "Convolution(kernel=<float32 (3, 3, 3, 8)>, groups=2, use_bias=False, name='stem')"

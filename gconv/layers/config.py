@@ -136,6 +136,11 @@ def configure(
     result_dtype(jnp.dtype("float32") if dtype is None else dtype, precision, None if dtype is None else preferred)
     if not isinstance(use_bias, bool):
         raise TypeError(f"`use_bias` must be True or False, got {use_bias!r}. An initial bias: bias_init=array.")
+    if options.is_list(filters_per_group):
+        raise TypeError(
+            f"`filters_per_group` must be an integer, got {filters_per_group!r}. The window comes before it, the other way "
+            f"round than in Flax: kernel_size={filters_per_group!r}."
+        )
     strides, dilation = options.per_axis("strides", strides, rank), options.per_axis("dilation", dilation, rank)
     padding = options.parse_padding(padding, rank)
     output_padding = options.per_axis("output_padding", output_padding, rank, minimum=0)

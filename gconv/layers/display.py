@@ -1,6 +1,6 @@
 """What a user sees of a layer: MATLAB's listing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gconv.layers.config import Config
@@ -63,6 +63,16 @@ def describe(layer: Any, params: Mapping[str, Any] | None = None) -> str:
         f"{kind} with properties:\n\n{rows({'Name': getattr(layer, 'name', None) or ''})}\n\n"
         f"   Hyperparameters\n{rows(hyper)}\n\n   Learnable Parameters\n{rows(sizes)}\n"
     )
+
+
+def parts_of_repr(parts: Iterable[Any]) -> Iterator[Any]:
+    """NNX's parts of a layer's repr, with the arguments that are not the defaults in the place of the configuration."""
+    for part in parts:
+        key, value = getattr(part, "key", None), getattr(part, "value", None)
+        if key == "config" and isinstance(value, Config):
+            yield from (type(part)(name, getattr(option, "name", option)) for name, option in value.told().items())
+        elif key != "out_features" and not (value is None or isinstance(value, str) and not value):
+            yield part
 
 
 def _parameters_of(layer, params: Mapping[str, Any] | None) -> Mapping[str, Any]:
