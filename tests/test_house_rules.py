@@ -252,3 +252,15 @@ def test_import_changes_no_configuration_of_jax_and_starts_no_backend():
     )
     assert before and after == before
     assert backends == 0
+
+
+# --- the kernels' sources --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ("gconv/native", "tests/native"))
+def test_lines_of_cpp_have_at_most_110_columns(folder):
+    sources = [path for kind in ("*.cc", "*.h") for path in (ROOT / folder).rglob(kind)]
+    assert sources
+    for path in sources:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert len(line) <= 110, f"{path.relative_to(ROOT)}:{number} has {len(line)} columns"

@@ -13,10 +13,10 @@ struct Prices {
   double vectors, starts, tiles, numbers, packed, call;
 };
 
-// Fitted to measured times, float32, with both lengths of AVX-512's vectors on Zen 4 (2026-11-28): about 7,000 runs of all
-// kernels, on one thread for the layers of `benchmarks`, samples of its seeds 1 to 3 and 3 x 3 windows, on two for the
-// rows of benchmarks/results/tune. First by least squares, then so that the choice loses least.
-// `python -m benchmarks.tune` measures how much it loses.
+// Fitted to measured times, float32, with both lengths of AVX-512's vectors on Zen 4 (2026-11-28): about
+// 7,000 runs of all kernels, on one thread for the layers of `benchmarks`, samples of its seeds 1 to 3 and 3
+// x 3 windows, on two for the rows of benchmarks/results/tune. First by least squares, then so that the
+// choice loses least. `python -m benchmarks.tune` measures how much it loses.
 const Prices PRICES[] = {
     {Kernel::depthwise, false, 0.59, 6.1, 7.9, 56, 0, 700},
     {Kernel::winograd, false, 0.67, 4.8, 0, 0, 16, 0},
@@ -40,7 +40,8 @@ double pairs_along(const Problem& p, int axis) {
   int64_t pairs = 0, s = p.strides[axis];
   for (int64_t t = 0; t < p.window[axis]; ++t) {
     int64_t first = t * p.dilation[axis] - p.low[axis];  // source of output 0
-    int64_t from = first < 0 ? ceil_div(-first, s) : 0, to = first < p.in[axis] ? (p.in[axis] - 1 - first) / s + 1 : 0;
+    int64_t from = first < 0 ? ceil_div(-first, s) : 0,
+            to = first < p.in[axis] ? (p.in[axis] - 1 - first) / s + 1 : 0;
     pairs += maximum(0, minimum(to, p.out[axis]) - from);
   }
   return double(pairs);
@@ -49,11 +50,12 @@ double pairs_along(const Problem& p, int axis) {
 // A problem as all kernels count it. Results are those of y in role w.
 struct Sums {
   double images, groups, sources, results, taps, across;  // across: taps of a row
-  double rows, row;     // rows of results, and results in one
-  double phases, longest;  // of a row
+  double rows, row;                                       // rows of results, and results in one
+  double phases, longest;                                 // of a row
   double outer, inner;  // pairs of a row and the taps of the outer axes, and of a row's results and its taps
   double lanes, registers;
-  double crossing;  // loads of x for each vector: where pixels do not begin at a multiple of it, lines are crossed
+  double crossing;  // loads of x for each vector: where pixels do not begin at a multiple of it, lines are
+                    // crossed
 
   Sums(Role role, const Problem& p, const Plan& plan, int64_t registers) : registers(double(registers)) {
     const int64_t* of = role == Role::x ? p.in : p.out;
@@ -69,7 +71,8 @@ struct Sums {
   }
 };
 
-// Calls f(size, times) for the sizes that `total` is taken in: as often as the first goes into it, then the next.
+// Calls f(size, times) for the sizes that `total` is taken in: as often as the first goes into it, then the
+// next.
 template <class F>
 void take(double total, std::initializer_list<double> sizes, const F& f) {
   for (double size : sizes)
@@ -85,8 +88,8 @@ void for_blocks(double vectors, int64_t most, const F& f) {
   if (last) f(last, 1.0);
 }
 
-// Vectors of a tile of `pixels` by `vectors` for one source: multiply-adds, or loads where these are more. A load for
-// all lanes takes as long as a multiply-add, one that is broadcast half of it.
+// Vectors of a tile of `pixels` by `vectors` for one source: multiply-adds, or loads where these are more. A
+// load for all lanes takes as long as a multiply-add, one that is broadcast half of it.
 double of_tile(double pixels, double vectors) { return larger(pixels * vectors, vectors + pixels / 2); }
 
 Counts narrow(const Sums& s, const Plan& plan) {
@@ -149,7 +152,8 @@ Counts rows(const Problem& p, const Plan& plan, const Sums& s) {
     };
     for (double size = largest; left > 0 && size >= 1; size = std::floor(size / 2)) {
       tile(size, std::floor(left / size));
-      if (tiles && left > size / 2) tile(size, 1);  // overlaps the one before; a shorter rest goes to smaller tiles
+      if (tiles && left > size / 2)
+        tile(size, 1);  // overlaps the one before; a shorter rest goes to smaller tiles
     }
     c.starts += times * s.outer * tiles, c.tiles += times * s.rows * tiles;
     double copied = first * double(p.strides[2]) + s.across;  // at each end of a row
@@ -181,12 +185,14 @@ Counts winograd(Role role, const Problem& p, const Sums& s) {
 // How the rows of a depthwise problem are cut into runs of taps and, of role w, into tiles.
 struct DepthwiseRow {
   double phases, longest, stride, run, runs;
-  DepthwiseRow(Role role, const Problem& p, const Plan& plan, const Sums& s) : phases(s.phases), longest(s.longest) {
+  DepthwiseRow(Role role, const Problem& p, const Plan& plan, const Sums& s)
+      : phases(s.phases), longest(s.longest) {
     stride = role == Role::x ? 1 : double(p.strides[2]);
     if (plan.dilated_phases)
       phases = double(p.dilation[2]), longest = double(ceil_div(int64_t(s.row), p.dilation[2])), stride = 1;
     double together = plan.dilated_phases || (stride <= 2 && p.dilation[2] == 1) ? s.across : 1;
-    if (role == Role::x && p.strides[2] > 1) together = p.dilation[2] == 1 ? double(ceil_div(p.window[2], p.strides[2])) : 1;
+    if (role == Role::x && p.strides[2] > 1)
+      together = p.dilation[2] == 1 ? double(ceil_div(p.window[2], p.strides[2])) : 1;
     run = smaller(together, 7), runs = s.across / run;
   }
   // Sources of a tile of so many pixels and one run.
@@ -202,7 +208,8 @@ Counts depthwise(Role role, const Problem& p, const Plan& plan, const Sums& s) {
   double shared = two == 2 ? (double(p.window[1]) + 1) / (2 * double(p.window[1])) : 1;
   double runs = s.outer * row.runs;
   auto tile = [&](double pixels, double times, double loads_and_stores) {
-    c.vectors += times * vectors * runs * larger(pixels * row.run, row.sources(pixels) * shared * s.crossing + loads_and_stores);
+    c.vectors += times * vectors * runs *
+                 larger(pixels * row.run, row.sources(pixels) * shared * s.crossing + loads_and_stores);
     c.starts += times * vectors * runs * shared;
   };
   if (role != Role::w) {
@@ -216,7 +223,8 @@ Counts depthwise(Role role, const Problem& p, const Plan& plan, const Sums& s) {
   }
   if (plan.whole_rows) {
     double pass = whole_row_vectors(int(s.registers));
-    c.vectors = vectors * runs * larger(s.row * row.run, s.row * (smaller(row.stride, row.run) + 1) + row.run);
+    c.vectors =
+        vectors * runs * larger(s.row * row.run, s.row * (smaller(row.stride, row.run) + 1) + row.run);
     c.starts = tiles_in(vectors, pass) * runs * 2;
   } else {
     take(row.longest, {two == 1 ? large : half, half, 3, 1}, [&](double size, double times) {
@@ -234,7 +242,8 @@ Counts narrow_gradient(const Plan& plan, const Sums& s, const Problem& p) {
   Counts c{};
   double per_block = s.sources < s.lanes ? std::floor(s.lanes / s.sources) : 1;
   double vectors = tiles_in(s.sources, s.lanes), blocks = tiles_in(s.groups, per_block);
-  double in_row = tiles_in(s.across, NARROW_TAPS), taps = s.across / in_row, all = blocks * vectors, passes = 0;
+  double in_row = tiles_in(s.across, NARROW_TAPS), taps = s.across / in_row, all = blocks * vectors,
+         passes = 0;
   take(s.results, {double(plan.vectors), 2, 1}, [&](double filters, double times) {
     passes += times;
     c.vectors += times * all * s.outer * s.row * in_row * larger(taps * filters, taps * s.crossing + filters);
@@ -244,7 +253,10 @@ Counts narrow_gradient(const Plan& plan, const Sums& s, const Problem& p) {
   });
   // Each y is spread over the lanes of its group: by one permutation where eight lanes hold all of a block's.
   bool permutes = plan.bytes == 32 && smaller(per_block, s.groups) * s.results <= 8;
-  c.numbers = blocks * s.rows * s.row * s.results * (permutes ? 3 : plan.bytes == 64 ? 1.6 * s.lanes : s.lanes);
+  c.numbers = blocks * s.rows * s.row * s.results *
+              (permutes           ? 3
+               : plan.bytes == 64 ? 1.6 * s.lanes
+                                  : s.lanes);
   c.packed = blocks * vectors * s.results * s.taps * s.lanes / 4 + all * s.outer * in_row * passes;
   return c;
 }
@@ -253,15 +265,19 @@ Counts wide_gradient(const Plan& plan, const Sums& s, const Problem& p) {
   Counts c{};
   double vectors = tiles_in(s.results, s.lanes), block = double(plan.vectors), taps = 1;
   if (!plan.one_axis) taps = double(plan.together);
-  double channels = plan.one_axis ? s.sources * s.across : s.sources, across = s.groups * tiles_in(vectors, block);
+  double channels = plan.one_axis ? s.sources * s.across : s.sources,
+         across = s.groups * tiles_in(vectors, block);
   double columns = plan.one_axis ? s.outer * s.row : s.outer * s.inner;
   take(channels, {block == 2 ? 6.0 : 8.0, 4, 2, 1}, [&](double size, double times) {
     double loads = taps == 1 ? block + size / 2 : (taps * block + size) / taps;
-    c.vectors += times * across * columns * larger(size * block, loads), c.starts += times * across * columns / taps;
+    c.vectors += times * across * columns * larger(size * block, loads),
+        c.starts += times * across * columns / taps;
     c.tiles += times * across * (plan.one_axis ? s.outer : s.outer * s.across / taps);
   });
-  double blocks = tiles_in(s.sources, double(plan.block_channels)) * tiles_in(vectors, double(plan.block_vectors));
-  c.numbers = s.groups * blocks * double(plan.stretches) * double(p.window[0] * p.window[1]);  // visits of a block
+  double blocks =
+      tiles_in(s.sources, double(plan.block_channels)) * tiles_in(vectors, double(plan.block_vectors));
+  c.numbers =
+      s.groups * blocks * double(plan.stretches) * double(p.window[0] * p.window[1]);  // visits of a block
   c.packed = s.groups * s.taps * s.sources * vectors;
   return c;
 }
@@ -288,8 +304,8 @@ double cost_of(Role role, const Plan& plan, const Counts& c, bool two_passes) {
   double passes = plan.bytes == 64 && two_passes ? 2 : 1;
   for (const Prices& p : PRICES)
     if (p.kernel == plan.kernel && p.gradient == (role == Role::w))
-      return p.vectors * passes * c.vectors + p.starts * c.starts + p.tiles * c.tiles + p.numbers * c.numbers +
-             p.packed * c.packed + p.call;
+      return p.vectors * passes * c.vectors + p.starts * c.starts + p.tiles * c.tiles +
+             p.numbers * c.numbers + p.packed * c.packed + p.call;
   return INFINITY;
 }
 

@@ -1,7 +1,8 @@
-// What a plan costs: a model of its loops, by which the choice among the kernels that can do a problem is made.
+// What a plan costs: a model of its loops, by which the choice among the kernels that can do a problem is
+// made.
 //
-// The model counts what the loops do and multiplies it by prices, which were fitted to measured times. It need not
-// tell the time, only which of two kernels is faster.
+// The model counts what the loops do and multiplies it by prices, which were fitted to measured times. It
+// need not tell the time, only which of two kernels is faster.
 
 #pragma once
 
@@ -9,8 +10,8 @@
 
 namespace gconv {
 
-// What the loops of a plan do: in roles y and x of IMAGES images, so that the choice does not depend on the batch and
-// an image has the same bits alone and in any batch; in role w of the batch, which it sums over.
+// What the loops of a plan do: in roles y and x of IMAGES images, so that the choice does not depend on the
+// batch and an image has the same bits alone and in any batch; in role w of the batch, which it sums over.
 constexpr int64_t IMAGES = 4;
 struct Counts {
   double vectors;  // multiply-adds of vectors in the innermost loops, or loads where these are more

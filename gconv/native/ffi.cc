@@ -1,6 +1,8 @@
-// The door to XLA: checks everything about a call, chooses the instruction set, and hands the buffers to its kernels.
+// The door to XLA: checks everything about a call, chooses the instruction set, and hands the buffers to its
+// kernels.
 //
-// Nothing here trusts its caller: a shape, a type or an attribute that does not fit gives an error, never an access.
+// Nothing here trusts its caller: a shape, a type or an attribute that does not fit gives an error, never an
+// access.
 
 #include <algorithm>
 #include <array>
@@ -22,9 +24,10 @@ namespace gconv {
 
 namespace {
 
-// --- instruction sets ---------------------------------------------------------------------------------------------
+// --- instruction sets --------------------------------------------------------------------------------------
 
-// The kernels of one instruction set: for each length of its vectors, the longest first, the units of all types.
+// The kernels of one instruction set: for each length of its vectors, the longest first, the units of all
+// types.
 struct Set {
   const char* name;
   bool here;  // whether this processor has it
@@ -34,8 +37,10 @@ struct Set {
 // The best set first.
 const Set SETS[] = {
 #ifdef __x86_64__
-    {"avx512", has_avx512(), {{&avx512_f32, &avx512_f64, &avx512_bf16, &avx512_f16},
-                              {&avx512_short_f32, &avx512_short_f64, &avx512_short_bf16, &avx512_short_f16}}},
+    {"avx512",
+     has_avx512(),
+     {{&avx512_f32, &avx512_f64, &avx512_bf16, &avx512_f16},
+      {&avx512_short_f32, &avx512_short_f64, &avx512_short_bf16, &avx512_short_f16}}},
     {"avx2", has_avx2(), {{&avx2_f32, &avx2_f64, &avx2_bf16, &avx2_f16}, {}}},
 #endif
     {"baseline", true, {{&baseline_f32, &baseline_f64, &baseline_bf16, &baseline_f16}, {}}},
@@ -52,7 +57,8 @@ double last_cache_bytes() {
   return 1024.0 * (kilobytes > 0 ? kilobytes : 32 << 10);
 }
 
-// The set in use: the best that this processor has, or the one that GCONV_NATIVE_ISA names; none if it has not got it.
+// The set in use: the best that this processor has, or the one that GCONV_NATIVE_ISA names; none if it has
+// not got it.
 struct InUse {
   const Set* set = nullptr;
   Processor processor{};
@@ -61,7 +67,8 @@ struct InUse {
   InUse() {
     const char *named = std::getenv("GCONV_NATIVE_ISA"), *kernel = std::getenv("GCONV_NATIVE_KERNEL");
     for (const Set& candidate : SETS)
-      if (!set && candidate.here && (!named || !*named || !std::strcmp(named, candidate.name))) set = &candidate;
+      if (!set && candidate.here && (!named || !*named || !std::strcmp(named, candidate.name)))
+        set = &candidate;
     if (!set) return;
     if (kernel) forced = kernel;
     for (auto& units : set->units)
@@ -77,23 +84,26 @@ const InUse& in_use() {
 }
 
 // Plans a call. An empty `forced` leaves it to GCONV_NATIVE_KERNEL, where that names a kernel that can do it.
-const char* plan_anew(Role role, Type type, const Problem& p, int64_t threads, const char* forced, Plan& plan) {
+const char* plan_anew(Role role, Type type, const Problem& p, int64_t threads, const char* forced,
+                      Plan& plan) {
   const InUse& here = in_use();
   if (!*forced && !here.forced.empty())
     if (!plan_call(role, type, p, here.processor, threads, here.forced.c_str(), plan)) return nullptr;
   return plan_call(role, type, p, here.processor, threads, forced, plan);
 }
 
-// The same from the last plans of this thread: a program makes the same few calls again and again, and to plan one
-// takes about a microsecond.
-const char* plan_here(Role role, Type type, const Problem& p, int64_t threads, const char* forced, Plan& plan) {
+// The same from the last plans of this thread: a program makes the same few calls again and again, and to
+// plan one takes about a microsecond.
+const char* plan_here(Role role, Type type, const Problem& p, int64_t threads, const char* forced,
+                      Plan& plan) {
   struct Kept {
     std::array<int64_t, 26> call;
     Plan plan;
   };
   thread_local std::array<Kept, 64> kept{};
   if (*forced) return plan_anew(role, type, p, threads, forced, plan);
-  std::array<int64_t, 26> call{1 + int64_t(role), int64_t(type), threads, p.plain, p.batch, p.groups, p.channels, p.filters};
+  std::array<int64_t, 26> call{1 + int64_t(role), int64_t(type), threads,    p.plain,
+                               p.batch,           p.groups,      p.channels, p.filters};
   const int64_t* of[] = {p.in, p.out, p.window, p.strides, p.low, p.dilation};
   for (int f = 0; f < 6; ++f)
     for (int i = 0; i < 3; ++i) call[8 + 3 * f + i] = of[f][i];
@@ -111,15 +121,17 @@ const char* plan_here(Role role, Type type, const Problem& p, int64_t threads, c
   return nullptr;
 }
 
-// --- checks ----------------------------------------------------------------------------------------------------------------
+// --- checks ------------------------------------------------------------------------------------------------
 
 using Three = ffi::Span<const int64_t>;
-constexpr int64_t LARGEST = int64_t{1} << 31;  // of any attribute: their products of two stay far inside 64 bits
+constexpr int64_t LARGEST = int64_t{1}
+                            << 31;  // of any attribute: their products of two stay far inside 64 bits
 
 // What is wrong with the attributes, or nullptr.
 const char* check(const Problem& p) {
   for (int i = 0; i < 3; ++i) {
-    if (p.in[i] < 0 || p.in[i] > LARGEST || p.out[i] < 0 || p.out[i] > LARGEST) return "spatial sizes must lie in [0, 2^31]";
+    if (p.in[i] < 0 || p.in[i] > LARGEST || p.out[i] < 0 || p.out[i] > LARGEST)
+      return "spatial sizes must lie in [0, 2^31]";
     if (p.window[i] < 1 || p.window[i] > LARGEST) return "window sizes must lie in [1, 2^31]";
     if (p.strides[i] < 1 || p.strides[i] > LARGEST) return "strides must lie in [1, 2^31]";
     if (p.dilation[i] < 1 || p.dilation[i] > LARGEST) return "dilations must lie in [1, 2^31]";
@@ -146,11 +158,12 @@ bool has_shape(const ffi::AnyBuffer& buffer, Role argument, const Problem& p) {
   if (shape.size() != 5) return false;
   const int64_t* spatial = argument == Role::x ? p.in : argument == Role::y ? p.out : p.window;
   int64_t in_channels = 0, out_channels = 0;
-  if (__builtin_mul_overflow(p.groups, p.channels, &in_channels) || __builtin_mul_overflow(p.groups, p.filters, &out_channels))
+  if (__builtin_mul_overflow(p.groups, p.channels, &in_channels) ||
+      __builtin_mul_overflow(p.groups, p.filters, &out_channels))
     return false;
   if (argument == Role::w)
-    return shape[0] == spatial[0] && shape[1] == spatial[1] && shape[2] == spatial[2] && shape[3] == p.channels &&
-           shape[4] == out_channels;
+    return shape[0] == spatial[0] && shape[1] == spatial[1] && shape[2] == spatial[2] &&
+           shape[3] == p.channels && shape[4] == out_channels;
   return shape[0] == p.batch && shape[1] == spatial[0] && shape[2] == spatial[1] && shape[3] == spatial[2] &&
          shape[4] == (argument == Role::x ? in_channels : out_channels);
 }
@@ -166,18 +179,21 @@ bool known(ffi::DataType from, Type& to) {
 }
 
 // Reads the numbers that the library's C functions are given; false where they do not fit.
-bool read_problem(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes, Problem& p, Role& r) {
+bool read_problem(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes, Problem& p,
+                  Role& r) {
   Three of[6] = {Three(spatial, 3),     Three(spatial + 3, 3),  Three(spatial + 6, 3),
                  Three(spatial + 9, 3), Three(spatial + 12, 3), Three(spatial + 15, 3)};
   read(p, of[0], of[1], of[2], of[3], of[4], of[5]);
-  p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3], p.plain = sizes[4] != 0;
+  p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3],
+  p.plain = sizes[4] != 0;
   if (!in_use().set || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || check(p)) return false;
   r = static_cast<Role>(role);
   return true;
 }
 
 std::string as_json(const Plan& plan) {
-  std::string out = "{\"kernel\": \"" + std::string(name_of(plan.kernel)) + "." + std::to_string(plan.bytes) + "\"";
+  std::string out =
+      "{\"kernel\": \"" + std::string(name_of(plan.kernel)) + "." + std::to_string(plan.bytes) + "\"";
   auto number = [&](const char* name, double value) {
     char text[64];
     std::snprintf(text, sizeof text, ", \"%s\": %.10g", name, value);
@@ -186,7 +202,8 @@ std::string as_json(const Plan& plan) {
   auto flag = [&](const char* name, bool value) {
     out += std::string(", \"") + name + "\": " + (value ? "true" : "false");
   };
-  number("lanes", double(plan.lanes)), number("tile", double(plan.tile)), number("vectors", double(plan.vectors));
+  number("lanes", double(plan.lanes)), number("tile", double(plan.tile)),
+      number("vectors", double(plan.vectors));
   number("rows", double(maximum(1, plan.rows))), number("stretch", double(plan.stretch));
   number("partitions", double(maximum(1, plan.partitions))), number("threads", double(plan.threads));
   number("scratch", double(plan.scratch)), number("cost", plan.cost), number("least", plan.least);
@@ -194,22 +211,24 @@ std::string as_json(const Plan& plan) {
   return out + "}";
 }
 
-// --- the call --------------------------------------------------------------------------------------------------------------
+// --- the call ----------------------------------------------------------------------------------------------
 
 constexpr char NO_MEMORY[] = "gconv: out of memory for the lists that a kernel works with";
 
-ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> result,
-                ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number, Three in, Three out, Three window, Three strides,
-                Three low, Three dilation, int64_t groups, int64_t channels, int64_t filters, bool plain,
-                std::string_view kernel) {
+ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second,
+                ffi::Result<ffi::AnyBuffer> result, ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number,
+                Three in, Three out, Three window, Three strides, Three low, Three dilation, int64_t groups,
+                int64_t channels, int64_t filters, bool plain, std::string_view kernel) {
   auto refuse = [](const std::string& why) { return ffi::Error::InvalidArgument("gconv: " + why); };
-  if (!in_use().set) return refuse("this processor does not have the instruction set that GCONV_NATIVE_ISA names");
+  if (!in_use().set)
+    return refuse("this processor does not have the instruction set that GCONV_NATIVE_ISA names");
   if (role_number < 0 || role_number > 2) return refuse("the role must be 0 (y), 1 (x) or 2 (w)");
   Role role = static_cast<Role>(role_number);
   Role a = role == Role::x ? Role::y : Role::x, b = role == Role::w ? Role::y : Role::w;
   Problem p{};
   p.groups = groups, p.channels = channels, p.filters = filters, p.plain = plain;
-  if (!read(p, in, out, window, strides, low, dilation)) return refuse("spatial attributes must have three entries");
+  if (!read(p, in, out, window, strides, low, dilation))
+    return refuse("spatial attributes must have three entries");
   if (const char* why = check(p)) return refuse(why);
   if (first.dimensions().size() != 5 || second.dimensions().size() != 5 || result->dimensions().size() != 5)
     return refuse("operands and result must have five axes");
@@ -217,7 +236,8 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   if (!has_shape(first, a, p) || !has_shape(second, b, p) || !has_shape(*result, role, p))
     return refuse("a shape does not fit the attributes");
   Type type;
-  if (!known(first.element_type(), type)) return refuse("elements must be float32, float64, bfloat16 or float16");
+  if (!known(first.element_type(), type))
+    return refuse("elements must be float32, float64, bfloat16 or float16");
   if (second.element_type() != first.element_type() || result->element_type() != first.element_type())
     return refuse("operands and result must have one type");
   if (result->element_count() == 0) return ffi::Error::Success();
@@ -227,7 +247,8 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   }
 
   Plan plan;
-  if (const char* why = plan_here(role, type, p, pool.num_threads(), std::string(kernel).c_str(), plan)) return refuse(why);
+  if (const char* why = plan_here(role, type, p, pool.num_threads(), std::string(kernel).c_str(), plan))
+    return refuse(why);
   if (int64_t(scratch->size_bytes()) < plan.scratch)
     return refuse("the scratch is too small: the program was compiled for another instruction set");
   const Unit& unit = *in_use().set->units[plan.length][int(type)];
@@ -235,14 +256,15 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
     return unit.run(plan, role, p, first.untyped_data(), second.untyped_data(), result->untyped_data(),
                     scratch->untyped_data(), parallel);
   };
-  bool done = plan.threads > 1 ? run(OnPool<ffi::ThreadPool>(&pool, plan.threads, plan.much)) : run(Parallel{in_the_caller, 1});
+  bool done = plan.threads > 1 ? run(OnPool<ffi::ThreadPool>(&pool, plan.threads, plan.much))
+                               : run(Parallel{in_the_caller, 1});
   return done ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kResourceExhausted, NO_MEMORY);
 }
 
 }  // namespace
 }  // namespace gconv
 
-// --- what the library exports ----------------------------------------------------------------------------------------------
+// --- what the library exports ------------------------------------------------------------------------------
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -282,15 +304,19 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) try {
 EXPORT int64_t gconv_ffi_version() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
 
 // The instruction set in use, or nullptr.
-EXPORT const char* gconv_instruction_set() { return gconv::in_use().set ? gconv::in_use().set->name : nullptr; }
+EXPORT const char* gconv_instruction_set() {
+  return gconv::in_use().set ? gconv::in_use().set->name : nullptr;
+}
 
-// Plans one call and lists the kernels of the instruction set in use, as JSON in `text`: {"plan": {...}, "kernels":
-// {"wide.64": null or why it cannot do the call, ...}}. Types 0 to 3 are float32, float64, bfloat16, float16; `spatial`
-// holds in, out, window, strides, low and dilation, three of each, and `sizes` batch, groups, channels, filters and
-// plain (0 or 1); `forced` names a kernel or is empty. Returns how many bytes the text has, of which `size` are written,
-// or -1 for attributes that do not fit; where the forced kernel cannot do the call, "plan" is why.
-EXPORT int64_t gconv_plan(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes, int64_t threads,
-                          const char* forced, char* text, int64_t size) try {
+// Plans one call and lists the kernels of the instruction set in use, as JSON in `text`: {"plan": {...},
+// "kernels":
+// {"wide.64": null or why it cannot do the call, ...}}. Types 0 to 3 are float32, float64, bfloat16, float16;
+// `spatial` holds in, out, window, strides, low and dilation, three of each, and `sizes` batch, groups,
+// channels, filters and plain (0 or 1); `forced` names a kernel or is empty. Returns how many bytes the text
+// has, of which `size` are written, or -1 for attributes that do not fit; where the forced kernel cannot do
+// the call, "plan" is why.
+EXPORT int64_t gconv_plan(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes,
+                          int64_t threads, const char* forced, char* text, int64_t size) try {
   using namespace gconv;
   Problem p{};
   Role r;
@@ -304,7 +330,8 @@ EXPORT int64_t gconv_plan(int64_t role, int64_t type, const int64_t* spatial, co
     for (Kernel kernel : EVERY_KERNEL) {
       const char* reason = why_not(kernel, r, p);
       out += std::string(out.back() == '{' ? "" : ", ") + "\"" + name_of(kernel) + "." +
-             std::to_string(processor.vectors[i].bytes) + "\": " + (reason ? "\"" + std::string(reason) + "\"" : "null");
+             std::to_string(processor.vectors[i].bytes) +
+             "\": " + (reason ? "\"" + std::string(reason) + "\"" : "null");
     }
   out += "}}";
   if (size > 0) std::snprintf(text, size_t(size), "%s", out.c_str());

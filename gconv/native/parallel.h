@@ -89,9 +89,9 @@ struct Range {
 template <template <class> class Atomic = std::atomic>
 struct Shares {
   static constexpr auto RELAXED = std::memory_order_relaxed;  // they hand over no other memory
-  static constexpr int64_t LINE = 64;          // bytes of a line of the cache
-  static constexpr int64_t WORDS = LINE / 8;   // of `open`, so that it is one line
-  static constexpr int64_t MOST = 64 * WORDS;  // threads
+  static constexpr int64_t LINE = 64;                         // bytes of a line of the cache
+  static constexpr int64_t WORDS = LINE / 8;                  // of `open`, so that it is one line
+  static constexpr int64_t MOST = 64 * WORDS;                 // threads
 
   struct alignas(LINE) Share {
     Atomic<int64_t> next;  // the first unit that is left

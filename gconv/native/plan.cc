@@ -1,5 +1,5 @@
-// Which kernel a call takes, and its sizes. Three parts, top to bottom: what each kernel can do, which one is chosen
-// among those that can, and the sizes of the chosen one.
+// Which kernel a call takes, and its sizes. Three parts, top to bottom: what each kernel can do, which one is
+// chosen among those that can, and the sizes of the chosen one.
 
 #include "plan.h"
 
@@ -34,7 +34,7 @@ int64_t results_in_image(Role role, const Problem& p) {
   return results[0] * results[1] * results[2];
 }
 
-// --- what a kernel can do -------------------------------------------------------------------------------------------
+// --- what a kernel can do ----------------------------------------------------------------------------------
 
 bool gathers(Role role, const Problem&) { return role != Role::w; }
 
@@ -69,7 +69,8 @@ bool most_taps_meet(Role role, const Problem& p) {
   for (int i = 1; i < 3; ++i) {
     int64_t pairs = 0;  // of a result and a tap that meet a source
     for (int64_t t = 0; t < 3; ++t) {
-      int64_t shift = t * p.dilation[i] - p.low[i], first = role == Role::x ? -shift : shift;  // source of result 0
+      int64_t shift = t * p.dilation[i] - p.low[i],
+              first = role == Role::x ? -shift : shift;  // source of result 0
       pairs += maximum(0, minimum(sources[i] - first, results[i]) - maximum(-first, 0));
     }
     met *= double(pairs) / 3 / double(results[i]);
@@ -92,14 +93,18 @@ const Requirement REQUIREMENTS[] = {
     {Kernel::winograd, is_three_by_three, "it takes windows of 3 x 3 without strides"},
     {Kernel::winograd, [](Role, const Problem& p) { return !p.plain; },
      "its results are not the plain sums of their products, which a precision above the default asks for"},
-    // Rounding errors are as large as those of plain sums from 8 channels on (tests/test_native.py measures them).
+    // Rounding errors are as large as those of plain sums from 8 channels on (tests/test_native.py measures
+    // them).
     {Kernel::winograd, [](Role role, const Problem& p) { return sources_of(role, p) >= 8; },
      "with fewer than 8 source channels its rounding errors would be larger than those of plain sums"},
-    {Kernel::winograd, is_flat, "its errors would be larger than those of plain sums: most windows hang over in depth"},
-    {Kernel::winograd, most_taps_meet, "its errors would be larger than those of plain sums: most taps meet padding"},
+    {Kernel::winograd, is_flat,
+     "its errors would be larger than those of plain sums: most windows hang over in depth"},
+    {Kernel::winograd, most_taps_meet,
+     "its errors would be larger than those of plain sums: most taps meet padding"},
 
     {Kernel::matrix, gathers, "it computes roles y and x"},
-    {Kernel::matrix, meets_every_pixel, "it takes a single tap that meets every pixel: no strides and no padding"},
+    {Kernel::matrix, meets_every_pixel,
+     "it takes a single tap that meets every pixel: no strides and no padding"},
 
     {Kernel::rows, gathers, "it computes roles y and x"},
     {Kernel::rows, [](Role, const Problem& p) { return p.groups == 1; }, "it takes one group"},
@@ -112,7 +117,7 @@ const Requirement REQUIREMENTS[] = {
     {Kernel::rows, copies_little, "what it copies at borders would not stay in the nearest cache"},
 };
 
-// --- the sizes ------------------------------------------------------------------------------------------------------
+// --- the sizes ---------------------------------------------------------------------------------------------
 
 struct Call {
   Role role;
@@ -121,17 +126,19 @@ struct Call {
   int64_t sources, results, taps, L, registers, element, number;
 };
 
-int64_t packed_filters(const Call& c) { return c.p.groups * ceil_div(c.results, c.L) * c.taps * c.sources * c.L; }
+int64_t packed_filters(const Call& c) {
+  return c.p.groups * ceil_div(c.results, c.L) * c.taps * c.sources * c.L;
+}
 
-// How many tiles of so many results are worked on at once for the packed kernel's sake: up to 4, where 32 such
-// stretches are left.
+// How many tiles of so many results are worked on at once for the packed kernel's sake: up to 4, where 32
+// such stretches are left.
 int64_t tiles_at_once(const Call& c, int64_t tile) {
   return maximum(1, minimum(4, c.p.batch * results_in_image(c.role, c.p) / (32 * tile)));
 }
 
-// Role w: how many partial sums. Enough to keep threads busy, together with the blocks of the result that they can
-// share. But each has so much to do that its sums are worth adding up, and all take no more memory than a quarter of
-// the operands or a megabyte.
+// Role w: how many partial sums. Enough to keep threads busy, together with the blocks of the result that
+// they can share. But each has so much to do that its sums are worth adding up, and all take no more memory
+// than a quarter of the operands or a megabyte.
 int64_t partitions_of(const Call& c, int64_t units, int64_t partial_size, int64_t blocks = 1) {
   constexpr int64_t WORTH = 1 << 15;  // multiply-adds
   const Problem& p = c.p;
@@ -163,8 +170,8 @@ void plan_depthwise(const Call& c, Plan& plan) {
   int64_t vectors = ceil_div(p.groups, c.L);
   const Along flat(c.role, p, 2);
   // With a dilation, neighbours in a phase then share sources, which neighbours in the row do not.
-  plan.dilated_phases = p.strides[2] == 1 && p.window[2] > 1 && p.dilation[2] > 1 && p.window[2] <= flat.results &&
-                        flat.results / p.dilation[2] >= TILE / 2;
+  plan.dilated_phases = p.strides[2] == 1 && p.window[2] > 1 && p.dilation[2] > 1 &&
+                        p.window[2] <= flat.results && flat.results / p.dilation[2] >= TILE / 2;
   const Along depth(c.role, p, 0), height(c.role, p, 1), width(c.role, p, 2, plan.dilated_phases);
 
   // A stretch's rows of a window stay in the second cache.
@@ -172,16 +179,19 @@ void plan_depthwise(const Call& c, Plan& plan) {
   int64_t in_cache = BYTES / (p.groups * c.element * width.stride) / TILE;
   plan.stretch = minimum(maximum(1, width.longest()), maximum(in_cache, 1) * TILE);
 
-  // Two rows at a time, where neighbouring rows are of one phase: with a 3 x 3 window 4 rows of sources then meet 2
-  // rows, where 3 meet 1, and most of the time goes into fetching them.
+  // Two rows at a time, where neighbouring rows are of one phase: with a 3 x 3 window 4 rows of sources then
+  // meet 2 rows, where 3 meet 1, and most of the time goes into fetching them.
   bool plain = height.stride == 1 && height.step == 1 && width.stride == 1 && width.step == 1;
-  bool two_rows = c.registers == 32 && plain && p.window[1] > 1 && p.dilation[1] == 1 && p.window[2] <= TWO_ROWS_RUN &&
-                  height.results > 1;
+  bool two_rows = c.registers == 32 && plain && p.window[1] > 1 && p.dilation[1] == 1 &&
+                  p.window[2] <= TWO_ROWS_RUN && height.results > 1;
   if (c.role == Role::w) {
     // A tile of one row is as good where it has no rest, and whole rows with 2 taps.
-    plan.rows = two_rows && p.out[2] % TILE && (p.window[2] == TWO_ROWS_RUN || vectors < whole_row_vectors(32)) ? 2 : 1;
-    // Whole rows read memory in its own order. Where x and y are large and a row takes several passes, tiles that ask
-    // for what is ahead are faster; so they are where they just fit a row and there are 16 registers.
+    plan.rows =
+        two_rows && p.out[2] % TILE && (p.window[2] == TWO_ROWS_RUN || vectors < whole_row_vectors(32)) ? 2
+                                                                                                        : 1;
+    // Whole rows read memory in its own order. Where x and y are large and a row takes several passes, tiles
+    // that ask for what is ahead are faster; so they are where they just fit a row and there are 16
+    // registers.
     bool several = plan.past_caches && vectors > whole_row_vectors(int(c.registers)) &&
                    (p.strides[2] == 1 || c.registers == 16);
     plan.whole_rows = plan.rows == 1 && vectors > 1 && p.window[2] <= WHOLE_ROW_RUN &&
@@ -195,7 +205,8 @@ void plan_depthwise(const Call& c, Plan& plan) {
     plan.scratch = plan.partitions * plan.packed * c.number;
   } else {
     plan.rows = two_rows ? 2 : 1;
-    // Two vectors at a time touch fewer pages at once; more taps in a run would have more weights than registers hold.
+    // Two vectors at a time touch fewer pages at once; more taps in a run would have more weights than
+    // registers hold.
     int64_t apart = 1;  // taps of one phase: every so many
     if (c.role == Role::x)
       while (apart * p.dilation[2] % p.strides[2] && apart < p.window[2]) ++apart;
@@ -221,10 +232,12 @@ void plan_narrow(const Call& c, Plan& plan) {
     plan.packed = blocks * vectors * p.filters * c.taps * c.L;
     int64_t bytes = p.groups * (p.channels + p.filters) * c.element;
     cut_rows(c, maximum(16, minimum(maximum(16, 512 / p.filters), (1 << 17) / bytes)), 1, plan);
-    plan.tile = minimum(p.window[2], NARROW_TAPS), plan.vectors = p.filters >= 4 && plan.tile <= 3 ? 4 : minimum(p.filters, 2);
+    plan.tile = minimum(p.window[2], NARROW_TAPS),
+    plan.vectors = p.filters >= 4 && plan.tile <= 3 ? 4 : minimum(p.filters, 2);
     return;
   }
-  // As many filters as a group has channels where their sums are a tree; the registers do not hold eight otherwise.
+  // As many filters as a group has channels where their sums are a tree; the registers do not hold eight
+  // otherwise.
   auto tree = [&](int64_t size) {
     return size < c.L && (size < 8 || c.registers == 32) && c.sources == size && c.results == size;
   };
@@ -255,7 +268,8 @@ void plan_rows(const Call& c, Plan& plan) {
   const Along depth(c.role, c.p, 0), height(c.role, c.p, 1), width(c.role, c.p, 2);
   int64_t rows = c.p.batch * depth.results * height.results;
   plan.stretch = most;
-  while (plan.stretch > most / 8 && rows * ceil_div(width.results, plan.stretch) < 4 * plan.threads) plan.stretch /= 2;
+  while (plan.stretch > most / 8 && rows * ceil_div(width.results, plan.stretch) < 4 * plan.threads)
+    plan.stretch /= 2;
 }
 
 void plan_winograd(const Call& c, Plan& plan) {
@@ -275,7 +289,8 @@ int64_t even(int64_t size, int64_t limit) { return ceil_div(size, ceil_div(size,
 
 void plan_wide_gradient(const Call& c, Plan& plan) {
   const Problem& p = c.p;
-  constexpr int64_t CHANNELS = 96, VECTORS = 6;  // of a block at most: its sums and part of a stretch stay in caches
+  constexpr int64_t CHANNELS = 96,
+                    VECTORS = 6;  // of a block at most: its sums and part of a stretch stay in caches
   int64_t L = c.L, vectors = ceil_div(p.filters, L);
   plan.block_channels = even(p.channels, CHANNELS), plan.block_vectors = even(vectors, VECTORS);
   int64_t high = plan.block_channels, wide = plan.block_vectors;
@@ -283,15 +298,15 @@ void plan_wide_gradient(const Call& c, Plan& plan) {
   plan.packed = blocks * c.taps * high * wide * L;
   cut_rows(c, maximum(16, minimum(256, (1 << 15) / ((high + wide * L) * c.number))), blocks, plan);
 
-  // Fewer channels than fill a tile are one axis with the taps of a row: neighbours in x where there is a single
-  // group, else found by a table.
+  // Fewer channels than fill a tile are one axis with the taps of a row: neighbours in x where there is a
+  // single group, else found by a table.
   bool neighbours = p.groups == 1 && p.dilation[2] == 1;
   plan.one_axis = p.window[2] > 1 && p.channels <= (neighbours ? CHANNELS / 4 : 7);
   plan.shares_sources = !plan.one_axis && p.dilation[2] == p.strides[2];
   plan.vectors = wide > 1 ? 2 : 1, plan.tile = wide > 1 ? 6 : 8;
 
-  // Packed is what is read often, where pixels share few sets of the nearest cache, and y where its vectors cross
-  // lines. Half precision is widened then.
+  // Packed is what is read often, where pixels share few sets of the nearest cache, and y where its vectors
+  // cross lines. Half precision is widened then.
   bool fours = (c.registers == 32 || plan.shares_sources) && p.channels % 4 == 0 && high % 4 == 0;
   auto together = [&](bool single_vectors) -> int64_t {
     if (plan.one_axis) return p.window[2];
@@ -304,17 +319,17 @@ void plan_wide_gradient(const Call& c, Plan& plan) {
   plan.packs_x = c.element == 2 || (x_often && far(p.channels, 2048)) || (y_often && far(p.filters, 2048)) ||
                  (x_often && y_often && far(p.channels, 1024) && far(p.filters, 1024));
   plan.packs_y = plan.packs_x || (y_often && p.filters % L);
-  plan.pairs = c.number == 4 && y_often && plan.shares_sources && p.filters > L && (p.filters - 1) % L < L / 2 &&
-               p.channels % 8 == 0 && high % 8 == 0;
+  plan.pairs = c.number == 4 && y_often && plan.shares_sources && p.filters > L &&
+               (p.filters - 1) % L < L / 2 && p.channels % 8 == 0 && high % 8 == 0;
   plan.together = together(wide % 2 == 1 || plan.pairs);
   int64_t span = (plan.stretch_columns - 1) * p.strides[2] + (p.window[2] - 1) * p.dilation[2] + 1;
   plan.packs_rows = p.window[2] > 1 && span < plan.stretch_columns * p.window[2];
 }
 
-// Whether x and y are large beside the last cache: their beginning has left it when their end is reached. A result's
-// lines then only cost to be fetched before they are written. With AVX-512 and 32 MiB, the next reader of the result
-// included: twice as fast where the two fill the cache, a third faster at 0.54 of it, as fast at half of it, slower
-// below.
+// Whether x and y are large beside the last cache: their beginning has left it when their end is reached. A
+// result's lines then only cost to be fetched before they are written. With AVX-512 and 32 MiB, the next
+// reader of the result included: twice as fast where the two fill the cache, a third faster at 0.54 of it, as
+// fast at half of it, slower below.
 bool fills_cache(const Call& c, const Processor& processor) {
   const Problem& p = c.p;
   double x = double(p.in[0]) * double(p.in[1]) * double(p.in[2]) * double(p.groups * p.channels);
@@ -322,10 +337,11 @@ bool fills_cache(const Call& c, const Processor& processor) {
   return double(p.batch) * (x + y) * double(c.element) > 0.52 * processor.cache;
 }
 
-// How many threads. Each costs the caller a call and the system a wake-up, so none has less to do than takes as long as
-// its waking; where there is much to do, another's waking is worth a system call.
+// How many threads. Each costs the caller a call and the system a wake-up, so none has less to do than takes
+// as long as its waking; where there is much to do, another's waking is worth a system call.
 void plan_threads(const Call& c, int64_t threads, Plan& plan) {
-  constexpr double SMALL = 1.5e6, LONG = 20e6, ELEMENT = 4;  // multiply-adds; a touched element counts as some
+  constexpr double SMALL = 1.5e6, LONG = 20e6,
+                   ELEMENT = 4;  // multiply-adds; a touched element counts as some
   const Problem& p = c.p;
   double in = double(p.in[0]) * double(p.in[1]) * double(p.in[2]) * double(p.groups * p.channels);
   double out = double(p.out[0]) * double(p.out[1]) * double(p.out[2]) * double(p.groups * p.filters);
@@ -341,8 +357,16 @@ Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, co
   const Vectors& vectors = processor.vectors[length];
   plan.kernel = kernel, plan.length = length;
   plan.bytes = vectors.bytes, plan.lanes = vectors.bytes / number_bytes(type);
-  const Call c{role, type, p, sources_of(role, p), results_of(role, p), taps_of(p), plan.lanes, vectors.registers,
-               element_bytes(type), number_bytes(type)};
+  const Call c{role,
+               type,
+               p,
+               sources_of(role, p),
+               results_of(role, p),
+               taps_of(p),
+               plan.lanes,
+               vectors.registers,
+               element_bytes(type),
+               number_bytes(type)};
   plan.past_caches = fills_cache(c, processor);
   plan_threads(c, threads, plan);
   bool gradient = role == Role::w;

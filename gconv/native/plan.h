@@ -1,8 +1,9 @@
-// How one call is carried out: which kernel, with which vectors, in which sizes. Kernels execute a plan and decide
-// nothing. Planning is compiled once, needs no vectors, and does not look at data: it takes part of a microsecond.
+// How one call is carried out: which kernel, with which vectors, in which sizes. Kernels execute a plan and
+// decide nothing. Planning is compiled once, needs no vectors, and does not look at data: it takes part of a
+// microsecond.
 //
-// A result has the same bits alone and in any batch, and on any number of threads. So nothing that changes the order of
-// a sum may depend on the batch or on the threads, but for role w, which sums over the batch.
+// A result has the same bits alone and in any batch, and on any number of threads. So nothing that changes
+// the order of a sum may depend on the batch or on the threads, but for role w, which sums over the batch.
 
 #pragma once
 
@@ -24,26 +25,27 @@ struct Vectors {
 struct Processor {
   Vectors vectors[2];  // of the instruction set in use, the longest first
   int lengths;         // how many of them there are
-  bool two_passes;     // whether vectors of 64 bytes take two passes through its arithmetic units, as on Zen 4
-  double cache;        // bytes of the last cache that it shares with its neighbours
+  bool two_passes;  // whether vectors of 64 bytes take two passes through its arithmetic units, as on Zen 4
+  double cache;     // bytes of the last cache that it shares with its neighbours
 };
 
 struct Plan {
   Kernel kernel;
-  int length;        // which of the processor's vectors
-  int64_t bytes;     // of a vector
-  int64_t lanes;     // of a vector, in the type that sums are formed in
-  int64_t threads;   // at most so many work
-  bool much;         // whether there is so much to do that another thread is worth waiting for
-  int64_t scratch;   // bytes
-  int64_t packed;    // numbers at the beginning of the scratch: the packed kernel; role w: one partition's sums
-  bool past_caches;  // whether x and y fill the last cache: results are stored past it, sources are asked for early
+  int length;       // which of the processor's vectors
+  int64_t bytes;    // of a vector
+  int64_t lanes;    // of a vector, in the type that sums are formed in
+  int64_t threads;  // at most so many work
+  bool much;        // whether there is so much to do that another thread is worth waiting for
+  int64_t scratch;  // bytes
+  int64_t packed;  // numbers at the beginning of the scratch: the packed kernel; role w: one partition's sums
+  bool past_caches;  // whether x and y fill the last cache: results are stored past it, sources are asked for
+                     // early
 
-  // The register tile: so many results of so many vectors. Role w: pixels of y in depthwise, taps in `narrow`, channels
-  // in `wide`.
+  // The register tile: so many results of so many vectors. Role w: pixels of y in depthwise, taps in
+  // `narrow`, channels in `wide`.
   int64_t tile, vectors;
-  // What a thread works on at once. Roles y and x: so many results, in depthwise and `rows` of one row. Role w: rows of
-  // y, and columns of these.
+  // What a thread works on at once. Roles y and x: so many results, in depthwise and `rows` of one row. Role
+  // w: rows of y, and columns of these.
   int64_t stretch, stretch_rows, stretch_columns;
   int64_t stretches;   // role w: in all
   int64_t partitions;  // role w: partial sums, which are added up in their order at the end
@@ -59,15 +61,15 @@ struct Plan {
 
   // Role w of wide groups. A block of the result is summed at once.
   int64_t block_channels, block_vectors;
-  bool one_axis;          // whether the taps of a row and the channels are one axis
-  int64_t together;       // taps of a row that are taken together, at most; of four left, two and two
-  bool shares_sources;    // whether taps that are taken together share each x, for different columns
-  bool pairs;             // whether the last vector, at most half full, holds each filter twice, for two channels
+  bool one_axis;        // whether the taps of a row and the channels are one axis
+  int64_t together;     // taps of a row that are taken together, at most; of four left, two and two
+  bool shares_sources;  // whether taps that are taken together share each x, for different columns
+  bool pairs;  // whether the last vector, at most half full, holds each filter twice, for two channels
   bool packs_x, packs_y;  // whether a stretch's part of a block is packed first
   bool packs_rows;        // whether x is packed for all taps of a row at a time
 
-  // What the choice came from: instructions of the inner loops, a vector's multiply-adds as one each, and how many of
-  // them would do if every lane were used and nothing were to be loaded.
+  // What the choice came from: instructions of the inner loops, a vector's multiply-adds as one each, and how
+  // many of them would do if every lane were used and nothing were to be loaded.
   double cost, least;
 };
 
@@ -77,20 +79,20 @@ const char* name_of(Kernel kernel);
 // Why a kernel cannot do a problem, or nullptr.
 const char* why_not(Kernel kernel, Role role, const Problem& problem);
 
-// Plans a call for up to `threads` threads. `forced` names a kernel and the bytes of its vectors ("wide.64"), or is
-// empty. The result is a sentence where the forced one cannot run, else nullptr.
-const char* plan_call(Role role, Type type, const Problem& problem, const Processor& processor, int64_t threads,
-                      const char* forced, Plan& plan);
+// Plans a call for up to `threads` threads. `forced` names a kernel and the bytes of its vectors ("wide.64"),
+// or is empty. The result is a sentence where the forced one cannot run, else nullptr.
+const char* plan_call(Role role, Type type, const Problem& problem, const Processor& processor,
+                      int64_t threads, const char* forced, Plan& plan);
 
-// --- register tiles -----------------------------------------------------------------------------------------------
-// Kernels are compiled for these sizes and plans count with them. With 32 registers a tile has more results: 14 and 7,
-// which divide the rows that images have in practice.
+// --- register tiles ----------------------------------------------------------------------------------------
+// Kernels are compiled for these sizes and plans count with them. With 32 registers a tile has more results:
+// 14 and 7, which divide the rows that images have in practice.
 
 namespace {
 
 constexpr int depthwise_tile(int registers) { return registers == 32 ? 14 : 7; }
 constexpr int depthwise_half_tile(int registers) { return registers == 32 ? 7 : 4; }
-constexpr int PAIRED_RUN = 4;  // taps in a run whose weights fit into registers for two vectors
+constexpr int PAIRED_RUN = 4;    // taps in a run whose weights fit into registers for two vectors
 constexpr int TWO_ROWS_RUN = 3;  // taps in a run whose weights fit into registers for two rows
 constexpr int whole_row_vectors(int registers) { return registers == 32 ? 4 : 2; }
 constexpr int WHOLE_ROW_RUN = 4;
@@ -113,8 +115,11 @@ constexpr int winograd_tile(int registers) { return registers == 32 ? 7 : 6; }  
 constexpr int winograd_vectors(int registers) { return registers == 32 ? 3 : 2; }
 
 constexpr int narrow_tile(int registers, int filters) {
-  return filters == 8 ? 3 : filters == 4 ? (registers == 32 ? 6 : 3) : filters == 3 ? (registers == 32 ? 5 : 3)
-       : filters == 2 ? 6 : 8;
+  return filters == 8   ? 3
+         : filters == 4 ? (registers == 32 ? 6 : 3)
+         : filters == 3 ? (registers == 32 ? 5 : 3)
+         : filters == 2 ? 6
+                        : 8;
 }
 constexpr int NARROW_TAPS = 7;  // role w: neighbouring taps of a tile
 

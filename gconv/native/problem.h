@@ -1,13 +1,14 @@
 // One grouped convolution, as the plan and the kernels see it, and how the work on it is shared out.
 //
-// The form is T(x, w, y) = <y, conv(x, w)>, always with three spatial axes (lower ranks have leading axes of size 1):
+// The form is T(x, w, y) = <y, conv(x, w)>, always with three spatial axes (lower ranks have leading axes of
+// size 1):
 //
 //   x  (batch, in[0], in[1], in[2], groups * channels)
 //   w  (window[0], window[1], window[2], channels, groups * filters)
 //   y  (batch, out[0], out[1], out[2], groups * filters)
 //
-// Output o meets input o * strides + tap * dilation - low, where that lies inside. `out` need not be what a padding
-// `high` would give: it says how many outputs there are.
+// Output o meets input o * strides + tap * dilation - low, where that lies inside. `out` need not be what a
+// padding `high` would give: it says how many outputs there are.
 
 #pragma once
 
@@ -25,22 +26,24 @@ struct Problem {
   bool plain;  // whether each result must be the plain sum of its products
 };
 
-// Covers [0, units) with ranges of at least `grain` units, but for each thread's last. Runs body(argument, first, last)
-// for each of them, in any order and on any thread, and returns when all are done. A body returns false where it found
-// no memory, and throws nothing; then run() returns false too, and ranges that have not begun are left out.
+// Covers [0, units) with ranges of at least `grain` units, but for each thread's last. Runs body(argument,
+// first, last) for each of them, in any order and on any thread, and returns when all are done. A body
+// returns false where it found no memory, and throws nothing; then run() returns false too, and ranges that
+// have not begun are left out.
 struct Parallel {
   using Body = bool (*)(void* argument, int64_t first, int64_t last);
   bool (*run)(const Parallel& self, int64_t units, int64_t grain, Body body, void* argument);
   int64_t threads;
 };
 
-// What follows is compiled once per instruction set and must not be shared by the linker: of several copies of an
-// inline function it keeps one, which may be that of an instruction set that the processor does not have.
+// What follows is compiled once per instruction set and must not be shared by the linker: of several copies
+// of an inline function it keeps one, which may be that of an instruction set that the processor does not
+// have.
 namespace {
 
 inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }          // a >= 0, b > 0
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }       // a >= 0, b > 0
 inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }  // b > 0
 
 inline int64_t taps_of(const Problem& p) { return p.window[0] * p.window[1] * p.window[2]; }

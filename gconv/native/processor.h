@@ -12,7 +12,8 @@ inline bool has_avx2() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   __builtin_cpu_init();
   // Clang 14 does not know the name of F16C.
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
+         (c & bit_F16C);
 }
 
 inline bool has_avx512() {
@@ -20,8 +21,8 @@ inline bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-// Whether vectors of 512 bits take two passes through the arithmetic units, so that two of half the length are as fast:
-// in AMD's Zen 4, of family 19h the only one that has AVX-512.
+// Whether vectors of 512 bits take two passes through the arithmetic units, so that two of half the length
+// are as fast: in AMD's Zen 4, of family 19h the only one that has AVX-512.
 inline bool has_two_passes() {
   unsigned a = 0, b, c, d;
   __builtin_cpu_init();

@@ -1,5 +1,5 @@
-// The kernels of one length of vectors of one instruction set, for one type. Compiled once for each: UNIT is its name,
-// SET and VECTOR_BYTES are its vectors, and ELEMENT is the type.
+// The kernels of one length of vectors of one instruction set, for one type. Compiled once for each: UNIT is
+// its name, SET and VECTOR_BYTES are its vectors, and ELEMENT is the type.
 
 #include "unit.h"
 
@@ -17,10 +17,11 @@ namespace {
 
 using T = ELEMENT;
 
-bool run(const Plan& plan, Role role, const Problem& p, const void* first, const void* second, void* result, void* scratch,
-         const Parallel& parallel) try {
+bool run(const Plan& plan, Role role, const Problem& p, const void* first, const void* second, void* result,
+         void* scratch, const Parallel& parallel) try {
   auto with = [&](const auto& kernel) {
-    kernel.run(static_cast<const T*>(first), static_cast<const T*>(second), static_cast<T*>(result), scratch, parallel);
+    kernel.run(static_cast<const T*>(first), static_cast<const T*>(second), static_cast<T*>(result), scratch,
+               parallel);
     return true;
   };
   if (role == Role::w) switch (plan.kernel) {
@@ -31,7 +32,8 @@ bool run(const Plan& plan, Role role, const Problem& p, const void* first, const
   switch (plan.kernel) {
     case Kernel::depthwise: return with(GatherDepthwise<T>(plan, role, p));
     case Kernel::winograd: return with(GatherWinograd<T>(plan, role, p));
-    case Kernel::matrix: case Kernel::rows: return with(GatherRows<T>(plan, role, p));
+    case Kernel::matrix:
+    case Kernel::rows: return with(GatherRows<T>(plan, role, p));
     case Kernel::narrow: return with(GatherNarrow<T>(plan, role, p));
     default: return with(GatherWide<T>(plan, role, p));
   }

@@ -8,10 +8,11 @@ namespace gconv {
 
 struct Unit {
   Vectors vectors;
-  // Executes a plan for these vectors. `first` and `second` are the role's operands: (x, w), (y, w) or (x, y). False
-  // where there is no memory for the lists that a kernel works with: the call has begun and was left.
-  bool (*run)(const Plan& plan, Role role, const Problem& problem, const void* first, const void* second, void* result,
-              void* scratch, const Parallel& parallel);
+  // Executes a plan for these vectors. `first` and `second` are the role's operands: (x, w), (y, w) or (x,
+  // y). False where there is no memory for the lists that a kernel works with: the call has begun and was
+  // left.
+  bool (*run)(const Plan& plan, Role role, const Problem& problem, const void* first, const void* second,
+              void* result, void* scratch, const Parallel& parallel);
 };
 
 // By type: float32, float64, bfloat16 and float16.

@@ -1,10 +1,11 @@
-// Random problems through every kernel that can do them, with all vectors, against plain loops in double precision.
+// Random problems through every kernel that can do them, with all vectors, against plain loops in double
+// precision.
 //
 //   fuzz COUNT [SEED]
 //
-// Buffers are exactly as large as their shapes, so that the sanitizers see whatever reaches beyond them. Each problem also runs
-// with 1, 2 and 8 threads, whose results must be the same to the last bit. Of some, each request for memory fails in its turn: the
-// call must then say so, or give the same results.
+// Buffers are exactly as large as their shapes, so that the sanitizers see whatever reaches beyond them. Each
+// problem also runs with 1, 2 and 8 threads, whose results must be the same to the last bit. Of some, each
+// request for memory fails in its turn: the call must then say so, or give the same results.
 
 #include <algorithm>
 #include <atomic>
@@ -46,7 +47,7 @@ struct Threads {  // every task a thread of its own
   }
 };
 
-// --- memory that is refused ----------------------------------------------------------------------------------------------------
+// --- memory that is refused --------------------------------------------------------------------------------
 
 // How many more requests are granted while `limited`, and how many are refused then.
 std::atomic<bool> limited{false};
@@ -78,7 +79,7 @@ void* __wrap__ZnwmSt11align_val_t(size_t size, std::align_val_t align) {
 
 namespace {
 
-// --- the oracle: T(x, w, y) summed over every product it has -------------------------------------------------------------------
+// --- the oracle: T(x, w, y) summed over every product it has -----------------------------------------------
 
 template <class F>
 void every_product(const Problem& p, const F& f) {
@@ -104,7 +105,7 @@ void every_product(const Problem& p, const F& f) {
               }
 }
 
-// --- elements ------------------------------------------------------------------------------------------------------------------
+// --- elements ----------------------------------------------------------------------------------------------
 
 double from_bf16(uint16_t b) {
   uint32_t bits = uint32_t(b) << 16;
@@ -133,7 +134,9 @@ struct Buffer {  // of exactly its elements, on the heap
   Type type;
   int64_t size;
   Bytes bytes;
-  Buffer(Type type, int64_t size) : type(type), size(size), bytes(size * width(type)) { bytes.shrink_to_fit(); }
+  Buffer(Type type, int64_t size) : type(type), size(size), bytes(size * width(type)) {
+    bytes.shrink_to_fit();
+  }
   static int64_t width(Type t) { return t == Type::f32 ? 4 : t == Type::f64 ? 8 : 2; }
   double get(int64_t i) const {
     if (type == Type::f32) return reinterpret_cast<const float*>(bytes.data())[i];
@@ -160,15 +163,22 @@ struct Set {
   const Unit* units[4];
 };
 #ifdef ONLY_FLOAT
-#define UNITS_OF(set) {#set, {&set##_f32}}
+#define UNITS_OF(set)    \
+  {                      \
+    #set, { &set##_f32 } \
+  }
 #else
-#define UNITS_OF(set) {#set, {&set##_f32, &set##_f64, &set##_bf16, &set##_f16}}
+#define UNITS_OF(set)                                         \
+  {                                                           \
+    #set, { &set##_f32, &set##_f64, &set##_bf16, &set##_f16 } \
+  }
 #endif
 
 int64_t runs = 0;  // of a kernel on a problem
-int64_t survived = 0, reported = 0;  // calls to which memory was refused: that gave their results, and that said so
+int64_t survived = 0,
+        reported = 0;  // calls to which memory was refused: that gave their results, and that said so
 
-// --- one problem ---------------------------------------------------------------------------------------------------------------
+// --- one problem -------------------------------------------------------------------------------------------
 
 bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing, std::mt19937& random) {
   int64_t in = p.batch * p.in[0] * p.in[1] * p.in[2] * p.groups * p.channels;
@@ -181,12 +191,18 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
   std::vector<double> expected(result.size), size(result.size);  // and the sum of the products' magnitudes
   every_product(p, [&](int64_t i, int64_t k, int64_t o) {
     int64_t to = role == Role::x ? i : role == Role::w ? k : o;
-    double product = role == Role::x ? y.get(o) * w.get(k) : role == Role::w ? x.get(i) * y.get(o) : x.get(i) * w.get(k);
+    double product = role == Role::x   ? y.get(o) * w.get(k)
+                     : role == Role::w ? x.get(i) * y.get(o)
+                                       : x.get(i) * w.get(k);
     expected[to] += product, size[to] += std::fabs(product);
   });
-  double half = type == Type::bf16 ? 1. / 256 : type == Type::f16 ? 1. / 2048 : 0, sum = type == Type::f64 ? 1e-15 : 6e-7;
+  double half = type == Type::bf16  ? 1. / 256
+                : type == Type::f16 ? 1. / 2048
+                                    : 0,
+         sum = type == Type::f64 ? 1e-15 : 6e-7;
   const Unit& unit = *set.units[int(type)];
-  Processor processor{{unit.vectors}, 1, random() % 2 == 0, random() % 2 ? 0. : 1e18};  // x and y fill its caches or not
+  Processor processor{
+      {unit.vectors}, 1, random() % 2 == 0, random() % 2 ? 0. : 1e18};  // x and y fill its caches or not
   auto right = [&](const char* kernel) {
     auto planned = [&](int64_t threads) {
       Plan plan;
@@ -203,7 +219,8 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
       Threads pool;
       OnPool<Threads> parallel(&pool, threads, true);
       return plan.scratch == int64_t(scratch.size()) &&
-             unit.run(plan, role, p, first.bytes.data(), second.bytes.data(), result.bytes.data(), scratch.data(), parallel);
+             unit.run(plan, role, p, first.bytes.data(), second.bytes.data(), result.bytes.data(),
+                      scratch.data(), parallel);
     };
     Bytes before;
     for (int64_t threads : {1, 2, 8}) {
@@ -217,13 +234,15 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
         limited = false;
         if (!refused) break;
         if (done && before != result.bytes) {
-          std::printf("wrong after request %ld for memory was refused, %ld threads\n", long(n), long(threads));
+          std::printf("wrong after request %ld for memory was refused, %ld threads\n", long(n),
+                      long(threads));
           return false;
         }
         (done ? survived : reported) += 1;
       }
     for (int64_t i = 0; i < result.size; ++i)
-      if (!(std::fabs(result.get(i) - expected[i]) <= half * std::fabs(expected[i]) + sum * size[i] + (half ? 6e-8 : 0))) {
+      if (!(std::fabs(result.get(i) - expected[i]) <=
+            half * std::fabs(expected[i]) + sum * size[i] + (half ? 6e-8 : 0))) {
         std::printf("element %ld is %.9g, not %.9g\n", long(i), result.get(i), expected[i]);
         return false;
       }
@@ -243,7 +262,8 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
 }  // namespace
 
 int main(int argc, char** argv) {
-  long count = argc > 1 ? std::atol(argv[1]) : 1000, seed = argc > 2 ? std::atol(argv[2]) : long(std::random_device{}());
+  long count = argc > 1 ? std::atol(argv[1]) : 1000,
+       seed = argc > 2 ? std::atol(argv[2]) : long(std::random_device{}());
   std::mt19937 random(seed);
   auto below = [&](int64_t n) { return int64_t(random() % uint64_t(n)); };
   std::vector<Set> sets{UNITS_OF(baseline)};
@@ -269,7 +289,8 @@ int main(int argc, char** argv) {
       p.strides[i] = used ? 1 + below(4) : 1;
       p.dilation[i] = used ? 1 + below(3) : 1;
       p.low[i] = used ? below(8) - 2 : 0;
-      p.out[i] = used ? 1 + below((p.in[i] + 8) / p.strides[i] + 1) : 1;  // also where no padding would put them
+      p.out[i] =
+          used ? 1 + below((p.in[i] + 8) / p.strides[i] + 1) : 1;  // also where no padding would put them
       if (used && below(40) == 0) p.strides[i] = int64_t{1} << (1 + below(31));
       if (used && below(40) == 0) p.dilation[i] = int64_t{1} << (1 + below(31));
       if (used && below(40) == 0) p.low[i] = (int64_t{1} << (1 + below(31))) * (below(2) ? 1 : -1);
@@ -279,9 +300,14 @@ int main(int argc, char** argv) {
     p.plain = below(4) == 0;
     const int64_t sizes[] = {1, 1, 1, 2, 3, 4, 4, 5, 7, 8, 9, 12, 16, 17, 24, 33};
     p.channels = sizes[below(16)], p.filters = sizes[below(16)], p.groups = 1 + below(20);
-    if (below(3) == 0) p.channels = p.filters = 1, p.groups = 1 + below(70);
-    else if (below(3) == 0) p.channels = 1 + below(below(2) ? 5 : 220), p.filters = 1 + below(below(3) ? 220 : 5), p.groups = 1 + below(2);
-    if (below(4) == 0) (p.channels == 1 && p.filters == 1 ? p.groups : p.filters) = 16 << below(3);  // whole lines of the cache
+    if (below(3) == 0)
+      p.channels = p.filters = 1, p.groups = 1 + below(70);
+    else if (below(3) == 0)
+      p.channels = 1 + below(below(2) ? 5 : 220), p.filters = 1 + below(below(3) ? 220 : 5),
+      p.groups = 1 + below(2);
+    if (below(4) == 0)
+      (p.channels == 1 && p.filters == 1 ? p.groups : p.filters) = 16
+                                                                   << below(3);  // whole lines of the cache
     if (three && below(2)) p.channels = 8 + below(40), p.filters = 8 + below(40), p.groups = 1 + below(4);
     if (below(6) == 0) {  // pixels that lie far apart, a power of two
       p.channels = 8 << below(3), p.filters = 8 << below(3), p.groups = (256 << below(2)) / p.channels;
@@ -298,8 +324,8 @@ int main(int argc, char** argv) {
       p.dilation[2] = p.groups = 1, p.channels = 1 + below(20), p.filters = 1 + below(below(2) ? 16 : 100);
       if (below(2)) p.strides[2] = 1;
     }
-    double work = double(p.batch) * p.out[0] * p.out[1] * p.out[2] * p.window[0] * p.window[1] * p.window[2] * p.groups *
-                  p.channels * p.filters;
+    double work = double(p.batch) * p.out[0] * p.out[1] * p.out[2] * p.window[0] * p.window[1] * p.window[2] *
+                  p.groups * p.channels * p.filters;
     if (work > 2e6) continue;
     for (const Set& set : sets) {
       Role role = Role(below(3));
@@ -309,19 +335,21 @@ int main(int argc, char** argv) {
       type = Type::f32;
 #endif
       if (!test(set, role, type, p, refusing, random)) {
-        std::printf("%s, role %d, type %d, batch %ld, groups %ld x (%ld -> %ld)\n", set.name, int(role), int(type), long(p.batch),
-                    long(p.groups), long(p.channels), long(p.filters));
+        std::printf("%s, role %d, type %d, batch %ld, groups %ld x (%ld -> %ld)\n", set.name, int(role),
+                    int(type), long(p.batch), long(p.groups), long(p.channels), long(p.filters));
         for (int i = 0; i < 3; ++i)
-          std::printf("axis %d: in %ld, out %ld, window %ld, stride %ld, low %ld, dilation %ld\n", i, long(p.in[i]),
-                      long(p.out[i]), long(p.window[i]), long(p.strides[i]), long(p.low[i]), long(p.dilation[i]));
+          std::printf("axis %d: in %ld, out %ld, window %ld, stride %ld, low %ld, dilation %ld\n", i,
+                      long(p.in[i]), long(p.out[i]), long(p.window[i]), long(p.strides[i]), long(p.low[i]),
+                      long(p.dilation[i]));
         std::printf("seed %ld, problem %ld\n", seed, done);
         return 1;
       }
     }
     ++done;
   }
-  std::printf("%ld problems, %ld instruction sets, %ld kernels run, seed %ld: all equal\n", done, long(sets.size()), long(runs), seed);
-  std::printf("memory was refused to %ld calls: %ld said so, %ld gave their results\n", long(survived + reported), long(reported),
-              long(survived));
+  std::printf("%ld problems, %ld instruction sets, %ld kernels run, seed %ld: all equal\n", done,
+              long(sets.size()), long(runs), seed);
+  std::printf("memory was refused to %ld calls: %ld said so, %ld gave their results\n",
+              long(survived + reported), long(reported), long(survived));
   return reported == 0 && count >= 100;
 }

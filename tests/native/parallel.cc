@@ -344,7 +344,9 @@ void run_all() {
 int main() {
   simulate_all();
   run_all();
-  if (failures) std::printf("%d checks failed\n", failures);
-  else std::printf("all checks hold\n");
+  if (failures)
+    std::printf("%d checks failed\n", failures);
+  else
+    std::printf("all checks hold\n");
   return failures > 0;
 }

@@ -1,5 +1,6 @@
-// Roles y and x of depthwise convolution (see nest.h): the register tile holds the sums of Q results by V vectors of channels,
-// and each run of taps loads its K * V weights once; or of Q results in each of two rows.
+// Roles y and x of depthwise convolution (see nest.h): the register tile holds the sums of Q results by V
+// vectors of channels, and each run of taps loads its K * V weights once; or of Q results in each of two
+// rows.
 
 #pragma once
 
@@ -19,7 +20,8 @@ class GatherDepthwise {
 
  public:
   GatherDepthwise(const Plan& plan, Role role, const Problem& p)
-      : plan(plan), p(p), g(role, p, plan.dilated_phases), channels(p.groups), vectors(ceil_div(channels, L)) {}
+      : plan(plan), p(p), g(role, p, plan.dilated_phases), channels(p.groups),
+        vectors(ceil_div(channels, L)) {}
 
   void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
     const A* weights = reinterpret_cast<const A*>(w);
@@ -39,10 +41,11 @@ class GatherDepthwise {
         int64_t row = unit % rows, part = unit / rows % parts, rest = unit / rows / parts;
         int64_t from = vectors * part / parts, to = vectors * (part + 1) / parts;
         auto one = [&](const Tile& t) {
-          return paired && plan.near                          ? tile<HALF_TILE, 2, false, true>(t, from, to, x, weights, result)
-                 : paired                                     ? tile<HALF_TILE, 2>(t, from, to, x, weights, result)
-                 : plan.tile == HALF_TILE || t.left <= HALF_TILE ? tile<HALF_TILE, 1>(t, from, to, x, weights, result)
-                                                              : tile<TILE, 1>(t, from, to, x, weights, result);
+          return paired && plan.near ? tile<HALF_TILE, 2, false, true>(t, from, to, x, weights, result)
+                 : paired            ? tile<HALF_TILE, 2>(t, from, to, x, weights, result)
+                 : plan.tile == HALF_TILE || t.left <= HALF_TILE
+                     ? tile<HALF_TILE, 1>(t, from, to, x, weights, result)
+                     : tile<TILE, 1>(t, from, to, x, weights, result);
         };
         auto two = [&](const Tile& t) {
           return plan.near ? tile<HALF_TILE, 1, true, true>(t, from, to, x, weights, result)
@@ -60,15 +63,18 @@ class GatherDepthwise {
     bool streams = plan.past_caches && whole_lines<T, V>(result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
       if (plan.past_caches)
-        for (int u = 0; u < count; ++u) fetch_sources<NEAR>(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
-      with_stride(g.axis[2], t.edge || t.left < Q, (v + count) * L > channels, [&](auto stride, auto edge, auto part) {
-        const T* sources = x + t.source + v * L;
-        if constexpr (!TWO)
-          sum<Q, count, stride, edge, part>(t, channels - v * L, sources, weights + v * L, result + t.result + v * L,
-                                            streams && count == V);
-        else if constexpr (stride == 1 && REGISTERS == 32)
-          sum_two<Q, edge, part>(t, channels - v * L, sources, weights + v * L, result + t.result + v * L, streams);
-      });
+        for (int u = 0; u < count; ++u)
+          fetch_sources<NEAR>(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
+      with_stride(g.axis[2], t.edge || t.left<Q, (v + count) * L> channels,
+                  [&](auto stride, auto edge, auto part) {
+                    const T* sources = x + t.source + v * L;
+                    if constexpr (!TWO)
+                      sum<Q, count, stride, edge, part>(t, channels - v * L, sources, weights + v * L,
+                                                        result + t.result + v * L, streams && count == V);
+                    else if constexpr (stride == 1 && REGISTERS == 32)
+                      sum_two<Q, edge, part>(t, channels - v * L, sources, weights + v * L,
+                                             result + t.result + v * L, streams);
+                  });
     };
     int64_t v = from;
     for (; v + V <= to; v += V) some(Number<V>{}, v);
@@ -77,24 +83,29 @@ class GatherDepthwise {
   }
 
   template <int Q, int V, int STRIDE, bool EDGE, bool PART>
-  __attribute__((noinline)) void sum(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to, bool streams) const {
+  __attribute__((noinline)) void sum(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to,
+                                     bool streams) const {
     const Axis& width = g.axis[2];
     int64_t between = apart<STRIDE>(width);
     Vector<T> sums[Q][V] = {};
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       uint64_t valid = EDGE ? valid_sources(r->column + t.column, between, width.sources) : 0;
-#define CASE(K)                                                                                                            \
-  case K: {                                                                                                                \
-    if constexpr (V > 1 && K > PAIRED_RUN) break;                                                                          \
-    Vector<T> weight[K][V];                                                                                                \
-    UNROLL for (int k = 0; k < K; ++k) UNROLL for (int v = 0; v < V; ++v) {                                                \
-      const A* at = weights + r->weights + k * t.weight_step + v * L;                                                      \
-      weight[k][v] = PART ? load_first(at, lanes - v * L) : load(at);                                                      \
-    }                                                                                                                      \
-    slide<T, Q, K, STRIDE, EDGE, PART, V>(                                                                                 \
-        x + r->source, between * channels, valid, lanes,                                                                   \
-        [&](Vector<T> source, int v, int k, int q) __attribute__((always_inline)) { sums[q][v] += source * weight[k][v]; }); \
-    break;                                                                                                                 \
+#define CASE(K)                                                                            \
+  case K: {                                                                                \
+    if constexpr (V > 1 && K > PAIRED_RUN) break;                                          \
+    Vector<T> weight[K][V];                                                                \
+    UNROLL                                                                                 \
+    for (int k = 0; k < K; ++k) UNROLL                                                     \
+    for (int v = 0; v < V; ++v) {                                                          \
+      const A* at = weights + r->weights + k * t.weight_step + v * L;                      \
+      weight[k][v] = PART ? load_first(at, lanes - v * L) : load(at);                      \
+    }                                                                                      \
+    slide<T, Q, K, STRIDE, EDGE, PART, V>(                                                 \
+        x + r->source, between * channels, valid,                                          \
+        lanes, [&](Vector<T> source, int v, int k, int q) __attribute__((always_inline)) { \
+          sums[q][v] += source * weight[k][v];                                             \
+        });                                                                                \
+    break;                                                                                 \
   }
       switch (r->taps) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) }
 #undef CASE
@@ -112,9 +123,11 @@ class GatherDepthwise {
   }
 
   template <int Q, bool EDGE, bool PART>
-  __attribute__((noinline)) void sum_two(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to, bool streams) const {
+  __attribute__((noinline)) void sum_two(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to,
+                                         bool streams) const {
     Vector<T> first[Q] = {}, second[Q] = {};
-    auto load_weights = [&](int64_t from, Vector<T>(&weight)[TWO_ROWS_RUN], int taps) __attribute__((always_inline)) {
+    auto load_weights = [&](int64_t from, Vector<T>(&weight)[TWO_ROWS_RUN], int taps)
+        __attribute__((always_inline)) {
       UNROLL for (int k = 0; k < taps; ++k) {
         const A* at = weights + from + k * t.weight_step;
         weight[k] = PART ? load_first(at, lanes) : load(at);
@@ -123,22 +136,23 @@ class GatherDepthwise {
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       uint64_t valid = EDGE ? valid_sources(r->column + t.column, 1, g.axis[2].sources) : 0;
       Vector<T> w1[TWO_ROWS_RUN], w2[TWO_ROWS_RUN];
-#define SLIDE(K, SUMS)                                                                        \
-  slide<T, Q, K, 1, EDGE, PART>(x + r->source, channels, valid, lanes,           \
-                                [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { SUMS; })
-#define CASE(K)                                                                               \
-  case K:                                                                                     \
-    if (r->second == NONE) {                                                                  \
-      load_weights(r->weights, w1, K);                                                        \
-      SLIDE(K, first[q] += source * w1[k]);                                                   \
-    } else if (r->weights == NONE) {                                                          \
-      load_weights(r->second, w2, K);                                                         \
-      SLIDE(K, second[q] += source * w2[k]);                                                  \
-    } else {                                                                                  \
-      load_weights(r->weights, w1, K);                                                        \
-      load_weights(r->second, w2, K);                                                         \
-      SLIDE(K, (first[q] += source * w1[k], second[q] += source * w2[k]));                    \
-    }                                                                                         \
+#define SLIDE(K, SUMS)                \
+  slide<T, Q, K, 1, EDGE, PART>(      \
+      x + r->source, channels, valid, \
+      lanes, [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { SUMS; })
+#define CASE(K)                                                            \
+  case K:                                                                  \
+    if (r->second == NONE) {                                               \
+      load_weights(r->weights, w1, K);                                     \
+      SLIDE(K, first[q] += source * w1[k]);                                \
+    } else if (r->weights == NONE) {                                       \
+      load_weights(r->second, w2, K);                                      \
+      SLIDE(K, second[q] += source * w2[k]);                               \
+    } else {                                                               \
+      load_weights(r->weights, w1, K);                                     \
+      load_weights(r->second, w2, K);                                      \
+      SLIDE(K, (first[q] += source * w1[k], second[q] += source * w2[k])); \
+    }                                                                      \
     break;
       switch (r->taps) { CASE(1) CASE(2) CASE(3) }
 #undef CASE
@@ -149,7 +163,8 @@ class GatherDepthwise {
       if (PART)
         store_first(to, first[q], lanes), store_first(to + t.next, second[q], lanes);
       else
-        streams ? (stream(to, first[q]), stream(to + t.next, second[q])) : (store(to, first[q]), store(to + t.next, second[q]));
+        streams ? (stream(to, first[q]), stream(to + t.next, second[q]))
+                : (store(to, first[q]), store(to + t.next, second[q]));
     }
   }
 };

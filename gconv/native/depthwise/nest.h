@@ -1,24 +1,28 @@
 // Depthwise convolution: lanes are channels, and each channel meets its own filter only.
 //
-// All three roles are one loop nest: a tile of neighbouring results of one row (role w: of pixels of y) meets the taps of the
-// window. Along the row taps come in runs of up to 7 neighbours whose sources overlap: with a stride s, Q pixels and a run of K taps
-// share (Q - 1) * s + K sources. Each source is loaded once and meets up to K of the Q pixels:
+// All three roles are one loop nest: a tile of neighbouring results of one row (role w: of pixels of y) meets
+// the taps of the window. Along the row taps come in runs of up to 7 neighbours whose sources overlap: with a
+// stride s, Q pixels and a run of K taps share (Q - 1) * s + K sources. Each source is loaded once and meets
+// up to K of the Q pixels:
 //
-//   (Q - 1) * s + K loads of sources for K * Q multiply-adds: 16 for 42 with a row of a 3 x 3 window (K = 3, Q = 14), 20 for 98 with
-//   one of 7 x 7
+//   (Q - 1) * s + K loads of sources for K * Q multiply-adds: 16 for 42 with a row of a 3 x 3 window (K = 3,
+//   Q = 14), 20 for 98 with one of 7 x 7
 //
-// Two multiply-adds a cycle of latency 4 need 8 running sums: Q is 14 where there are 32 registers and 7 where there are 16, which
-// divide the sizes that images have in practice. Roles y and x with up to 4 taps in a row take pairs of vectors of half as many
-// pixels: as many sums, and twice as much of each pixel at once, which touches fewer pages at a time; where two rows are taken at a
-// time (by_two_rows) one vector of each. A source on the padding is left out with all that it would meet: one test for up to K
-// multiply-adds, and only in tiles at a border.
+// Two multiply-adds a cycle of latency 4 need 8 running sums: Q is 14 where there are 32 registers and 7
+// where there are 16, which divide the sizes that images have in practice. Roles y and x with up to 4 taps in
+// a row take pairs of vectors of half as many pixels: as many sums, and twice as much of each pixel at once,
+// which touches fewer pages at a time; where two rows are taken at a time (by_two_rows) one vector of each. A
+// source on the padding is left out with all that it would meet: one test for up to K multiply-adds, and only
+// in tiles at a border.
 //
-// All vectors of channels take their turn at a tile before the next tile (but for role w by rows), and rows follow each other:
-// memory is read and written in its own order, and the rows of a window stay in the second cache. (A chunk of channels at a time, so
-// that they would stay in the nearest, was up to twice as slow: the processor no longer knows what to fetch next.) What it does not
-// foresee is the row furthest ahead, which no tile has touched yet (with a stride of 2 down the image, two of them): in large problems
-// each vector of a tile asks for the next tile's pixels there, into the nearest cache where a tile's sources stay in it, else into the
-// second and a little further. That is worth a factor of up to 2, and costs some hundredths where the last cache holds all.
+// All vectors of channels take their turn at a tile before the next tile (but for role w by rows), and rows
+// follow each other: memory is read and written in its own order, and the rows of a window stay in the second
+// cache. (A chunk of channels at a time, so that they would stay in the nearest, was up to twice as slow: the
+// processor no longer knows what to fetch next.) What it does not foresee is the row furthest ahead, which no
+// tile has touched yet (with a stride of 2 down the image, two of them): in large problems each vector of a
+// tile asks for the next tile's pixels there, into the nearest cache where a tile's sources stay in it, else
+// into the second and a little further. That is worth a factor of up to 2, and costs some hundredths where
+// the last cache holds all.
 
 #pragma once
 
@@ -36,19 +40,21 @@ struct Run {                // of taps whose sources are neighbours
   int64_t source, weights;  // of the first tap: offsets in elements
   int64_t column;           // the pixel of its source along the row
   int64_t taps;
-  int64_t second = NONE;    // the weights that meet the same sources for the next row of results
+  int64_t second = NONE;  // the weights that meet the same sources for the next row of results
 };
 
 struct Tile {
   const Run* runs;
-  int64_t count;            // of runs
-  int64_t source, result;   // offsets in elements, of the pixels that the runs' own are relative to and of the first result
-  int64_t column;           // likewise along the row
-  int64_t next;             // from the first result to that of the row that is summed with it
-  int64_t ahead, before;    // offsets of sources to come in the row furthest ahead and the new one before it, or the same
-  int64_t left;             // results from here to the end of the row or its cut
-  int64_t weight_step;      // from one tap of a run to the next
-  bool edge;                // whether some source of a tile may be on the padding
+  int64_t count;           // of runs
+  int64_t source, result;  // offsets in elements, of the pixels that the runs' own are relative to and of the
+                           // first result
+  int64_t column;          // likewise along the row
+  int64_t next;            // from the first result to that of the row that is summed with it
+  int64_t ahead,
+      before;  // offsets of sources to come in the row furthest ahead and the new one before it, or the same
+  int64_t left;         // results from here to the end of the row or its cut
+  int64_t weight_step;  // from one tap of a run to the next
+  bool edge;            // whether some source of a tile may be on the padding
 };
 
 // The rows of a problem, one after the other.
@@ -57,12 +63,12 @@ class Rows {
   const Problem& p;
   const Gather& g;
   int64_t channels, largest;  // results of the largest tile
-  // What the rows of one depth have in common: for each phase of the height and the width the runs of all taps, those of one tap of
-  // the height together, so that the runs of any row are neighbours.
+  // What the rows of one depth have in common: for each phase of the height and the width the runs of all
+  // taps, those of one tap of the height together, so that the runs of any row are neighbours.
   int64_t depth = -1;
   List<Run> runs, both;  // both: those of two rows at once
-  List<int64_t> begin;  // of the runs of (phase of the height, phase of the width)
-  List<int64_t> each;   // how many runs a tap of the height has, for each phase of the width
+  List<int64_t> begin;   // of the runs of (phase of the height, phase of the width)
+  List<int64_t> each;    // how many runs a tap of the height has, for each phase of the width
 
  public:
   Rows(const Plan& plan, const Problem& p, const Gather& g, int64_t largest)
@@ -87,7 +93,8 @@ class Rows {
   }
 
  private:
-  // Calls tile(Tile), which returns how many results it did, along stretch `part` of row `index` of image `n`.
+  // Calls tile(Tile), which returns how many results it did, along stretch `part` of row `index` of image
+  // `n`.
   template <class F>
   void row(int64_t n, int64_t index, int64_t part, const F& tile) {
     const Axis &height = g.axis[1], &width = g.axis[2];
@@ -116,7 +123,8 @@ class Rows {
     const Phase& hp = height.phases[0];
     both.size = 0;
     auto run = [&](int64_t i, int64_t k) { return runs[(ascends(hp) ? i : hp.size - 1 - i) * each[0] + k]; };
-    for (int64_t i = 0; i <= hp.size; ++i) {  // the taps of the first row, and those of the second, a row further
+    for (int64_t i = 0; i <= hp.size;
+         ++i) {  // the taps of the first row, and those of the second, a row further
       int64_t source = at_height + i + minimum(hp.taps[0].source, hp.taps[hp.size - 1].source);
       if (source < 0 || source >= height.sources) continue;
       for (int64_t k = 0; k < each[0]; ++k) {
@@ -131,9 +139,11 @@ class Rows {
     along(t, 0, n, at_height, at_height, part, true, tile);
   }
 
-  // Tiles along a row of the phase `w` of the width, of which the runs are known and `start` is the row that they are relative to.
+  // Tiles along a row of the phase `w` of the width, of which the runs are known and `start` is the row that
+  // they are relative to.
   template <class F>
-  void along(Tile& t, int64_t w, int64_t n, int64_t at_height, int64_t start, int64_t part, bool two_new, const F& tile) const {
+  void along(Tile& t, int64_t w, int64_t n, int64_t at_height, int64_t start, int64_t part, bool two_new,
+             const F& tile) const {
     const Axis &deep = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     const Phase& wp = width.phases[w];
     int64_t image = (n * deep.sources * height.sources + start) * width.sources;
@@ -153,7 +163,9 @@ class Rows {
     }
   }
 
-  static bool ascends(const Phase& phase) { return phase.size < 2 || phase.taps[1].source > phase.taps[0].source; }
+  static bool ascends(const Phase& phase) {
+    return phase.size < 2 || phase.taps[1].source > phase.taps[0].source;
+  }
 
   void lay_out(int64_t at_depth) {
     depth = at_depth;
@@ -186,7 +198,9 @@ class Rows {
       taps = 1;
       const Axis& width = g.axis[2];
       if (width.stride / width.unit <= 2)
-        while (taps < LONGEST_RUN && i + taps < phase.size && at(i + taps).source == at(i).source + taps * width.unit) ++taps;
+        while (taps < LONGEST_RUN && i + taps < phase.size &&
+               at(i + taps).source == at(i).source + taps * width.unit)
+          ++taps;
       runs.push({(row + at(i).source) * channels, (tap + at(i).index) * channels, at(i).source, taps});
     }
   }
@@ -199,7 +213,8 @@ ALWAYS_INLINE uint64_t valid_sources(int64_t first, int64_t apart, int64_t sourc
   return ((uint64_t{1} << to) - 1) & ~((uint64_t{1} << from) - 1);
 }
 
-// Asks for a cache line of each of `pixels` pixels, with the first of the vectors that share it; NEAR: into the nearest cache.
+// Asks for a cache line of each of `pixels` pixels, with the first of the vectors that share it; NEAR: into
+// the nearest cache.
 template <bool NEAR, class T>
 ALWAYS_INLINE void fetch(const T* at, int64_t step, int64_t pixels, int64_t vector) {
   if (vector * VECTOR_BYTES % 64 == 0)
@@ -207,14 +222,15 @@ ALWAYS_INLINE void fetch(const T* at, int64_t step, int64_t pixels, int64_t vect
 }
 
 template <bool NEAR, class T>
-ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, const Axis& width, int64_t channels, int64_t results, int64_t vector) {
+ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, const Axis& width, int64_t channels,
+                                 int64_t results, int64_t vector) {
   int64_t step = width.unit * channels, pixels = results * minimum(width.stride / width.unit, 2);
   fetch<NEAR>(x + t.ahead, step, pixels, vector);
   if (t.before != t.ahead) fetch<NEAR>(x + t.before, step, pixels, vector);
 }
 
-// Calls meet(source, v, k, q) for each of V vectors of channels, tap k of a run and pixel q of a tile; `valid` has a bit for each
-// source that is not on the padding.
+// Calls meet(source, v, k, q) for each of V vectors of channels, tap k of a run and pixel q of a tile;
+// `valid` has a bit for each source that is not on the padding.
 template <class T, int Q, int K, int STRIDE, bool EDGE, bool PART, int V = 1, class F>
 ALWAYS_INLINE void slide(const T* x, int64_t step, uint64_t valid, int64_t lanes, const F& meet) {
   constexpr int L = LANES<Wide<T>>;
@@ -232,9 +248,12 @@ ALWAYS_INLINE void slide(const T* x, int64_t step, uint64_t valid, int64_t lanes
 
 // How far the neighbours among the sources of a tile lie apart, in pixels.
 template <int STRIDE>
-ALWAYS_INLINE int64_t apart(const Axis& width) { return width.stride / width.unit == STRIDE ? width.unit : width.stride; }
+ALWAYS_INLINE int64_t apart(const Axis& width) {
+  return width.stride / width.unit == STRIDE ? width.unit : width.stride;
+}
 
-// Calls f with compile-time values of these three. A part of a vector counts as an edge too: three cases instead of four.
+// Calls f with compile-time values of these three. A part of a vector counts as an edge too: three cases
+// instead of four.
 template <class F>
 ALWAYS_INLINE void with_stride(const Axis& width, bool edge, bool part, const F& f) {
   auto with = [&](auto s) {
@@ -245,7 +264,8 @@ ALWAYS_INLINE void with_stride(const Axis& width, bool edge, bool part, const F&
     else
       f(s, False{}, False{});
   };
-  // Strides above 2 have runs of one tap, whose sources are `stride` pixels apart: as with a stride of 1 and longer steps.
+  // Strides above 2 have runs of one tap, whose sources are `stride` pixels apart: as with a stride of 1 and
+  // longer steps.
   width.stride / width.unit == 2 ? with(Number<2>{}) : with(Number<1>{});
 }
 

@@ -3,11 +3,12 @@
 //   role y   result o, source o * stride + tap * dilation - low
 //   role x   result i, source (i + low - tap * dilation) / stride where that is whole
 //
-// Along one axis the results fall into phases, and all results of a phase use the same taps: with role y there is one phase; with
-// role x the phase is the remainder by the stride, and a phase uses only the taps that meet it, so no product with the zeros
-// between strides is ever formed. With a dilation and no stride the phase may be the remainder by the dilation: neighbours in a phase
-// then share sources, which neighbours in the row do not. Result q of a phase is pixel first + q * step and meets, at each of the
-// phase's taps, the source pixel tap.source + q * stride.
+// Along one axis the results fall into phases, and all results of a phase use the same taps: with role y
+// there is one phase; with role x the phase is the remainder by the stride, and a phase uses only the taps
+// that meet it, so no product with the zeros between strides is ever formed. With a dilation and no stride
+// the phase may be the remainder by the dilation: neighbours in a phase then share sources, which neighbours
+// in the row do not. Result q of a phase is pixel first + q * step and meets, at each of the phase's taps,
+// the source pixel tap.source + q * stride.
 
 #pragma once
 
@@ -34,7 +35,8 @@ struct Axis {
   List<Tap> taps;
   List<Phase> phases;
 
-  void lay_out(Role role, int64_t in, int64_t out, int64_t window, int64_t strides, int64_t low, int64_t dilation, bool dilated) {
+  void lay_out(Role role, int64_t in, int64_t out, int64_t window, int64_t strides, int64_t low,
+               int64_t dilation, bool dilated) {
     bool forward = role == Role::y;
     sources = forward ? in : out, results = forward ? out : in;
     unit = dilated ? dilation : 1;
@@ -44,7 +46,9 @@ struct Axis {
     List<int64_t> end;  // of each phase's taps, by counting
     end.reserve(count + 1);
     for (int64_t r = 0; r <= count; ++r) end.push(0);
-    auto remainder = [&](int64_t t) { return forward ? 0 : t * dilation - low - floor_div(t * dilation - low, step) * step; };
+    auto remainder = [&](int64_t t) {
+      return forward ? 0 : t * dilation - low - floor_div(t * dilation - low, step) * step;
+    };
     for (int64_t t = 0; t < window; ++t)
       if (remainder(t) < count) ++end[remainder(t) + 1];
     for (int64_t r = 0; r < count; ++r) end[r + 1] += end[r];
@@ -75,7 +79,8 @@ struct Axis {
   }
 };
 
-// A problem seen from role y or x: what is gathered, what results, and where the kernel keeps each product's weight.
+// A problem seen from role y or x: what is gathered, what results, and where the kernel keeps each product's
+// weight.
 struct Gather {
   int64_t batch, groups, sources, results;  // channels per group on both sides
   int64_t taps;
@@ -90,7 +95,8 @@ struct Gather {
     tap_stride = p.channels * p.groups * p.filters, group_stride = p.filters;
     source_stride = forward ? p.groups * p.filters : 1, result_stride = forward ? 1 : p.groups * p.filters;
     for (int i = 0; i < 3; ++i)
-      axis[i].lay_out(role, p.in[i], p.out[i], p.window[i], p.strides[i], p.low[i], p.dilation[i], dilated && i == 2);
+      axis[i].lay_out(role, p.in[i], p.out[i], p.window[i], p.strides[i], p.low[i], p.dilation[i],
+                      dilated && i == 2);
   }
 
   // A square of the kernel, L source channels by L results or what there is of it, as rows of results.
@@ -109,16 +115,18 @@ struct Gather {
     for (int64_t s = 0; s < sources; ++s, to += step) store(to, rows[s]);
   }
 
-  // The kernel as tiles of results' vectors read it: [group][block of V vectors][tap][source channel][lane], zeros beyond the last
-  // filter; of each `reversed` taps, which is a row's or 1, the last comes first.
+  // The kernel as tiles of results' vectors read it: [group][block of V vectors][tap][source channel][lane],
+  // zeros beyond the last filter; of each `reversed` taps, which is a row's or 1, the last comes first.
   template <class T>
   void pack(const Parallel& parallel, const T* w, Wide<T>* packed, int64_t reversed) const {
     constexpr int L = LANES<Wide<T>>;
-    constexpr int64_t ROWS = 32;  // of the kernel, packed at a time: of the other role's, whole lines of the cache
+    constexpr int64_t ROWS =
+        32;  // of the kernel, packed at a time: of the other role's, whole lines of the cache
     int64_t rows = taps * sources, chunks = ceil_div(rows, ROWS), vectors = ceil_div(results, L);
     for_each(parallel, groups * chunks, ROWS * vectors * L, [&](int64_t unit) {
-      int64_t group = unit % groups, first = unit / groups * ROWS, last = minimum(rows, first + ROWS);  // neighbouring groups
-      for (int64_t v = 0, block; v < vectors; v += block) {                                             // lie side by side in w
+      int64_t group = unit % groups, first = unit / groups * ROWS,
+              last = minimum(rows, first + ROWS);            // neighbouring groups
+      for (int64_t v = 0, block; v < vectors; v += block) {  // lie side by side in w
         block = block_of(vectors - v, 3);
         Wide<T>* to = packed + (group * vectors + v) * rows * L;
         for (int64_t row = first, count; row < last; row += count) {
@@ -127,7 +135,8 @@ struct Gather {
           tap += reversed - 1 - 2 * (tap % reversed);
           const T* from = w + tap * tap_stride + s * source_stride + group * group_stride;
           for (int64_t u = 0; u < block; ++u)
-            square(from + (v + u) * L * result_stride, count, results - (v + u) * L, to + row * block * L + u * L, block * L);
+            square(from + (v + u) * L * result_stride, count, results - (v + u) * L,
+                   to + row * block * L + u * L, block * L);
         }
       }
     });
@@ -146,7 +155,9 @@ struct Gather {
 
   int64_t source_channels() const { return groups * sources; }
   int64_t result_channels() const { return groups * results; }
-  int64_t tap(int64_t d, int64_t h, int64_t w, const Problem& p) const { return (d * p.window[1] + h) * p.window[2] + w; }
+  int64_t tap(int64_t d, int64_t h, int64_t w, const Problem& p) const {
+    return (d * p.window[1] + h) * p.window[2] + w;
+  }
 };
 
 }  // namespace

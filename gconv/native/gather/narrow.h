@@ -4,14 +4,14 @@
 //
 //   for each tap:  K loads of weights;  for each of Q results: 1 load of x, K multiply-adds
 //
-// which is K + Q loads for K * Q multiply-adds: 7 for 12 with four filters (K = 4, Q = 3), 10 for 24 with 32 registers (Q = 6), 11 for
-// 24 with eight filters (Q = 3). Two multiply-adds a cycle of latency 4 need 8 running sums, and 16 registers hold 12 besides the
-// weights.
+// which is K + Q loads for K * Q multiply-adds: 7 for 12 with four filters (K = 4, Q = 3), 10 for 24 with 32
+// registers (Q = 6), 11 for 24 with eight filters (Q = 3). Two multiply-adds a cycle of latency 4 need 8
+// running sums, and 16 registers hold 12 besides the weights.
 //
-// A sum over the channels of a group is a sum of lanes, done once per result after all taps: in a tree (see lanes.h) where a group has
-// 2, 4 or 8 channels and as many filters, and where all lanes that are loaded are one group's. Where a group has one channel its lanes
-// are results already. Tiles that reach over a border carry a mask per tap that says which of the Q results meet a source; nothing is
-// padded.
+// A sum over the channels of a group is a sum of lanes, done once per result after all taps: in a tree (see
+// lanes.h) where a group has 2, 4 or 8 channels and as many filters, and where all lanes that are loaded are
+// one group's. Where a group has one channel its lanes are results already. Tiles that reach over a border
+// carry a mask per tap that says which of the Q results meet a source; nothing is padded.
 
 #pragma once
 
@@ -24,29 +24,32 @@ namespace {
 struct TapOfRow {  // offsets in bytes, so that a tap costs no multiplication
   int64_t source;  // of the first result's source
   int64_t weights;
-  uint32_t mask;   // of the results that meet a source
+  uint32_t mask;  // of the results that meet a source
 };
 
 template <class T, int Q, int K, bool EDGE, bool PART>
-ALWAYS_INLINE void accumulate(Vector<T> (&sums)[Q][K], const T* x, int64_t step, const TapOfRow* taps, int64_t count,
-                              const Wide<T>* weights, int64_t lanes) {
+ALWAYS_INLINE void accumulate(Vector<T> (&sums)[Q][K], const T* x, int64_t step, const TapOfRow* taps,
+                              int64_t count, const Wide<T>* weights, int64_t lanes) {
   constexpr int L = LANES<Wide<T>>;
   int64_t step3 = 3 * step;
   for (int64_t t = 0; t < count; ++t) {
-    // Every third source has a register; the next two are at one and two steps from it. (The compiler would else compute each.)
+    // Every third source has a register; the next two are at one and two steps from it. (The compiler would
+    // else compute each.)
     const char* from[(Q + 2) / 3];
     from[0] = reinterpret_cast<const char*>(x) + taps[t].source;
     UNROLL for (int i = 1; i < (Q + 2) / 3; ++i) {
       from[i] = from[i - 1] + step3;
       __asm__("" : "+r"(from[i]));
     }
-    const Wide<T>* w = reinterpret_cast<const Wide<T>*>(reinterpret_cast<const char*>(weights) + taps[t].weights);
+    const Wide<T>* w =
+        reinterpret_cast<const Wide<T>*>(reinterpret_cast<const char*>(weights) + taps[t].weights);
     uint32_t mask = taps[t].mask;
     auto source = [&](int q) __attribute__((always_inline)) {
       const T* at = reinterpret_cast<const T*>(from[q / 3] + q % 3 * step);
       return PART ? load_first(at, lanes) : load(at);
     };
-    if constexpr (Q < K && !EDGE) {  // the sources are fewer: they stay in registers, and each weight comes and goes
+    if constexpr (Q < K &&
+                  !EDGE) {  // the sources are fewer: they stay in registers, and each weight comes and goes
       Vector<T> sources[Q];
       UNROLL for (int q = 0; q < Q; ++q) sources[q] = source(q);
       UNROLL for (int k = 0; k < K; ++k) {
@@ -80,21 +83,27 @@ class GatherNarrow {
 
   void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
     A* weights = static_cast<A*>(scratch);
-    for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L, [&](int64_t block) { pack(block, w, weights); });
+    for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L,
+             [&](int64_t block) { pack(block, w, weights); });
     // A unit is some stretches of rows.
     int64_t longest = 0;
     for (int64_t i = 0; i < g.axis[2].phases.size; ++i) longest = maximum(longest, g.axis[2].phases[i].count);
     int64_t in_row = ceil_div(longest, plan.stretch);
     int64_t stretches = g.batch * g.axis[0].results * g.axis[1].results * in_row;
-    int64_t work = minimum(longest, plan.stretch) * g.axis[2].phases.size * g.taps * g.results * lanes.blocks * lanes.vectors;
-    int64_t per_unit = maximum(1, minimum(WORK / maximum(work, 1), ceil_div(stretches, 4 * parallel.threads)));
-    int64_t parts = minimum(lanes.blocks, maximum(1, 2 * parallel.threads / maximum(stretches, 1)));  // of the channels
+    int64_t work = minimum(longest, plan.stretch) * g.axis[2].phases.size * g.taps * g.results *
+                   lanes.blocks * lanes.vectors;
+    int64_t per_unit =
+        maximum(1, minimum(WORK / maximum(work, 1), ceil_div(stretches, 4 * parallel.threads)));
+    int64_t parts =
+        minimum(lanes.blocks, maximum(1, 2 * parallel.threads / maximum(stretches, 1)));  // of the channels
     parts = maximum(1, minimum(parts, work / WORK));
     for_each(parallel, ceil_div(stretches, per_unit) * parts, 1 << 14, [&](int64_t unit) {
-      int64_t part = unit % parts, first = unit / parts * per_unit, last = minimum(first + per_unit, stretches);
+      int64_t part = unit % parts, first = unit / parts * per_unit,
+              last = minimum(first + per_unit, stretches);
       Lists lists;
       for (int64_t i = first; i < last; ++i)
-        row(i / in_row, i % in_row, lanes.blocks * part / parts, lanes.blocks * (part + 1) / parts, x, weights, result, lists);
+        row(i / in_row, i % in_row, lanes.blocks * part / parts, lanes.blocks * (part + 1) / parts, x,
+            weights, result, lists);
       fence();
     });
   }
@@ -121,9 +130,11 @@ class GatherNarrow {
   }
 
   // One stretch of one row of results: which taps of the outer axes meet it, then each phase along the row.
-  void row(int64_t index, int64_t stretch, int64_t from, int64_t to, const T* x, const A* weights, T* result, Lists& lists) const {
+  void row(int64_t index, int64_t stretch, int64_t from, int64_t to, const T* x, const A* weights, T* result,
+           Lists& lists) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
-    int64_t h = index % height.results, d = index / height.results % depth.results, n = index / height.results / depth.results;
+    int64_t h = index % height.results, d = index / height.results % depth.results,
+            n = index / height.results / depth.results;
     const Phase &dp = depth.phases[d % depth.step], &hp = height.phases[h % height.step];
     T* to_row = result + index * width.results * g.result_channels();
     for (int64_t i = 0; i < width.phases.size; ++i) {
@@ -136,9 +147,11 @@ class GatherNarrow {
           int64_t sh = hp.taps[b].source + h / height.step * height.stride;
           if (sh < 0 || sh >= height.sources) continue;
           for (int64_t c = 0; c < wp.size; ++c) {
-            int64_t pixel = ((n * depth.sources + sd) * height.sources + sh) * width.sources + wp.taps[c].source;
+            int64_t pixel =
+                ((n * depth.sources + sd) * height.sources + sh) * width.sources + wp.taps[c].source;
             int64_t tap = g.tap(dp.taps[a].index, hp.taps[b].index, wp.taps[c].index, p);
-            lists.taps.push({pixel * g.source_channels() * (int64_t)sizeof(T), tap * tap_stride() * (int64_t)sizeof(A), 0});
+            lists.taps.push({pixel * g.source_channels() * (int64_t)sizeof(T),
+                             tap * tap_stride() * (int64_t)sizeof(A), 0});
           }
         }
       }
@@ -146,7 +159,8 @@ class GatherNarrow {
       for (int64_t k = 0, filters; k < g.results; k += filters) {
         filters = minimum(plan.vectors, g.results - k);
         auto of = [&](auto count) {
-          tiles<narrow_tile(REGISTERS, count), count>(wp, first, last, k, from, to, x, weights, to_row, lists);
+          tiles<narrow_tile(REGISTERS, count), count>(wp, first, last, k, from, to, x, weights, to_row,
+                                                      lists);
         };
         if constexpr (L > 8 && REGISTERS == 32)
           if (filters == 8) of(Number<8>{});
@@ -159,8 +173,8 @@ class GatherNarrow {
   }
 
   template <int Q, int K>
-  void tiles(const Phase& phase, int64_t first, int64_t last, int64_t k, int64_t from, int64_t to, const T* x, const A* weights,
-             T* row, Lists& lists) const {
+  void tiles(const Phase& phase, int64_t first, int64_t last, int64_t k, int64_t from, int64_t to, const T* x,
+             const A* weights, T* row, Lists& lists) const {
     const Axis& width = g.axis[2];
     for (int64_t q = first; q < last; q += Q) {
       int64_t count = minimum(Q, last - q);
@@ -182,7 +196,8 @@ class GatherNarrow {
     for (int64_t t = 0; t < phase.size; ++t) {
       int64_t source = phase.taps[t].source + first * width.stride;
       uint32_t mask = 0;
-      for (int64_t i = 0; i < count; ++i, source += width.stride) mask |= uint32_t(source >= 0 && source < width.sources) << i;
+      for (int64_t i = 0; i < count; ++i, source += width.stride)
+        mask |= uint32_t(source >= 0 && source < width.sources) << i;
       lists.masks.push(mask);
     }
     for (int64_t t = 0; t < lists.taps.size; ++t)
@@ -202,8 +217,9 @@ class GatherNarrow {
     for (int64_t block = from; block < to; ++block) {
       const T* source = x + lanes.first_channel(block);
       const A* w = weights + block * block_stride + k * L;
-      if (block % 2 == 0)
-        UNROLL for (int q = 0; q < Q; ++q) __builtin_prefetch(reinterpret_cast<const char*>(source) + ahead + q * step);
+      if (block % 2 == 0) UNROLL
+      for (int q = 0; q < Q; ++q)
+        __builtin_prefetch(reinterpret_cast<const char*>(source) + ahead + q * step);
       Vector<T> sums[Q][K] = {};
       for (int64_t v = 0; v < lanes.vectors; ++v, source += L, w += g.results * L) {
         int64_t loaded = lanes.loaded(block, v);
@@ -236,7 +252,8 @@ class GatherNarrow {
         return;
       }
     }
-    if (lanes.vectors > 1 || g.groups == 1 || g.sources == L) {  // a block is one group, and so are the lanes it loads
+    if (lanes.vectors > 1 || g.groups == 1 ||
+        g.sources == L) {  // a block is one group, and so are the lanes it loads
       constexpr int TREES = (Q * K + L - 1) / L;
       A sum[TREES * L];
       UNROLL for (int tree = 0; tree < TREES; ++tree) {
@@ -248,8 +265,8 @@ class GatherNarrow {
         add_lanes<L / 2>(part, all);
         store(sum + tree * L, part[0]);
       }
-      for (int64_t q = 0; q < count; ++q)
-        UNROLL for (int f = 0; f < K; ++f) to[q * step + f] = rounded<T>(sum[q * K + f]);
+      for (int64_t q = 0; q < count; ++q) UNROLL
+      for (int f = 0; f < K; ++f) to[q * step + f] = rounded<T>(sum[q * K + f]);
       return;
     }
     if constexpr (K == 2 || K == 4)

@@ -2,15 +2,17 @@
 //
 // The register tile is Q results by V vectors of filters:
 //
-//   for each tap, for each source channel:  V loads of weights;  for each of Q results: 1 broadcast load of x, V multiply-adds
+//   for each tap, for each source channel:  V loads of weights;  for each of Q results: 1 broadcast load of
+//   x, V multiply-adds
 //
-// V + Q loads for V * Q multiply-adds: 8 for 12 with (V, Q) = (2, 6), 7 for 12 with (3, 4), 9 for 8 with (1, 8). With 32
-// registers Q is 7, which divides the rows that images have in practice: 9 for 14 with V = 2.
+// V + Q loads for V * Q multiply-adds: 8 for 12 with (V, Q) = (2, 6), 7 for 12 with (3, 4), 9 for 8 with (1,
+// 8). With 32 registers Q is 7, which divides the rows that images have in practice: 9 for 14 with V = 2.
 //
-// A tile's results are any Q pixels of the same phases, also of two rows or two images: a table of offsets, made once for a
-// stretch of pixels and used for every group and filter, says where each tap finds their sources. A tap that falls on the
-// padding finds zeros. One that does so for the whole tile is left out, and so is that of the first or of the last pixel: in the
-// rows that images have in practice, tiles begin and end at borders.
+// A tile's results are any Q pixels of the same phases, also of two rows or two images: a table of offsets,
+// made once for a stretch of pixels and used for every group and filter, says where each tap finds their
+// sources. A tap that falls on the padding finds zeros. One that does so for the whole tile is left out, and
+// so is that of the first or of the last pixel: in the rows that images have in practice, tiles begin and end
+// at borders.
 
 #pragma once
 
@@ -21,7 +23,8 @@ namespace {
 
 // For the pixels from FIRST to LAST.
 template <int FIRST, int LAST, class T, int Q, int V>
-ALWAYS_INLINE void multiply(Vector<T> (&sums)[Q][V], const T* const (&x)[Q], const Wide<T>* w, int64_t channels) {
+ALWAYS_INLINE void multiply(Vector<T> (&sums)[Q][V], const T* const (&x)[Q], const Wide<T>* w,
+                            int64_t channels) {
   for (int64_t s = 0; s < channels; ++s, w += V * LANES<Wide<T>>) {
     Vector<T> weight[V];
     UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<Wide<T>>);
@@ -37,7 +40,8 @@ class GatherWide {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
   static constexpr bool MANY = REGISTERS == 32;
-  static constexpr int Q1 = wide_tile(REGISTERS, 1), Q2 = wide_tile(REGISTERS, 2), Q3 = wide_tile(REGISTERS, 3);
+  static constexpr int Q1 = wide_tile(REGISTERS, 1), Q2 = wide_tile(REGISTERS, 2),
+                       Q3 = wide_tile(REGISTERS, 3);
   static constexpr int64_t TILES = wide_tiles(REGISTERS);
   const Plan& plan;
   const Problem& p;
@@ -94,9 +98,11 @@ class GatherWide {
   }
 
   // Where one tap finds the sources of a row's part; whether any is off the padding.
-  bool follow(const RowPart& part, int64_t depth_tap, int64_t height_tap, int64_t width_tap, int64_t* offsets) const {
+  bool follow(const RowPart& part, int64_t depth_tap, int64_t height_tap, int64_t width_tap,
+              int64_t* offsets) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
-    int64_t d = part.depth + depth_tap, h = part.height + height_tap, w = part.width + width_tap, k = 0, from = 0, to = 0;
+    int64_t d = part.depth + depth_tap, h = part.height + height_tap, w = part.width + width_tap, k = 0,
+            from = 0, to = 0;
     if (d >= 0 && d < depth.sources && h >= 0 && h < height.sources) {
       from = minimum(part.count, maximum(0, -floor_div(w, width.stride)));
       to = maximum(from, minimum(part.count, floor_div(width.sources - 1 - w, width.stride) + 1));
@@ -109,7 +115,8 @@ class GatherWide {
     return from < to;
   }
 
-  void results(const Stretch& pixels, int64_t from, int64_t to, const T* x, const A* packed, const T* zeros, T* result) const {
+  void results(const Stretch& pixels, int64_t from, int64_t to, const T* x, const A* packed, const T* zeros,
+               T* result) const {
     int64_t padded = ceil_div(pixels.count, TILES) * TILES;
     List<RowPart> parts;
     List<int64_t> offsets, index, outputs;  // offsets: [tap][pixel], -1 on the padding
@@ -149,16 +156,19 @@ class GatherWide {
   template <int Q>
   void fetch(const T* x, const int64_t* offsets) const {
     for (int q = 0; q < Q; ++q)
-      for (int64_t c = 0; c < g.sources && offsets[q] >= 0; c += LINE / sizeof(T)) __builtin_prefetch(x + offsets[q] + c, 0, 2);
+      for (int64_t c = 0; c < g.sources && offsets[q] >= 0; c += LINE / sizeof(T))
+        __builtin_prefetch(x + offsets[q] + c, 0, 2);
   }
 
   template <int Q, int V>
-  void tiles(const T* x, const A* weights, const T* zeros, const List<int64_t>& index, const List<int64_t>& offsets,
-             int64_t padded, const List<int64_t>& outputs, int64_t filters, T* result, bool first_reader) const {
+  void tiles(const T* x, const A* weights, const T* zeros, const List<int64_t>& index,
+             const List<int64_t>& offsets, int64_t padded, const List<int64_t>& outputs, int64_t filters,
+             T* result, bool first_reader) const {
     bool streams = plan.past_caches && whole_lines<T, V>(result, g.results);
     for (int64_t first = 0; first < outputs.size; first += Q) {
       Vector<T> sums[Q][V] = {};
-      if (first_reader && first + Q < outputs.size) fetch<Q>(x, offsets.data + offsets.size - padded + first + Q);
+      if (first_reader && first + Q < outputs.size)
+        fetch<Q>(x, offsets.data + offsets.size - padded + first + Q);
       for (int64_t t = 0; t < index.size; ++t) {
         const T* source[Q];
         const int64_t* offset = offsets.data + t * padded + first;

@@ -1,5 +1,6 @@
-// Roles y and x of wide groups with windows of 3 x 3 and no strides: Winograd's F(2 x 2, 3 x 3) (Lavin and Gray 2016,
-// arxiv.org/abs/1509.09308), with 16 products for each channel, filter and square of 2 x 2 results, where plain sums take 36.
+// Roles y and x of wide groups with windows of 3 x 3 and no strides: Winograd's F(2 x 2, 3 x 3) (Lavin and
+// Gray 2016, arxiv.org/abs/1509.09308), with 16 products for each channel, filter and square of 2 x 2
+// results, where plain sums take 36.
 //
 //   results = A' [(G w G') * (B' x B)] A      * in each of 4 x 4 points, summed over the channels
 //
@@ -8,17 +9,20 @@
 //        0 -1  1  0          1/2 -1/2  1/2
 //        0  1  0 -1          0    0    1
 //
-// Along one axis the results are m0 + m1 + m2 and m1 - m2 - m3, and of the four sources m0 alone holds the first and m3 alone the
-// last: no result depends on a source outside its window, so a NaN, or a number larger than its neighbours, reaches as far as with
-// plain sums. Rounding errors are as large as theirs from 8 channels on, and half of them with 64. But infinities meet their
-// negatives, and sums of huge numbers overflow: results that are not finite are summed again plainly.
+// Along one axis the results are m0 + m1 + m2 and m1 - m2 - m3, and of the four sources m0 alone holds the
+// first and m3 alone the last: no result depends on a source outside its window, so a NaN, or a number larger
+// than its neighbours, reaches as far as with plain sums. Rounding errors are as large as theirs from 8
+// channels on, and half of them with 64. But infinities meet their negatives, and sums of huge numbers
+// overflow: results that are not finite are summed again plainly.
 //
-// The register tile is Q squares by V vectors of filters, in P points at once where V is small, so that enough sums are under way:
+// The register tile is Q squares by V vectors of filters, in P points at once where V is small, so that
+// enough sums are under way:
 //
-//   for each source channel:  P * V loads of weights;  for each of P * Q squares: 1 broadcast load, V multiply-adds
+//   for each source channel:  P * V loads of weights;  for each of P * Q squares: 1 broadcast load, V
+//   multiply-adds
 //
-// 32 loads for 28 multiply-adds with 32 registers and V = 1, 18 for 28 with V = 2, 10 for 21 with V = 3. Windows of depth sum over
-// their planes as over channels.
+// 32 loads for 28 multiply-adds with 32 registers and V = 1, 18 for 28 with V = 2, 10 for 21 with V = 3.
+// Windows of depth sum over their planes as over channels.
 
 #pragma once
 
@@ -32,15 +36,16 @@ class GatherWinograd {
   using A = Wide<T>;
   static constexpr int L = LANES<A>;
   static constexpr bool MANY = REGISTERS == 32;
-  static constexpr int Q = winograd_tile(REGISTERS);          // 7 x 7 squares are an image of 14 x 14
+  static constexpr int Q = winograd_tile(REGISTERS);  // 7 x 7 squares are an image of 14 x 14
   static constexpr int64_t VECTORS = winograd_vectors(REGISTERS);
   static constexpr int P1 = MANY ? 4 : 2, P2 = MANY ? 2 : 1;  // points at once, of 1 and of 2 vectors
   const Plan& plan;
   const Problem& p;
   Gather g;
   bool forward;
-  int64_t vectors, chunks;      // of a group's filters and of its channels
-  int64_t low[2], dilation[2];  // of height and width: the first result's first source, and the distance of neighbours
+  int64_t vectors, chunks;  // of a group's filters and of its channels
+  int64_t low[2],
+      dilation[2];  // of height and width: the first result's first source, and the distance of neighbours
 
   struct Stretch {  // of the squares of one combination of phases
     const Phase* depth;
@@ -51,10 +56,12 @@ class GatherWinograd {
 
  public:
   GatherWinograd(const Plan& plan, Role role, const Problem& p)
-      : plan(plan), p(p), g(role, p), forward(role == Role::y), vectors(ceil_div(g.results, L)), chunks(ceil_div(g.sources, L)) {
+      : plan(plan), p(p), g(role, p), forward(role == Role::y), vectors(ceil_div(g.results, L)),
+        chunks(ceil_div(g.sources, L)) {
     for (int i = 0; i < 2; ++i) {
       dilation[i] = p.dilation[i + 1];
-      low[i] = forward ? -p.low[i + 1] : p.low[i + 1] - 2 * dilation[i];  // role x meets the taps from the last to the first
+      low[i] = forward ? -p.low[i + 1]
+                       : p.low[i + 1] - 2 * dilation[i];  // role x meets the taps from the last to the first
     }
   }
 
@@ -97,8 +104,8 @@ class GatherWinograd {
     first = m[0] + m[1] + m[2], second = m[1] - m[2] - m[3];
   }
 
-  // [group][block of V vectors][point][depth tap][source channel][lane], zeros beyond the last filter: of one group and depth tap,
-  // the L channels from `first` on.
+  // [group][block of V vectors][point][depth tap][source channel][lane], zeros beyond the last filter: of one
+  // group and depth tap, the L channels from `first` on.
   void pack(int64_t group, int64_t tap, int64_t first, const T* w, A* packed) const {
     int64_t count = minimum(L, g.sources - first), rows = p.window[0] * g.sources;
     const T* from = w + tap * 9 * g.tap_stride + first * g.source_stride + group * g.group_stride;
@@ -108,8 +115,8 @@ class GatherWinograd {
       for (int64_t u = 0; u < block; ++u, to += L) {
         A squares[9][L * L];
         for (int t = 0; t < 9; ++t)
-          g.square(from + (forward ? t : 8 - t) * g.tap_stride + (v + u) * L * g.result_stride, count, g.results - (v + u) * L,
-                   squares[t], L);
+          g.square(from + (forward ? t : 8 - t) * g.tap_stride + (v + u) * L * g.result_stride, count,
+                   g.results - (v + u) * L, squares[t], L);
         for (int64_t s = 0; s < count; ++s) {
           Vector<T> half[4][3], points[4];
           UNROLL for (int j = 0; j < 3; ++j) {
@@ -127,11 +134,12 @@ class GatherWinograd {
     }
   }
 
-  void results(const Stretch& squares, int64_t from, int64_t to, const T* x, const T* w, const A* packed, const T* zeros,
-               T* result) const {
+  void results(const Stretch& squares, int64_t from, int64_t to, const T* x, const T* w, const A* packed,
+               const T* zeros, T* result) const {
     int64_t tiles = ceil_div(squares.count, Q), taps = squares.depth->size;
     List<int64_t> offsets, outputs;
-    find(squares, tiles * Q, reinterpret_cast<intptr_t>(zeros) - reinterpret_cast<intptr_t>(x), offsets, outputs);
+    find(squares, tiles * Q, reinterpret_cast<intptr_t>(zeros) - reinterpret_cast<intptr_t>(x), offsets,
+         outputs);
     int64_t point = taps * chunks * Q * L;
     List<A> buffer;  // [tile][point][depth tap][chunk of channels][square][lane], in whole lines of the cache
     A* points = lines(buffer, tiles * 16 * point);
@@ -140,7 +148,8 @@ class GatherWinograd {
       for (int64_t t = 0; t < tiles; ++t)
         for (int64_t a = 0; a < taps; ++a)
           for (int64_t q = 0; q < Q; ++q)
-            transform(source, &offsets[((a * tiles + t) * Q + q) * 16], points + t * 16 * point + (a * chunks * Q + q) * L, point);
+            transform(source, &offsets[((a * tiles + t) * Q + q) * 16],
+                      points + t * 16 * point + (a * chunks * Q + q) * L, point);
       for (int64_t v = 0, block; v < vectors; v += block) {
         block = block_of(vectors - v, VECTORS);
         const A* weight = packed + (group * vectors + v) * 16 * p.window[0] * g.sources * L;
@@ -149,38 +158,47 @@ class GatherWinograd {
           const A* tile_points = points + t * 16 * point;
           const int64_t* tile_outputs = &outputs[t * Q * 4];
           int64_t filters = g.results - v * L;
-          bool finite = block == 1   ? tile<P1, 1>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group)
-                        : block == 2 ? tile<P2, 2>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group)
-                                     : tile<1, 3>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group);
+          bool finite =
+              block == 1
+                  ? tile<P1, 1>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group)
+              : block == 2
+                  ? tile<P2, 2>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group)
+                  : tile<1, 3>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group);
           if (!finite)
             plainly(*squares.depth, source, &offsets[t * Q * 16], tiles * Q * 16,
-                    w + group * g.group_stride + v * L * g.result_stride, minimum(filters, block * L), tile_outputs, to_group);
+                    w + group * g.group_stride + v * L * g.result_stride, minimum(filters, block * L),
+                    tile_outputs, to_group);
         }
       }
     }
   }
 
-  // Where the squares' sources lie, [depth tap][square][4][4] in bytes from x, and their results, [square][2][2] in elements, -1
-  // for what is not there. The padding is zeros somewhere else.
-  void find(const Stretch& squares, int64_t padded, int64_t padding, List<int64_t>& offsets, List<int64_t>& outputs) const {
+  // Where the squares' sources lie, [depth tap][square][4][4] in bytes from x, and their results,
+  // [square][2][2] in elements, -1 for what is not there. The padding is zeros somewhere else.
+  void find(const Stretch& squares, int64_t padded, int64_t padding, List<int64_t>& offsets,
+            List<int64_t>& outputs) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     const Phase& phase = *squares.depth;
-    int64_t source = g.source_channels() * (int64_t)sizeof(T), row = width.sources * source, plane = height.sources * row;
-    int64_t result = g.result_channels(), result_row = width.results * result, result_plane = height.results * result_row;
+    int64_t source = g.source_channels() * (int64_t)sizeof(T), row = width.sources * source,
+            plane = height.sources * row;
+    int64_t result = g.result_channels(), result_row = width.results * result,
+            result_plane = height.results * result_row;
     offsets.reserve(phase.size * padded * 16);
     outputs.reserve(padded * 4);
     int64_t column = squares.first % squares.columns, rest = squares.first / squares.columns;
-    int64_t line = rest % squares.rows, d = rest / squares.rows % phase.count, n = rest / squares.rows / phase.count;
+    int64_t line = rest % squares.rows, d = rest / squares.rows % phase.count,
+            n = rest / squares.rows / phase.count;
     for (int64_t q = 0; q < padded; ++q) {
       bool real = q < squares.count;
       int64_t h = squares.height + 2 * line * dilation[0], w = squares.width + 2 * column * dilation[1];
       int64_t from = real ? (n * depth.results + phase.first + d * depth.step) * result_plane : -1;
-      spread<2>(from, h, dilation[0], height.results, result_row, w, dilation[1], width.results, result, -1, &outputs[q * 4]);
+      spread<2>(from, h, dilation[0], height.results, result_row, w, dilation[1], width.results, result, -1,
+                &outputs[q * 4]);
       for (int64_t a = 0; a < phase.size; ++a) {
         int64_t s = phase.taps[a].source + d * depth.stride;
         from = real && s >= 0 && s < depth.sources ? (n * depth.sources + s) * plane : -1;
-        spread<4>(from, h + low[0], dilation[0], height.sources, row, w + low[1], dilation[1], width.sources, source, padding,
-                  &offsets[(a * padded + q) * 16]);
+        spread<4>(from, h + low[0], dilation[0], height.sources, row, w + low[1], dilation[1], width.sources,
+                  source, padding, &offsets[(a * padded + q) * 16]);
       }
       if (++column == squares.columns) column = 0, ++line;
       if (line == squares.rows) line = 0, ++d;
@@ -190,8 +208,8 @@ class GatherWinograd {
 
   // Where N x N pixels from (h, w) on lie in a plane that begins at `from`; `missing` for those that do not.
   template <int N>
-  static void spread(int64_t from, int64_t h, int64_t down, int64_t height, int64_t row, int64_t w, int64_t right, int64_t width,
-                     int64_t pixel, int64_t missing, int64_t* to) {
+  static void spread(int64_t from, int64_t h, int64_t down, int64_t height, int64_t row, int64_t w,
+                     int64_t right, int64_t width, int64_t pixel, int64_t missing, int64_t* to) {
     int64_t columns[N];
     for (int j = 0; j < N; ++j, w += right) columns[j] = w >= 0 && w < width ? w * pixel : -1;
     for (int i = 0; i < N; ++i, h += down) {
@@ -200,7 +218,9 @@ class GatherWinograd {
     }
   }
 
-  static const T* at(const T* x, int64_t bytes) { return reinterpret_cast<const T*>(reinterpret_cast<intptr_t>(x) + bytes); }
+  static const T* at(const T* x, int64_t bytes) {
+    return reinterpret_cast<const T*>(reinterpret_cast<intptr_t>(x) + bytes);
+  }
 
   // The sources of one square and depth tap.
   void transform(const T* x, const int64_t* offsets, A* to, int64_t point) const {
@@ -224,7 +244,8 @@ class GatherWinograd {
 
   // Whether all results are finite.
   template <int P, int V>
-  bool tile(const Phase& depth, const A* x, int64_t point, const A* w, int64_t filters, const int64_t* outputs, T* result) const {
+  bool tile(const Phase& depth, const A* x, int64_t point, const A* w, int64_t filters,
+            const int64_t* outputs, T* result) const {
     alignas(LINE) A rows[4][2][Q][V * L];  // of points, already taken along their columns
     int64_t step = p.window[0] * g.sources * V * L;
     for (int i = 0; i < 4; ++i) {
@@ -234,43 +255,44 @@ class GatherWinograd {
         for (int64_t a = 0; a < depth.size; ++a)
           multiply(x + (i * 4 + j) * point + a * chunks * Q * L, point,
                    w + (i * 4 + j) * step + depth.taps[a].index * g.sources * V * L, step, products);
-        UNROLL for (int k = 0; k < P; ++k)
-          UNROLL for (int q = 0; q < Q; ++q)
-            UNROLL for (int v = 0; v < V; ++v) row[j + k][q][v] = products[k][q][v];
+        UNROLL for (int k = 0; k < P; ++k) UNROLL
+        for (int q = 0; q < Q; ++q) UNROLL
+        for (int v = 0; v < V; ++v) row[j + k][q][v] = products[k][q][v];
       }
-      UNROLL for (int q = 0; q < Q; ++q)
-        UNROLL for (int v = 0; v < V; ++v) {
-          Vector<T> first, second;
-          sums({row[0][q][v], row[1][q][v], row[2][q][v], row[3][q][v]}, first, second);
-          store(rows[i][0][q] + v * L, first);
-          store(rows[i][1][q] + v * L, second);
-        }
+      UNROLL for (int q = 0; q < Q; ++q) UNROLL
+      for (int v = 0; v < V; ++v) {
+        Vector<T> first, second;
+        sums({row[0][q][v], row[1][q][v], row[2][q][v], row[3][q][v]}, first, second);
+        store(rows[i][0][q] + v * L, first);
+        store(rows[i][1][q] + v * L, second);
+      }
     }
     bool streams = plan.past_caches && whole_lines<T, V>(result, g.results);
-    Vector<T> zero{};  // as long as all are finite
+    Vector<T> zero{};            // as long as all are finite
     auto within = zero == zero;  // or, of half precision, are so when they are rounded
-    constexpr float LIMIT = std::is_same_v<T, F16> ? 65520.f : 0x1.ffp127f;  // the least that is rounded to infinity
-    for (int q = 0; q < Q; ++q)
-      UNROLL for (int v = 0; v < V; ++v) {
-        Vector<T> square[4];
-        UNROLL for (int j = 0; j < 2; ++j) {
-          Vector<T> column[4];
-          UNROLL for (int i = 0; i < 4; ++i) column[i] = load(rows[i][j][q] + v * L);
-          sums(column, square[j], square[2 + j]);
-        }
-        UNROLL for (int k = 0; k < 4; ++k) {
-          if (outputs[q * 4 + k] < 0) continue;
-          if constexpr (sizeof(T) == 2)
-            within &= (square[k] < LIMIT) & (square[k] > -LIMIT);
-          else
-            zero += square[k] - square[k];
-          T* to = result + outputs[q * 4 + k] + v * L;
-          if (filters >= (v + 1) * L)
-            streams ? stream(to, square[k]) : store(to, square[k]);
-          else
-            store_first(to, square[k], filters - v * L);
-        }
+    constexpr float LIMIT =
+        std::is_same_v<T, F16> ? 65520.f : 0x1.ffp127f;  // the least that is rounded to infinity
+    for (int q = 0; q < Q; ++q) UNROLL
+    for (int v = 0; v < V; ++v) {
+      Vector<T> square[4];
+      UNROLL for (int j = 0; j < 2; ++j) {
+        Vector<T> column[4];
+        UNROLL for (int i = 0; i < 4; ++i) column[i] = load(rows[i][j][q] + v * L);
+        sums(column, square[j], square[2 + j]);
       }
+      UNROLL for (int k = 0; k < 4; ++k) {
+        if (outputs[q * 4 + k] < 0) continue;
+        if constexpr (sizeof(T) == 2)
+          within &= (square[k] < LIMIT) & (square[k] > -LIMIT);
+        else
+          zero += square[k] - square[k];
+        T* to = result + outputs[q * 4 + k] + v * L;
+        if (filters >= (v + 1) * L)
+          streams ? stream(to, square[k]) : store(to, square[k]);
+        else
+          store_first(to, square[k], filters - v * L);
+      }
+    }
     bool finite = true;
     within &= zero == zero;
     for (int i = 0; i < L; ++i) finite &= within[i] != 0;
@@ -279,23 +301,25 @@ class GatherWinograd {
 
   // The products of one depth tap, added to P points.
   template <int P, int V>
-  ALWAYS_INLINE void multiply(const A* x, int64_t point, const A* w, int64_t step, Vector<T> (&products)[P][Q][V]) const {
+  ALWAYS_INLINE void multiply(const A* x, int64_t point, const A* w, int64_t step,
+                              Vector<T> (&products)[P][Q][V]) const {
     for (int64_t left = g.sources; left > 0; left -= L, x += Q * L)
-      for (int64_t s = 0; s < minimum(L, left); ++s, w += V * L)
-        UNROLL for (int i = 0; i < P; ++i) {
-          Vector<T> weight[V];
-          UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + i * step + v * L);
-          UNROLL for (int q = 0; q < Q; ++q) {
-            Vector<T> source = broadcast(x[i * point + q * L + s]);
-            UNROLL for (int v = 0; v < V; ++v) products[i][q][v] += source * weight[v];
-          }
-        }
+      for (int64_t s = 0; s < minimum(L, left); ++s, w += V * L) UNROLL
+    for (int i = 0; i < P; ++i) {
+      Vector<T> weight[V];
+      UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + i * step + v * L);
+      UNROLL for (int q = 0; q < Q; ++q) {
+        Vector<T> source = broadcast(x[i * point + q * L + s]);
+        UNROLL for (int v = 0; v < V; ++v) products[i][q][v] += source * weight[v];
+      }
+    }
   }
 
-  // What is not finite in a tile by plain sums, product by product. Where a source is no number the results are none already, as
-  // they should: a diverged training has many of them.
-  __attribute__((noinline)) void plainly(const Phase& depth, const T* x, const int64_t* offsets, int64_t tap_step, const T* w,
-                                         int64_t filters, const int64_t* outputs, T* result) const {
+  // What is not finite in a tile by plain sums, product by product. Where a source is no number the results
+  // are none already, as they should: a diverged training has many of them.
+  __attribute__((noinline)) void plainly(const Phase& depth, const T* x, const int64_t* offsets,
+                                         int64_t tap_step, const T* w, int64_t filters,
+                                         const int64_t* outputs, T* result) const {
     for (int k = 0; k < 4 * Q; ++k) {
       if (outputs[k] < 0) continue;
       auto source = [&](int64_t a, int t) {
@@ -304,14 +328,17 @@ class GatherWinograd {
       bool numbers = true;
       for (int64_t a = 0; a < depth.size; ++a)
         for (int t = 0; t < 9; ++t)
-          for (int64_t s = 0; s < g.sources && numbers; ++s) numbers = value(source(a, t)[s]) == value(source(a, t)[s]);
+          for (int64_t s = 0; s < g.sources && numbers; ++s)
+            numbers = value(source(a, t)[s]) == value(source(a, t)[s]);
       for (int64_t f = 0; f < filters && numbers; ++f) {
         A found = value(result[outputs[k] + f]), sum = 0;
         if (found - found == 0) continue;
         for (int64_t a = 0; a < depth.size; ++a)
           for (int t = 0; t < 9; ++t) {
-            const T* weight = w + (depth.taps[a].index * 9 + (forward ? t : 8 - t)) * g.tap_stride + f * g.result_stride;
-            for (int64_t s = 0; s < g.sources; ++s) sum += value(source(a, t)[s]) * value(weight[s * g.source_stride]);
+            const T* weight =
+                w + (depth.taps[a].index * 9 + (forward ? t : 8 - t)) * g.tap_stride + f * g.result_stride;
+            for (int64_t s = 0; s < g.sources; ++s)
+              sum += value(source(a, t)[s]) * value(weight[s * g.source_stride]);
           }
         result[outputs[k] + f] = rounded<T>(sum);
       }

@@ -30,7 +30,8 @@ const NormUnit* const UNITS[][4] = {
 
 // The unit of the instruction set in use, or nullptr.
 const NormUnit* unit_of(ffi::DataType type) {
-  const ffi::DataType types[] = {ffi::DataType::F32, ffi::DataType::F64, ffi::DataType::BF16, ffi::DataType::F16};
+  const ffi::DataType types[] = {ffi::DataType::F32, ffi::DataType::F64, ffi::DataType::BF16,
+                                 ffi::DataType::F16};
   const auto* found = std::find(types, types + 4, type);
   const char* set = gconv_instruction_set();
   if (!set || found == types + 4) return nullptr;
@@ -40,24 +41,33 @@ const NormUnit* unit_of(ffi::DataType type) {
 }
 
 constexpr char NO_MEMORY[] = "gconv: out of memory for the lists that batch norm works with";
-constexpr double SMALL = 1 << 15, LONG = 1 << 20;  // numbers: for a thread of its own, and for a system call to wake it
+constexpr double SMALL = 1 << 15,
+                 LONG = 1 << 20;  // numbers: for a thread of its own, and for a system call to wake it
 
-ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results, int64_t pass_number, bool relu,
-                bool residual, int64_t partitions) {
-  auto refuse = [](const std::string& why) { return ffi::Error::InvalidArgument("gconv: batch norm: " + why); };
-  if (pass_number < 0 || pass_number > 3) return refuse("the pass must be 0 (moments), 1 (apply), 2 (sums) or 3 (backward)");
+ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::RemainingRets results,
+                int64_t pass_number, bool relu, bool residual, int64_t partitions) {
+  auto refuse = [](const std::string& why) {
+    return ffi::Error::InvalidArgument("gconv: batch norm: " + why);
+  };
+  if (pass_number < 0 || pass_number > 3)
+    return refuse("the pass must be 0 (moments), 1 (apply), 2 (sums) or 3 (backward)");
   Pass pass = static_cast<Pass>(pass_number);
   bool reduces = pass == Pass::moments || pass == Pass::sums;
-  if (residual && (pass == Pass::moments || (pass != Pass::apply && !relu))) return refuse("this pass has no residual");
+  if (residual && (pass == Pass::moments || (pass != Pass::apply && !relu)))
+    return refuse("this pass has no residual");
   size_t operands = pass == Pass::moments ? 1 : pass == Pass::apply ? 2 : pass == Pass::sums ? 3 : 4;
   size_t outputs = reduces || (pass == Pass::backward && residual) ? 2 : 1;
-  if (arguments.size() != operands + residual || results.size() != outputs) return refuse("operands or results are missing");
+  if (arguments.size() != operands + residual || results.size() != outputs)
+    return refuse("operands or results are missing");
 
   auto first = arguments.get<ffi::AnyBuffer>(0);
   if (!first || first->dimensions().size() != 2) return refuse("x must have two axes");
-  ffi::DataType type = first->element_type(), wide = type == ffi::DataType::F64 ? ffi::DataType::F64 : ffi::DataType::F32;
+  ffi::DataType type = first->element_type(),
+                wide = type == ffi::DataType::F64 ? ffi::DataType::F64 : ffi::DataType::F32;
   const NormUnit* unit = unit_of(type);
-  if (!unit) return refuse("elements must be float32, float64, bfloat16 or float16, on an instruction set that is here");
+  if (!unit)
+    return refuse(
+        "elements must be float32, float64, bfloat16 or float16, on an instruction set that is here");
   Norm p{first->dimensions()[0], first->dimensions()[1], partitions, relu, residual};
   if (partitions < 1 || partitions > 4096) return refuse("partitions must lie in [1, 4096]");
   if (p.rows < 1 || p.channels < 1) return refuse("x must not be empty");
@@ -87,7 +97,8 @@ ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Remaini
     auto second = results.get<ffi::AnyBuffer>(1);
     if (!second) return refuse("operands or results are missing");
     if (reduces) {
-      if (double((*second)->size_bytes()) < 16.0 * double(partitions) * double(p.channels)) return refuse("the scratch is too small");
+      if (double((*second)->size_bytes()) < 16.0 * double(partitions) * double(p.channels))
+        return refuse("the scratch is too small");
       b.partial = static_cast<double*>((*second)->untyped_data());
     } else {
       if (!has(**second, p.rows, p.channels, type)) return refuse("a shape or a type does not fit");

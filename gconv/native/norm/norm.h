@@ -4,10 +4,11 @@
 //   apply     x, factors, residual        -> y = activation(z), z = (x - mean) * scale + bias + residual
 //   sums      x, factors, residual, dy    -> for each channel the sum of dz and the sum of dz * (x - mean)
 //   backward  x, factors, residual, dy,
-//             terms                       -> dx = scale * dz + terms[0] + terms[1] * (x - mean), and dz for the residual
+//             terms                       -> dx = scale * dz + terms[0] + terms[1] * (x - mean), and dz for
+//             the residual
 //
-// dz is dy where the activation lets it pass. z is computed again rather than stored. Factors are three rows of one
-// number for each channel: mean, scale and bias.
+// dz is dy where the activation lets it pass. z is computed again rather than stored. Factors are three rows
+// of one number for each channel: mean, scale and bias.
 
 #pragma once
 
@@ -23,8 +24,8 @@ struct Norm {
   bool relu, residual;
 };
 
-// Buffers of a pass, nullptr where it has none. `factors`, `terms` and the first result of moments and sums hold the
-// type that sums are formed in; all other arrays hold the unit's type.
+// Buffers of a pass, nullptr where it has none. `factors`, `terms` and the first result of moments and sums
+// hold the type that sums are formed in; all other arrays hold the unit's type.
 struct NormBuffers {
   const void *x, *factors, *residual, *dy, *terms;
   void *result, *residual_result;
@@ -39,7 +40,8 @@ struct NormUnit {
 };
 
 // By type: float32, float64, bfloat16 and float16.
-#define GCONV_NORM_UNITS(set) extern const NormUnit norm_##set##_f32, norm_##set##_f64, norm_##set##_bf16, norm_##set##_f16
+#define GCONV_NORM_UNITS(set) \
+  extern const NormUnit norm_##set##_f32, norm_##set##_f64, norm_##set##_bf16, norm_##set##_f16
 
 GCONV_NORM_UNITS(baseline);
 GCONV_NORM_UNITS(avx2);

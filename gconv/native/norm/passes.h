@@ -1,7 +1,7 @@
 // The four passes of norm.h.
 //
-// Rows of few channels are folded: so many rows are read as one row of whole vectors that their channels repeat in it.
-// The rows that are left at the end, fewer than are folded, are read number by number.
+// Rows of few channels are folded: so many rows are read as one row of whole vectors that their channels
+// repeat in it. The rows that are left at the end, fewer than are folded, are read number by number.
 
 #pragma once
 
@@ -58,13 +58,17 @@ struct Factors {
 // One vector of a row, or its first `count` numbers: WHOLE is whether the vector is full.
 template <bool WHOLE, class T>
 ALWAYS_INLINE Vector<T> read(const T* from, int64_t count) {
-  if constexpr (WHOLE) return load(from);
-  else return load_first(from, count);
+  if constexpr (WHOLE)
+    return load(from);
+  else
+    return load_first(from, count);
 }
 template <bool WHOLE, class T>
 ALWAYS_INLINE void write(T* to, Vector<T> v, int64_t count) {
-  if constexpr (WHOLE) store(to, v);
-  else store_first(to, v, count);
+  if constexpr (WHOLE)
+    store(to, v);
+  else
+    store_first(to, v, count);
 }
 
 // Calls body(whole, at, count) for the vectors of [first, last), of which the last may be in part.
@@ -84,7 +88,7 @@ ALWAYS_INLINE void for_tiles(int64_t first, int64_t last, const F& body) {
   for (; row < last; ++row) body(Number<1>{}, row);
 }
 
-// --- one number or vector --------------------------------------------------------------------------------------------
+// --- one number or vector ----------------------------------------------------------------------------------
 
 // relu, which keeps a NaN; and what of a cotangent passes it.
 template <class V>
@@ -98,12 +102,12 @@ ALWAYS_INLINE V passed(V dy, V z) {
   return (V)((decltype(kept))dy & kept);
 }
 
-// --- sums over rows --------------------------------------------------------------------------------------------------
+// --- sums over rows ----------------------------------------------------------------------------------------
 
 constexpr int64_t BLOCK = 512;  // channels whose sums are formed together
 
-// Calls body(partition, first and last folded row, whether the tail follows, first and last number) for every part of the
-// array whose sums are formed together.
+// Calls body(partition, first and last folded row, whether the tail follows, first and last number) for every
+// part of the array whose sums are formed together.
 template <class T, class F>
 void for_parts(const Norm& p, const Folded& f, const Parallel& parallel, const F& body) {
   int64_t blocks = f.fold > 1 ? 1 : ceil_div(f.length, BLOCK), length = ceil_div(f.length, blocks);
@@ -135,48 +139,51 @@ void moments(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
   A* result = static_cast<A*>(b.result);
   double *means = b.partial, *squares = b.partial + p.partitions * p.channels;
   Folded f = folded<T>(p);
-  for_parts<T>(p, f, parallel, [&](int64_t part, int64_t first, int64_t last, int64_t tail, int64_t from, int64_t to) {
-    Numbers<A> near, sum, square;
-    near.make(to - from), sum.make(to - from), square.make(to - from);
-    int64_t pilots = minimum(ROWS, last - first);
-    for (int64_t i = 0; i < to - from; ++i) {
-      A total = pilots ? 0 : i < tail ? value(x[f.rows * f.length + i]) : 0;
-      for (int64_t row = first; row < first + pilots; ++row) total += value(x[row * f.length + from + i]);
-      total /= (A)maximum(pilots, 1);
-      near.data[i] = total - total == 0 ? total : 0;  // of infinities only plain sums are right
-    }
-    for_tiles<ROWS>(first, last, [&](auto rows, int64_t row) {
-      for_vectors<T>(from, to, [&](auto whole, int64_t at, int64_t count) {
-        V k = load(near.data + at - from), s = load(sum.data + at - from), q = load(square.data + at - from);
-        V tile = {}, tile_squares = {};
-        UNROLL for (int r = 0; r < decltype(rows)::value; ++r) {
-          V d = read<decltype(whole)::value>(x + (row + r) * f.length + at, count) - k;
-          tile += d, tile_squares += d * d;
-        }
-        store(sum.data + at - from, s + tile), store(square.data + at - from, q + tile_squares);
-      });
-    });
-    for (int64_t i = 0; i < tail; ++i) {
-      A d = value(x[f.rows * f.length + i]) - near.data[i];
-      sum.data[i] += d, square.data[i] += d * d;
-    }
-    int64_t channels = f.fold > 1 ? p.channels : to - from;
-    for (int64_t c = 0; c < channels; ++c) {
-      double count = 0, total = 0;
-      for (int64_t i = c; i < to - from; i += channels) {
-        double n = double(last - first + (i < tail));
-        count += n, total += n * near.data[i] + sum.data[i];
-      }
-      double mean = count ? total / count : 0, about = 0;
-      for (int64_t i = c; i < to - from; i += channels) {
-        double n = double(last - first + (i < tail)), s = sum.data[i];
-        if (n == 0) continue;
-        double own = square.data[i] - s * s / n, off = near.data[i] + s / n - mean;
-        about += (own < 0 ? 0 : own) + n * off * off;
-      }
-      means[part * p.channels + from + c] = mean, squares[part * p.channels + from + c] = about;
-    }
-  });
+  for_parts<T>(p, f, parallel,
+               [&](int64_t part, int64_t first, int64_t last, int64_t tail, int64_t from, int64_t to) {
+                 Numbers<A> near, sum, square;
+                 near.make(to - from), sum.make(to - from), square.make(to - from);
+                 int64_t pilots = minimum(ROWS, last - first);
+                 for (int64_t i = 0; i < to - from; ++i) {
+                   A total = pilots ? 0 : i < tail ? value(x[f.rows * f.length + i]) : 0;
+                   for (int64_t row = first; row < first + pilots; ++row)
+                     total += value(x[row * f.length + from + i]);
+                   total /= (A)maximum(pilots, 1);
+                   near.data[i] = total - total == 0 ? total : 0;  // of infinities only plain sums are right
+                 }
+                 for_tiles<ROWS>(first, last, [&](auto rows, int64_t row) {
+                   for_vectors<T>(from, to, [&](auto whole, int64_t at, int64_t count) {
+                     V k = load(near.data + at - from), s = load(sum.data + at - from),
+                       q = load(square.data + at - from);
+                     V tile = {}, tile_squares = {};
+                     UNROLL for (int r = 0; r < decltype(rows)::value; ++r) {
+                       V d = read<decltype(whole)::value>(x + (row + r) * f.length + at, count) - k;
+                       tile += d, tile_squares += d * d;
+                     }
+                     store(sum.data + at - from, s + tile), store(square.data + at - from, q + tile_squares);
+                   });
+                 });
+                 for (int64_t i = 0; i < tail; ++i) {
+                   A d = value(x[f.rows * f.length + i]) - near.data[i];
+                   sum.data[i] += d, square.data[i] += d * d;
+                 }
+                 int64_t channels = f.fold > 1 ? p.channels : to - from;
+                 for (int64_t c = 0; c < channels; ++c) {
+                   double count = 0, total = 0;
+                   for (int64_t i = c; i < to - from; i += channels) {
+                     double n = double(last - first + (i < tail));
+                     count += n, total += n * near.data[i] + sum.data[i];
+                   }
+                   double mean = count ? total / count : 0, about = 0;
+                   for (int64_t i = c; i < to - from; i += channels) {
+                     double n = double(last - first + (i < tail)), s = sum.data[i];
+                     if (n == 0) continue;
+                     double own = square.data[i] - s * s / n, off = near.data[i] + s / n - mean;
+                     about += (own < 0 ? 0 : own) + n * off * off;
+                   }
+                   means[part * p.channels + from + c] = mean, squares[part * p.channels + from + c] = about;
+                 }
+               });
   auto rows_of = [&](int64_t part) {
     int64_t first = f.rows * part / p.partitions, last = f.rows * (part + 1) / p.partitions;
     return double((last - first) * f.fold + (part == p.partitions - 1 ? f.tail / p.channels : 0));
@@ -198,58 +205,61 @@ void sums(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
   using A = Wide<T>;
   using V = Vector<T>;
   constexpr int ROWS = 4;
-  const T *x = static_cast<const T*>(b.x), *dy = static_cast<const T*>(b.dy), *residual = static_cast<const T*>(b.residual);
+  const T *x = static_cast<const T*>(b.x), *dy = static_cast<const T*>(b.dy),
+          *residual = static_cast<const T*>(b.residual);
   A* result = static_cast<A*>(b.result);
   double *plain = b.partial, *weighted = b.partial + p.partitions * p.channels;
   Folded f = folded<T>(p);
   Factors<T> k(b.factors, p, f);
-  for_parts<T>(p, f, parallel, [&](int64_t part, int64_t first, int64_t last, int64_t tail, int64_t from, int64_t to) {
-    Numbers<A> sum, product;
-    sum.make(to - from), product.make(to - from);
-    for_tiles<ROWS>(first, last, [&](auto rows, int64_t row) {
-      for_vectors<T>(from, to, [&](auto whole, int64_t at, int64_t count) {
-        constexpr bool WHOLE = decltype(whole)::value;
-        V mean = load(k.mean.data + at), scale = load(k.scale.data + at), bias = load(k.bias.data + at);
-        V tile = {}, products = {};
-        UNROLL for (int r = 0; r < decltype(rows)::value; ++r) {
-          int64_t i = (row + r) * f.length + at;
-          V d = read<WHOLE>(x + i, count) - mean, dz = read<WHOLE>(dy + i, count);
+  for_parts<T>(
+      p, f, parallel, [&](int64_t part, int64_t first, int64_t last, int64_t tail, int64_t from, int64_t to) {
+        Numbers<A> sum, product;
+        sum.make(to - from), product.make(to - from);
+        for_tiles<ROWS>(first, last, [&](auto rows, int64_t row) {
+          for_vectors<T>(from, to, [&](auto whole, int64_t at, int64_t count) {
+            constexpr bool WHOLE = decltype(whole)::value;
+            V mean = load(k.mean.data + at), scale = load(k.scale.data + at), bias = load(k.bias.data + at);
+            V tile = {}, products = {};
+            UNROLL for (int r = 0; r < decltype(rows)::value; ++r) {
+              int64_t i = (row + r) * f.length + at;
+              V d = read<WHOLE>(x + i, count) - mean, dz = read<WHOLE>(dy + i, count);
+              if constexpr (RELU) {
+                V z = d * scale + bias;
+                if constexpr (RESIDUAL) z += read<WHOLE>(residual + i, count);
+                dz = passed(dz, z);
+              }
+              tile += dz, products += dz * d;
+            }
+            store(sum.data + at - from, load(sum.data + at - from) + tile);
+            store(product.data + at - from, load(product.data + at - from) + products);
+          });
+        });
+        for (int64_t i = 0; i < tail; ++i) {
+          int64_t at = f.rows * f.length + i;
+          A d = value(x[at]) - k.mean.data[i], dz = value(dy[at]);
           if constexpr (RELU) {
-            V z = d * scale + bias;
-            if constexpr (RESIDUAL) z += read<WHOLE>(residual + i, count);
-            dz = passed(dz, z);
+            A z = d * k.scale.data[i] + k.bias.data[i];
+            if constexpr (RESIDUAL) z += value(residual[at]);
+            dz = z > 0 ? dz : 0;
           }
-          tile += dz, products += dz * d;
+          sum.data[i] += dz, product.data[i] += dz * d;
         }
-        store(sum.data + at - from, load(sum.data + at - from) + tile);
-        store(product.data + at - from, load(product.data + at - from) + products);
+        int64_t channels = f.fold > 1 ? p.channels : to - from;
+        for (int64_t c = 0; c < channels; ++c) {
+          double s = 0, q = 0;
+          for (int64_t i = c; i < to - from; i += channels) s += sum.data[i], q += product.data[i];
+          plain[part * p.channels + from + c] = s, weighted[part * p.channels + from + c] = q;
+        }
       });
-    });
-    for (int64_t i = 0; i < tail; ++i) {
-      int64_t at = f.rows * f.length + i;
-      A d = value(x[at]) - k.mean.data[i], dz = value(dy[at]);
-      if constexpr (RELU) {
-        A z = d * k.scale.data[i] + k.bias.data[i];
-        if constexpr (RESIDUAL) z += value(residual[at]);
-        dz = z > 0 ? dz : 0;
-      }
-      sum.data[i] += dz, product.data[i] += dz * d;
-    }
-    int64_t channels = f.fold > 1 ? p.channels : to - from;
-    for (int64_t c = 0; c < channels; ++c) {
-      double s = 0, q = 0;
-      for (int64_t i = c; i < to - from; i += channels) s += sum.data[i], q += product.data[i];
-      plain[part * p.channels + from + c] = s, weighted[part * p.channels + from + c] = q;
-    }
-  });
   for_channels(p, parallel, [&](int64_t c) {
     double s = 0, q = 0;
-    for (int64_t i = 0; i < p.partitions; ++i) s += plain[i * p.channels + c], q += weighted[i * p.channels + c];
+    for (int64_t i = 0; i < p.partitions; ++i)
+      s += plain[i * p.channels + c], q += weighted[i * p.channels + c];
     result[c] = A(s), result[p.channels + c] = A(q);
   });
 }
 
-// --- number by number ------------------------------------------------------------------------------------------------
+// --- number by number --------------------------------------------------------------------------------------
 
 // Calls body(rows of a tile, first row) for all folded rows, on all threads.
 template <class T, int ROWS, class F>
@@ -295,7 +305,8 @@ void backward(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
   using A = Wide<T>;
   using V = Vector<T>;
   constexpr int ROWS = 4;
-  const T *x = static_cast<const T*>(b.x), *dy = static_cast<const T*>(b.dy), *residual = static_cast<const T*>(b.residual);
+  const T *x = static_cast<const T*>(b.x), *dy = static_cast<const T*>(b.dy),
+          *residual = static_cast<const T*>(b.residual);
   T *dx = static_cast<T*>(b.result), *dresidual = static_cast<T*>(b.residual_result);
   Folded f = folded<T>(p);
   Factors<T> k(b.factors, p, f);

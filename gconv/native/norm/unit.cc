@@ -1,5 +1,5 @@
-// The passes of batch norm with one length of vectors of one instruction set, for one type. Compiled once for each: UNIT is
-// its name, SET and VECTOR_BYTES are its vectors, and ELEMENT is the type.
+// The passes of batch norm with one length of vectors of one instruction set, for one type. Compiled once for
+// each: UNIT is its name, SET and VECTOR_BYTES are its vectors, and ELEMENT is the type.
 
 #include "norm/norm.h"
 
@@ -20,8 +20,10 @@ bool run(Pass pass, const Norm& p, const NormBuffers& b, const Parallel& paralle
       default: return backward<T, RELU, RESIDUAL>(p, b, parallel);
     }
   };
-  if (p.relu) p.residual ? with(True{}, True{}) : with(True{}, False{});
-  else p.residual ? with(False{}, True{}) : with(False{}, False{});
+  if (p.relu)
+    p.residual ? with(True{}, True{}) : with(True{}, False{});
+  else
+    p.residual ? with(False{}, True{}) : with(False{}, False{});
   return true;
 } catch (OutOfMemory) {
   return false;

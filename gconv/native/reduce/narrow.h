@@ -4,10 +4,11 @@
 //
 //   for each pixel:  V loads of y;  for each of W taps: 1 load of x, V multiply-adds
 //
-// V + W loads for V * W multiply-adds. The y of each filter is spread beforehand, once per stretch and block, so that every lane of x
-// meets its own group's y.
+// V + W loads for V * W multiply-adds. The y of each filter is spread beforehand, once per stretch and block,
+// so that every lane of x meets its own group's y.
 //
-// Columns where some of the W taps fall on the padding choose among the taps; the columns between them do not.
+// Columns where some of the W taps fall on the padding choose among the taps; the columns between them do
+// not.
 
 #pragma once
 
@@ -22,12 +23,13 @@ struct NarrowPass {  // of the tile over the rows of a stretch
   int64_t count;
   int64_t first, from, to, last;  // columns: [from, to) meets all taps, [first, last) some
   int64_t x_column, x_tap, y_column;
-  int64_t source, source_column, source_tap, sources;  // pixels along the row of x: of column 0 and tap 0, and the steps
+  int64_t source, source_column, source_tap,
+      sources;  // pixels along the row of x: of column 0 and tap 0, and the steps
 };
 
 template <class T, int W, int V, bool PART>
-void sum_taps(const T* x, const Wide<T>* y, const NarrowPass& pass, Wide<T>* partial, int64_t tap_stride, int64_t filter_stride,
-              int64_t lanes) {
+void sum_taps(const T* x, const Wide<T>* y, const NarrowPass& pass, Wide<T>* partial, int64_t tap_stride,
+              int64_t filter_stride, int64_t lanes) {
   constexpr int L = LANES<Wide<T>>;
   Vector<T> sums[W][V] = {};
   for (int64_t s = 0; s < pass.count; ++s) {
@@ -49,11 +51,11 @@ void sum_taps(const T* x, const Wide<T>* y, const NarrowPass& pass, Wide<T>* par
     for (; c < pass.to; ++c) column(False{}, 0);
     for (; c < pass.last; ++c) column(True{}, pass.source + c * pass.source_column);
   }
-  UNROLL for (int w = 0; w < W; ++w)
-    UNROLL for (int v = 0; v < V; ++v) {
-      Wide<T>* to = partial + w * tap_stride + v * filter_stride;
-      store(to, load(to) + sums[w][v]);
-    }
+  UNROLL for (int w = 0; w < W; ++w) UNROLL
+  for (int v = 0; v < V; ++v) {
+    Wide<T>* to = partial + w * tap_stride + v * filter_stride;
+    store(to, load(to) + sums[w][v]);
+  }
 }
 
 template <class T>
@@ -106,7 +108,8 @@ class ReduceNarrow {
             for (int64_t v = 0; v < lanes.vectors; ++v) {
               int64_t loaded = lanes.loaded(block, v);
               A* sums = partial + ((block * lanes.vectors + v) * p.filters * taps + tap) * L;
-              const T* source = x + lanes.first_channel(block) + v * L + (w * p.dilation[2] - p.low[2]) * stretches.in_channels;
+              const T* source = x + lanes.first_channel(block) + v * L +
+                                (w * p.dilation[2] - p.low[2]) * stretches.in_channels;
               choose_taps(wide, loaded < L, source, spread.data, pass, sums, L, taps * L, loaded);
             }
           }
@@ -127,7 +130,8 @@ class ReduceNarrow {
     if (s.to <= s.from) s.from = s.to = s.last;
     s.x_column = p.strides[2] * stretches.in_channels, s.x_tap = p.dilation[2] * stretches.in_channels;
     s.y_column = p.filters * L;
-    s.source = w * p.dilation[2] - p.low[2], s.source_column = p.strides[2], s.source_tap = p.dilation[2], s.sources = p.in[2];
+    s.source = w * p.dilation[2] - p.low[2], s.source_column = p.strides[2], s.source_tap = p.dilation[2],
+    s.sources = p.in[2];
     return s;
   }
 
@@ -142,31 +146,34 @@ class ReduceNarrow {
       index[l] = lanes.vectors == 1 && l < lanes.used(block, 0) ? l / p.channels * p.filters : 0;
       largest = maximum(largest, index[l]);
     }
-    int64_t first = stretches.first_row(stretch) * p.out[2] + stretches.first_column(stretch), skip = p.out[2] - columns;
+    int64_t first = stretches.first_row(stretch) * p.out[2] + stretches.first_column(stretch),
+            skip = p.out[2] - columns;
     int64_t offset = first * stretches.out_channels + block * lanes.per_block * p.filters;
     int64_t end = p.batch * p.out[0] * p.out[1] * p.out[2] * stretches.out_channels;
     for (int64_t r = 0; r < rows; ++r, offset += skip * stretches.out_channels)
       for (int64_t c = 0; c < columns; ++c, offset += stretches.out_channels)
-        for (int64_t f = 0; f < p.filters; ++f, to += L) store(to, gather(y + offset + f, index, largest, end - offset - f));
+        for (int64_t f = 0; f < p.filters; ++f, to += L)
+          store(to, gather(y + offset + f, index, largest, end - offset - f));
   }
 
   // Calls sum_taps with compile-time W and V, and as many of the filters at a time as registers hold.
-  void choose_taps(int64_t w, bool part, const T* x, const A* y, const NarrowPass& s, A* sums, int64_t tap, int64_t filter,
-                   int64_t lanes) const {
+  void choose_taps(int64_t w, bool part, const T* x, const A* y, const NarrowPass& s, A* sums, int64_t tap,
+                   int64_t filter, int64_t lanes) const {
     for (int64_t v = 0, chunk; v < p.filters; v += chunk) {
       int64_t left = p.filters - v;
       chunk = left >= plan.vectors ? plan.vectors : left >= 2 ? 2 : 1;
-#define CASE(W, V)                                                                                  \
-  if (w == W && chunk == V) {                                                                       \
-    if (part)                                                                                       \
-      sum_taps<T, W, V, true>(x, y + v * L, s, sums + v * filter, tap, filter, lanes);              \
-    else                                                                                            \
-      sum_taps<T, W, V, false>(x, y + v * L, s, sums + v * filter, tap, filter, lanes);             \
-    continue;                                                                                       \
+#define CASE(W, V)                                                                      \
+  if (w == W && chunk == V) {                                                           \
+    if (part)                                                                           \
+      sum_taps<T, W, V, true>(x, y + v * L, s, sums + v * filter, tap, filter, lanes);  \
+    else                                                                                \
+      sum_taps<T, W, V, false>(x, y + v * L, s, sums + v * filter, tap, filter, lanes); \
+    continue;                                                                           \
   }
-      CASE(1, 4) CASE(2, 4) CASE(3, 4)
-      CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2) CASE(7, 2)
-      CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1) CASE(7, 1)
+      CASE(1, 4)
+      CASE(2, 4)
+      CASE(3, 4) CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2) CASE(7, 2) CASE(1, 1)
+          CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1) CASE(7, 1)
 #undef CASE
     }
   }

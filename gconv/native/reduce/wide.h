@@ -1,11 +1,13 @@
 // Role w of wide groups: lanes are filters of one group, and each x is broadcast.
 //
-// Few channels are one axis with the taps of a row: neighbours in x where there is a single group, as of an image's colours, else
-// found by a table. Fours and eights of channels that meet a single vector take 3 taps at a time.
+// Few channels are one axis with the taps of a row: neighbours in x where there is a single group, as of an
+// image's colours, else found by a table. Fours and eights of channels that meet a single vector take 3 taps
+// at a time.
 //
-// A group's channels are a small part of each pixel, and pixels lie far apart: a power of two apart they share a few sets of the
-// nearest cache, and each is on a page of its own. Where they are read often, a stretch's part of the block is therefore packed
-// first, y once and x for each row of taps: tens of KiB of a thread's own. Half precision is always packed: it is widened then.
+// A group's channels are a small part of each pixel, and pixels lie far apart: a power of two apart they
+// share a few sets of the nearest cache, and each is on a page of its own. Where they are read often, a
+// stretch's part of the block is therefore packed first, y once and x for each row of taps: tens of KiB of a
+// thread's own. Half precision is always packed: it is widened then.
 
 #pragma once
 
@@ -28,8 +30,8 @@ class ReduceWide {
  public:
   ReduceWide(const Plan& plan, const Problem& p)
       : plan(plan), p(p), taps(taps_of(p)), high(plan.block_channels), wide(plan.block_vectors),
-        down(ceil_div(p.channels, high)), across(ceil_div(p.filters, wide * L)), block_size(taps * high * wide * L),
-        stretches(plan, p) {}
+        down(ceil_div(p.channels, high)), across(ceil_div(p.filters, wide * L)),
+        block_size(taps * high * wide * L), stretches(plan, p) {}
 
   void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
     A* partial = static_cast<A*>(scratch);
@@ -38,7 +40,8 @@ class ReduceWide {
       int64_t partition = unit / parts / blocks, first = unit / parts % blocks, part = unit % parts;
       A* own = partial + partition * plan.packed;
       auto each = [&](const auto& f) {  // the unit's blocks, the same of several groups
-        for (int64_t g = p.groups * part / parts; g < p.groups * (part + 1) / parts; ++g) f(g * blocks + first);
+        for (int64_t g = p.groups * part / parts; g < p.groups * (part + 1) / parts; ++g)
+          f(g * blocks + first);
       };
       each([&](int64_t block) { memset(own + block * block_size, 0, block_size * sizeof(A)); });
       Lists lists;
@@ -68,7 +71,9 @@ class ReduceWide {
   bool neighbours() const { return p.groups == 1 && p.dilation[2] == 1; }
   // How many of the taps that are left in a row are taken together.
   int64_t together(int64_t left) const {
-    return plan.one_axis ? left : plan.together > 1 && left == 4 ? 2 : minimum(left, plan.together > 1 ? 3 : 1);
+    return plan.one_axis                    ? left
+           : plan.together > 1 && left == 4 ? 2
+                                            : minimum(left, plan.together > 1 ? 3 : 1);
   }
 
   struct Lists {  // of a stretch
@@ -90,8 +95,10 @@ class ReduceWide {
           size = plan.packs_x && !plan.packs_rows ? 1 : p.window[2];
           int64_t step = plan.packs_x ? high : stretches.in_channels, source = w * p.dilation[2] - p.low[2];
           WidePass<A> at{};
-          at.x_tap = p.dilation[2] * step, at.x_column = (plan.packs_x && !plan.packs_rows ? 1 : p.strides[2]) * step;
-          at.y_column = plan.packs_y ? wide * L : stretches.out_channels, at.rows = &lists.rows, at.channels = block.channels;
+          at.x_tap = p.dilation[2] * step,
+          at.x_column = (plan.packs_x && !plan.packs_rows ? 1 : p.strides[2]) * step;
+          at.y_column = plan.packs_y ? wide * L : stretches.out_channels, at.rows = &lists.rows,
+          at.channels = block.channels;
           if constexpr (sizeof(T) == sizeof(A)) at.x = x + source * step, at.y = y;
           if (plan.packs_x) at.x = pack_x(lists, index, w, size, block, x), at.rows = &lists.packed;
           if (plan.packs_y) at.y = packed_y;
@@ -109,20 +116,24 @@ class ReduceWide {
 
   // A stretch's pixels follow each other in y: those of whole rows, or of a part of one.
   const A* pack_y(Lists& lists, int64_t index, const Block& block, const T* y) const {
-    int64_t pixels = stretches.rows_in(index) * stretches.columns_in(index), last = (block.filters - 1) / L * L;
+    int64_t pixels = stretches.rows_in(index) * stretches.columns_in(index),
+            last = (block.filters - 1) / L * L;
     A *packed = lines(lists.y, pixels * wide * L), *to = packed;
     y += (stretches.first_row(index) * p.out[2] + stretches.first_column(index)) * stretches.out_channels;
     for (int64_t i = 0; i < pixels; ++i, y += stretches.out_channels, to += wide * L) {
       copy(y, block.filters, to);
-      if (plan.pairs && block.filters - last <= L / 2) store(to + last, twice(load(to + last), std::make_index_sequence<L>{}));
+      if (plan.pairs && block.filters - last <= L / 2)
+        store(to + last, twice(load(to + last), std::make_index_sequence<L>{}));
     }
     return packed;
   }
 
-  // The pixels that some taps from `w` on meet: all from the first to the last, or of a single tap those that it meets. The
-  // rows in lists.packed begin where these now lie.
-  const A* pack_x(Lists& lists, int64_t index, int64_t w, int64_t size, const Block& block, const T* x) const {
-    int64_t from = lists.from[w], to = lists.to[w], first, last, step = 1, source = w * p.dilation[2] - p.low[2];
+  // The pixels that some taps from `w` on meet: all from the first to the last, or of a single tap those that
+  // it meets. The rows in lists.packed begin where these now lie.
+  const A* pack_x(Lists& lists, int64_t index, int64_t w, int64_t size, const Block& block,
+                  const T* x) const {
+    int64_t from = lists.from[w], to = lists.to[w], first, last, step = 1,
+            source = w * p.dilation[2] - p.low[2];
     if (size > 1) {
       first = stretches.first_column(index) * p.strides[2] + source;
       last = first + (stretches.columns_in(index) - 1) * p.strides[2] + (size - 1) * p.dilation[2];
@@ -132,24 +143,28 @@ class ReduceWide {
     }
     int64_t count = last < first ? 0 : (last - first) / step + 1;
     A *packed = lines(lists.x, lists.rows.size * count * high + L), *next = packed;
-    int64_t before = size > 1 ? (source - first) * high : -from * high;  // from the first pixel that is packed to column 0
+    int64_t before =
+        size > 1 ? (source - first) * high : -from * high;  // from the first pixel that is packed to column 0
     lists.packed.size = 0;
     for (int64_t s = 0; s < lists.rows.size; ++s) {
       const RowPair& row = lists.rows[s];
       const T* pixel = x + row.x + first * stretches.in_channels;
       lists.packed.push({next - packed + before, row.y, row.pixel});
-      for (int64_t i = 0; i < count; ++i, pixel += step * stretches.in_channels, next += high) copy(pixel, block.channels, next);
+      for (int64_t i = 0; i < count; ++i, pixel += step * stretches.in_channels, next += high)
+        copy(pixel, block.channels, next);
     }
     return packed;
   }
 
   // The taps of a row from `w` on, of which `at` has the first: as many together as a column finds.
-  void row(const Lists& lists, WidePass<A> at, int64_t w, int64_t size, const Block& block, A* partial) const {
+  void row(const Lists& lists, WidePass<A> at, int64_t w, int64_t size, const Block& block,
+           A* partial) const {
     const A *x = at.x, *y = at.y;
     at.x_tap *= !plan.shares_sources, at.y_tap = -at.y_column * plan.shares_sources;
     for (int64_t begin = w, end; begin < w + size; begin = end) {
       end = minimum(begin + together(p.window[2] - begin), w + size);
-      // The taps in the order in which columns find them, from 0 on; a column finds those that have come and are not gone.
+      // The taps in the order in which columns find them, from 0 on; a column finds those that have come and
+      // are not gone.
       auto tap = [&](int64_t i) { return plan.shares_sources ? begin + i : end - 1 - i; };
       auto from = [&](int64_t i) { return lists.from[tap(i)] + plan.shares_sources * (tap(i) - w); };
       auto to = [&](int64_t i) { return lists.to[tap(i)] + plan.shares_sources * (tap(i) - w); };
@@ -169,13 +184,16 @@ class ReduceWide {
 
   void vectors(WidePass<A> at, const Block& block, A* sums) const {
     for (int64_t v = 0, count; v < block.filters; v += count * L, at.y += count * L, sums += count * L) {
-      int64_t filters = plan.packs_y ? ceil_div(block.filters - v, L) * L : block.filters - v;  // packed vectors are whole
-      bool last = plan.pairs && block.filters - v <= L / 2, before = plan.pairs && !last && block.filters - v <= L + L / 2;
+      int64_t filters =
+          plan.packs_y ? ceil_div(block.filters - v, L) * L : block.filters - v;  // packed vectors are whole
+      bool last = plan.pairs && block.filters - v <= L / 2,
+           before = plan.pairs && !last && block.filters - v <= L + L / 2;
       count = filters > L && !before ? 2 : 1;
       if (last)
         channels<1, false, true>(at, sums, 0);
       else if (count == 2)
-        filters < 2 * L ? channels<2, true, false>(at, sums, filters - L) : channels<2, false, false>(at, sums, 0);
+        filters < 2 * L ? channels<2, true, false>(at, sums, filters - L)
+                        : channels<2, false, false>(at, sums, 0);
       else
         filters < L ? channels<1, true, false>(at, sums, filters) : channels<1, false, false>(at, sums, 0);
     }
@@ -188,7 +206,8 @@ class ReduceWide {
     if (at.taps == 1) return rows<V, PART, false, PAIRS>(at, size, sums, lanes);
     if (plan.one_axis) {
       int64_t all = at.taps * at.channels;
-      return neighbours() ? rows<V, PART, false, false>(at, all, sums, lanes) : rows<V, PART, true, false>(at, all, sums, lanes);
+      return neighbours() ? rows<V, PART, false, false>(at, all, sums, lanes)
+                          : rows<V, PART, true, false>(at, all, sums, lanes);
     }
     if constexpr (V == 1) {
       int64_t j = 0;
@@ -196,7 +215,8 @@ class ReduceWide {
       for (; j < size; j += 4) some_taps<4, PART, PAIRS>(at, j, sums + j * row, lanes);
     } else {
       WidePass<A> one = at;
-      for (one.taps = 1; one.taps <= at.taps; ++one.taps, one.x += at.x_tap, one.y += at.y_tap, sums += high * wide * L)
+      for (one.taps = 1; one.taps <= at.taps;
+           ++one.taps, one.x += at.x_tap, one.y += at.y_tap, sums += high * wide * L)
         rows<V, PART, false, PAIRS>(one, size, sums, lanes);
     }
   }
@@ -205,7 +225,7 @@ class ReduceWide {
   void some_taps(const WidePass<A>& at, int64_t first, A* sums, int64_t lanes) const {
     auto some = [&](auto taps) {
       plan.shares_sources ? add<taps, J, 1, PART, false, true, PAIRS>(at, first, nullptr, sums, lanes)
-            : add<taps, J, 1, PART, false, !MANY, PAIRS>(at, first, nullptr, sums, lanes);
+                          : add<taps, J, 1, PART, false, !MANY, PAIRS>(at, first, nullptr, sums, lanes);
     };
     at.taps == 3 ? some(Number<3>{}) : some(Number<2>{});
   }
@@ -213,8 +233,8 @@ class ReduceWide {
   // Tiles of J channels or pairs, from the first on or as a table has them.
   template <int TAPS, int J, int V, bool PART, bool TABLE, bool SHARE, bool PAIRS>
   void add(const WidePass<A>& at, int64_t first, const int64_t* offsets, A* sums, int64_t lanes) const {
-    sum_products<A, TAPS, J, V, PART, TABLE, SHARE, PAIRS>(at, first * (1 + PAIRS), offsets, sums, high * wide * L,
-                                                           (1 + PAIRS) * wide * L, lanes);
+    sum_products<A, TAPS, J, V, PART, TABLE, SHARE, PAIRS>(at, first * (1 + PAIRS), offsets, sums,
+                                                           high * wide * L, (1 + PAIRS) * wide * L, lanes);
   }
 
   template <int V, bool PART, bool TABLE, bool PAIRS>
@@ -238,14 +258,20 @@ class ReduceWide {
 
   void finish(const Block& block, int64_t tap, const A* partial, T* result) const {
     constexpr auto all = std::make_index_sequence<L>{};
-    result += (tap * p.channels + block.channel) * stretches.out_channels + block.group * p.filters + block.filter;
+    result +=
+        (tap * p.channels + block.channel) * stretches.out_channels + block.group * p.filters + block.filter;
     for (int64_t j = 0; j < block.channels; ++j, partial += wide * L, result += stretches.out_channels)
       for (int64_t v = 0; v < block.filters; v += L) {
         bool pair = plan.pairs && block.filters - v <= L / 2;
-        const A* at = partial + v - (pair && j % 2 ? wide * L : 0);  // pairs lie where their first channel does
+        const A* at =
+            partial + v - (pair && j % 2 ? wide * L : 0);  // pairs lie where their first channel does
         Vector<T> sum = load(at);
         for (int64_t i = 1; i < plan.partitions; ++i) sum += load(at + i * plan.packed);
-        store_first(result + v, !pair ? sum : j % 2 ? every_other<1>(sum, all) : every_other<0>(sum, all), block.filters - v);
+        store_first(result + v,
+                    !pair   ? sum
+                    : j % 2 ? every_other<1>(sum, all)
+                            : every_other<0>(sum, all),
+                    block.filters - v);
       }
   }
 };

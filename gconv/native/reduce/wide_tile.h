@@ -1,11 +1,13 @@
-// The register tile of role w of wide groups: J channels by V vectors of filters of one tap. It runs along the pixels of a stretch:
+// The register tile of role w of wide groups: J channels by V vectors of filters of one tap. It runs along
+// the pixels of a stretch:
 //
 //   for each pixel:  V loads of y;  for each of J channels: 1 broadcast load of x, V multiply-adds
 //
-// J + V loads for J * V multiply-adds: 8 for 12 with (J, V) = (6, 2), 9 for 8 with (8, 1). A single vector therefore meets 3 taps at
-// a time. Where neighbouring taps are as far apart as columns, they share each x, which they meet in neighbouring columns: 8 + 3
-// loads for 24 multiply-adds, with 16 registers 4 + 3 for 12. Else they share y. A vector that is at most half full holds its filters
-// twice and meets pairs of channels (see lanes.h).
+// J + V loads for J * V multiply-adds: 8 for 12 with (J, V) = (6, 2), 9 for 8 with (8, 1). A single vector
+// therefore meets 3 taps at a time. Where neighbouring taps are as far apart as columns, they share each x,
+// which they meet in neighbouring columns: 8 + 3 loads for 24 multiply-adds, with 16 registers 4 + 3 for 12.
+// Else they share y. A vector that is at most half full holds its filters twice and meets pairs of channels
+// (see lanes.h).
 
 #pragma once
 
@@ -27,23 +29,24 @@ struct WidePass {
 };
 
 template <class A, int TAPS, int J, int V, bool PART, bool TABLE, bool SHARE, bool PAIRS>
-void sum_products(const WidePass<A>& at, int64_t first, const int64_t* offsets, A* partial, int64_t tap_stride, int64_t channel_stride,
-                  int64_t lanes) {
+void sum_products(const WidePass<A>& at, int64_t first, const int64_t* offsets, A* partial,
+                  int64_t tap_stride, int64_t channel_stride, int64_t lanes) {
   constexpr int L = LANES<A>;
   Vector<A> sums[TAPS][J][V] = {};
   int64_t offset[J];
   UNROLL for (int j = 0; j < J; ++j) offset[j] = TABLE ? offsets[j] : PAIRS ? 2 * j : j;
-  const int64_t x_tap = at.x_tap, y_tap = at.y_tap, x_column = at.x_column, y_column = at.y_column, columns = at.to - at.from;
+  const int64_t x_tap = at.x_tap, y_tap = at.y_tap, x_column = at.x_column, y_column = at.y_column,
+                columns = at.to - at.from;
   const A *x = at.x + first + at.from * x_column, *y = at.y + at.from * y_column;
   for (const RowPair *row = at.rows->data, *end = row + at.rows->size; row < end; ++row) {
     const A *theirs = x + row->x, *ours = y + row->y;
     for (int64_t left = columns; left > 0; --left, theirs += x_column, ours += y_column) {
       Vector<A> out[SHARE ? TAPS : 1][V];
-      UNROLL for (int t = 0; t < (SHARE ? TAPS : 1); ++t)
-        UNROLL for (int v = 0; v < V; ++v) {
-          const A* vector = ours + t * y_tap + v * L;
-          out[t][v] = PART && v == V - 1 ? load_first(vector, lanes) : load(vector);
-        }
+      UNROLL for (int t = 0; t < (SHARE ? TAPS : 1); ++t) UNROLL
+      for (int v = 0; v < V; ++v) {
+        const A* vector = ours + t * y_tap + v * L;
+        out[t][v] = PART && v == V - 1 ? load_first(vector, lanes) : load(vector);
+      }
       UNROLL for (int j = 0; j < J; ++j) {
         Vector<A> in;
         UNROLL for (int t = 0; t < TAPS; ++t) {
@@ -54,12 +57,12 @@ void sum_products(const WidePass<A>& at, int64_t first, const int64_t* offsets, 
       }
     }
   }
-  UNROLL for (int t = 0; t < TAPS; ++t)
-    UNROLL for (int j = 0; j < J; ++j)
-      UNROLL for (int v = 0; v < V; ++v) {
-        A* to_sum = partial + t * tap_stride + j * channel_stride + v * L;
-        store(to_sum, load(to_sum) + sums[t][j][v]);
-      }
+  UNROLL for (int t = 0; t < TAPS; ++t) UNROLL
+  for (int j = 0; j < J; ++j) UNROLL
+  for (int v = 0; v < V; ++v) {
+    A* to_sum = partial + t * tap_stride + j * channel_stride + v * L;
+    store(to_sum, load(to_sum) + sums[t][j][v]);
+  }
 }
 
 }  // namespace

@@ -1,13 +1,15 @@
-// How narrow groups fill vectors: the lanes of a vector are channels of `x` (of the sources), whole groups side by side.
+// How narrow groups fill vectors: the lanes of a vector are channels of `x` (of the sources), whole groups
+// side by side.
 //
-//   up to LANES channels per group    a block is one vector of as many whole groups as fit; the rest of its lanes is not used
-//   more                              a block is one group, of several vectors
+//   up to LANES channels per group    a block is one vector of as many whole groups as fit; the rest of its
+//   lanes is not used more                              a block is one group, of several vectors
 //
-// In roles y and x a result is then a sum of lanes. Best are those that come to lie side by side as they are stored: add_lanes sums in
-// a tree, of which each round makes one vector of two; zip puts the filters of a channel next to each other.
+// In roles y and x a result is then a sum of lanes. Best are those that come to lie side by side as they are
+// stored: add_lanes sums in a tree, of which each round makes one vector of two; zip puts the filters of a
+// channel next to each other.
 //
-// In role w a vector that is at most half full can hold each filter twice, for two channels: twice makes it, broadcast_pair what it
-// meets, and every_other takes the sums apart.
+// In role w a vector that is at most half full can hold each filter twice, for two channels: twice makes it,
+// broadcast_pair what it meets, and every_other takes the sums apart.
 
 #pragma once
 
@@ -32,15 +34,16 @@ struct Lanes {
   int64_t used(int64_t block, int64_t vector) const {
     return minimum(groups_in(block) * channels - vector * LANES<A>, LANES<A>);
   }
-  // Lanes that may be loaded. A vector of one block of several must not see its neighbour's channels, which may be NaN; in a
-  // block of one vector the unused lanes never meet the others.
+  // Lanes that may be loaded. A vector of one block of several must not see its neighbour's channels, which
+  // may be NaN; in a block of one vector the unused lanes never meet the others.
   int64_t loaded(int64_t block, int64_t vector) const {
     if (vectors > 1) return used(block, vector);
     return minimum(groups * channels - first_channel(block), LANES<A>);
   }
-  // Where each lane of a block's vector has its own in the kernel, whose groups and whose channels lie so far apart. Returns how many
-  // lanes are used.
-  int64_t offsets(int64_t block, int64_t vector, int64_t group_step, int64_t channel_step, int64_t (&to)[LANES<A>]) const {
+  // Where each lane of a block's vector has its own in the kernel, whose groups and whose channels lie so far
+  // apart. Returns how many lanes are used.
+  int64_t offsets(int64_t block, int64_t vector, int64_t group_step, int64_t channel_step,
+                  int64_t (&to)[LANES<A>]) const {
     int64_t count = used(block, vector);
     for (int64_t l = 0; l < count; ++l) {
       int64_t channel = vector * LANES<A> + l, group = channel / channels;
@@ -89,7 +92,9 @@ ALWAYS_INLINE typename VectorOf<A, VECTOR_BYTES>::type broadcast_pair(const A* f
 
 // The first half of the lanes, each twice; and every other lane, from FIRST on, in the first half.
 template <class V, size_t... LANE>
-ALWAYS_INLINE V twice(V v, std::index_sequence<LANE...>) { return pick<(int)(LANE / 2)...>(v, v); }
+ALWAYS_INLINE V twice(V v, std::index_sequence<LANE...>) {
+  return pick<(int)(LANE / 2)...>(v, v);
+}
 template <int FIRST, class V, size_t... LANE>
 ALWAYS_INLINE V every_other(V v, std::index_sequence<LANE...>) {
   return pick<(int)((2 * LANE + FIRST) % sizeof...(LANE))...>(v, v);

@@ -26,8 +26,8 @@ struct F16 {
   uint16_t bits;
 };
 
-// Values that a lambda takes as a type, so that they are known when it is compiled. (std::integral_constant's conversion is a function
-// that the linker may share.)
+// Values that a lambda takes as a type, so that they are known when it is compiled. (std::integral_constant's
+// conversion is a function that the linker may share.)
 template <class T, T v>
 struct Constant {
   static constexpr T value = v;
@@ -67,7 +67,7 @@ using Half = VectorOf<uint16_t, VECTOR_BYTES / 2>::type;  // as many 16-bit elem
 using Word = VectorOf<uint32_t, VECTOR_BYTES>::type;
 using Floats = VectorOf<float, VECTOR_BYTES>::type;
 
-// --- from and to half precision --------------------------------------------------------------------------------------------
+// --- from and to half precision ----------------------------------------------------------------------------
 
 ALWAYS_INLINE Floats widen(Half h, Bf16) { return (Floats)(__builtin_convertvector(h, Word) << 16); }
 
@@ -79,20 +79,28 @@ ALWAYS_INLINE Half narrow(Floats f, Bf16) {  // to nearest even; a NaN stays one
 }
 
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
-constexpr __mmask16 ALL = 0xffff;  // GCC 12's header reads a variable that has no value where there is no mask, and warns of it
+constexpr __mmask16 ALL =
+    0xffff;  // GCC 12's header reads a variable that has no value where there is no mask, and warns of it
 ALWAYS_INLINE Floats widen(Half h, F16) { return (Floats)_mm512_maskz_cvtph_ps(ALL, (__m256i)h); }
-ALWAYS_INLINE Half narrow(Floats f, F16) { return (Half)_mm512_maskz_cvtps_ph(ALL, (__m512)f, _MM_FROUND_TO_NEAREST_INT); }
+ALWAYS_INLINE Half narrow(Floats f, F16) {
+  return (Half)_mm512_maskz_cvtps_ph(ALL, (__m512)f, _MM_FROUND_TO_NEAREST_INT);
+}
 #elif defined(__F16C__) && VECTOR_BYTES == 32
 ALWAYS_INLINE Floats widen(Half h, F16) { return (Floats)_mm256_cvtph_ps((__m128i)h); }
-ALWAYS_INLINE Half narrow(Floats f, F16) { return (Half)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT); }
+ALWAYS_INLINE Half narrow(Floats f, F16) {
+  return (Half)_mm256_cvtps_ph((__m256)f, _MM_FROUND_TO_NEAREST_INT);
+}
 #else
-ALWAYS_INLINE Floats select(Word mask, Floats a, Floats b) { return (Floats)(((Word)a & mask) | ((Word)b & ~mask)); }
+ALWAYS_INLINE Floats select(Word mask, Floats a, Floats b) {
+  return (Floats)(((Word)a & mask) | ((Word)b & ~mask));
+}
 
 ALWAYS_INLINE Floats widen(Half h, F16) {
-  Word bits = __builtin_convertvector(h, Word), magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
+  Word bits = __builtin_convertvector(h, Word), magnitude = (bits & 0x7fff) << 13,
+       sign = (bits & 0x8000) << 16;
   Word exponent = magnitude & 0x0f800000;
   Word normal = magnitude + (112u << 23);
-  normal += (Word)(exponent == 0x0f800000) & (112u << 23);                         // infinity and NaN
+  normal += (Word)(exponent == 0x0f800000) & (112u << 23);                             // infinity and NaN
   Floats tiny = (Floats)(magnitude + (113u << 23)) - (Floats)(Word{} + (113u << 23));  // of subnormals, exact
   return (Floats)((Word)select((Word)(exponent == 0), tiny, (Floats)normal) | sign);
 }
@@ -100,7 +108,8 @@ ALWAYS_INLINE Floats widen(Half h, F16) {
 ALWAYS_INLINE Half narrow(Floats f, F16) {  // to nearest even
   Word bits = (Word)f, sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
   Word normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
-  Floats shifted = (Floats)magnitude + (Floats)(Word{} + (126u << 23));  // 0.5 has one unit in the place of F16's smallest
+  Floats shifted =
+      (Floats)magnitude + (Floats)(Word{} + (126u << 23));  // 0.5 has one unit in the place of F16's smallest
   Word tiny = (Word)shifted - (126u << 23);
   Word small = (Word)(magnitude < (113u << 23));
   Word result = (tiny & small) | (normal & ~small);
@@ -114,7 +123,7 @@ ALWAYS_INLINE Half narrow(Floats f, F16) {  // to nearest even
 }
 #endif
 
-// --- loads and stores ------------------------------------------------------------------------------------------------------
+// --- loads and stores --------------------------------------------------------------------------------------
 
 template <class T>
 ALWAYS_INLINE Vector<T> load(const T* from) {
@@ -164,7 +173,8 @@ ALWAYS_INLINE Vector<T> load_first(const T* from, int64_t count) {
 #else
 #if defined(__AVX2__) && VECTOR_BYTES == 32
   if constexpr (sizeof(T) >= 4)
-    return (Vector<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(from), first_words(count * (sizeof(T) / 4)));
+    return (Vector<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(from),
+                                         first_words(count * (sizeof(T) / 4)));
 #endif
   T lanes[LANES<Wide<T>>] = {};
   for (int64_t i = 0; i < count && i < LANES<Wide<T>>; ++i) lanes[i] = from[i];
@@ -177,7 +187,8 @@ ALWAYS_INLINE void store_first(T* to, Vector<T> v, int64_t count) {
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
   if constexpr (sizeof(T) == 8) return _mm512_mask_storeu_pd(to, first_lanes(count), (__m512d)v);
   if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)v);
-  if constexpr (sizeof(T) == 2) return _mm256_mask_storeu_epi16(to, first_lanes(count), (__m256i)narrow(v, T{}));
+  if constexpr (sizeof(T) == 2)
+    return _mm256_mask_storeu_epi16(to, first_lanes(count), (__m256i)narrow(v, T{}));
 #elif defined(__AVX512F__)
   if constexpr (sizeof(T) == 8) return _mm256_mask_storeu_pd(to, first_lanes(count), (__m256d)v);
   if constexpr (sizeof(T) == 4) return _mm256_mask_storeu_ps(to, first_lanes(count), (__m256)v);
@@ -220,7 +231,8 @@ ALWAYS_INLINE Vector<T> broadcast(T x) {
   return value(x) - Vector<T>{};  // unlike adding zero, folds to a broadcast: -0 stays -0
 }
 
-// Keeps in a register what is used several times: GCC would load it again for each use, and loads are what kernels are short of.
+// Keeps in a register what is used several times: GCC would load it again for each use, and loads are what
+// kernels are short of.
 template <class V>
 ALWAYS_INLINE void keep(V& vector) {
 #if defined(__AVX512F__)
@@ -241,8 +253,9 @@ constexpr bool STREAMS = true;
 constexpr bool STREAMS = false;
 #endif
 
-// Whole lines may be stored past the cache: what is stored in parts would be fetched first. So may results where rows of `channels`
-// of them are whole lines, and V vectors that are stored one after the other are too. Other threads see them after fence().
+// Whole lines may be stored past the cache: what is stored in parts would be fetched first. So may results
+// where rows of `channels` of them are whole lines, and V vectors that are stored one after the other are
+// too. Other threads see them after fence().
 template <class T, int V>
 bool whole_lines(const T* result, int64_t channels) {
   int64_t address = reinterpret_cast<intptr_t>(result), row = channels * (int64_t)sizeof(T);
@@ -274,7 +287,8 @@ ALWAYS_INLINE void fence() {
 
 // Lane i is from[index[i]]; nothing beyond from[count - 1] is touched.
 template <class T>
-ALWAYS_INLINE Vector<T> gather(const T* from, const int32_t (&index)[LANES<Wide<T>>], int64_t largest, int64_t count) {
+ALWAYS_INLINE Vector<T> gather(const T* from, const int32_t (&index)[LANES<Wide<T>>], int64_t largest,
+                               int64_t count) {
 #if defined(__AVX2__) && VECTOR_BYTES == 32
   if constexpr (sizeof(T) == 4)
     if (largest < 8 && count >= 8) {
@@ -302,8 +316,8 @@ ALWAYS_INLINE V pick(V a, V b) {
 #endif
 }
 
-// A square of values, its rows in vectors, to its columns: log2(size) rounds, of which each swaps the off-diagonal halves of
-// squares half as large as those of the round before.
+// A square of values, its rows in vectors, to its columns: log2(size) rounds, of which each swaps the
+// off-diagonal halves of squares half as large as those of the round before.
 template <int HALF, class V, size_t... LANE>
 ALWAYS_INLINE void swap_halves(V& a, V& b, std::index_sequence<LANE...>) {
   constexpr int N = sizeof...(LANE);

@@ -14,12 +14,13 @@ namespace {
 
 struct OutOfMemory {};
 
-// Thrown where a list cannot grow. It leaves the loops in between, which need not know of it, and is caught at the end of the range of
-// units that a thread is at (for_ranges) and at the end of the call (unit.cc): no thread pool and no C function can pass it on.
+// Thrown where a list cannot grow. It leaves the loops in between, which need not know of it, and is caught
+// at the end of the range of units that a thread is at (for_ranges) and at the end of the call (unit.cc): no
+// thread pool and no C function can pass it on.
 [[noreturn, gnu::cold, gnu::noinline]] inline void out_of_memory() { throw OutOfMemory{}; }
 
-// A growing list whose code, unlike std::vector's, is this instruction set's own. The first items lie in it: to allocate and free the
-// lists of a small problem would take as long as its sums.
+// A growing list whose code, unlike std::vector's, is this instruction set's own. The first items lie in it:
+// to allocate and free the lists of a small problem would take as long as its sums.
 template <class T>
 struct List {
   T first[16];
@@ -54,7 +55,8 @@ A* lines(List<A>& list, int64_t size) {
   return reinterpret_cast<A*>((reinterpret_cast<intptr_t>(list.data) + LINE - 1) / LINE * LINE);
 }
 
-// parallel.run with a lambda of a range, of which each unit is about `work` operations on vectors: a range takes microseconds.
+// parallel.run with a lambda of a range, of which each unit is about `work` operations on vectors: a range
+// takes microseconds.
 template <class F>
 void for_ranges(const Parallel& parallel, int64_t units, int64_t work, const F& body) {
   int64_t grain = maximum(1, (int64_t{1} << 14) / maximum(work, 1));
@@ -63,7 +65,8 @@ void for_ranges(const Parallel& parallel, int64_t units, int64_t work, const F& 
     try {
       (*static_cast<const F*>(f))(first, last);
       done = true;
-    } catch (OutOfMemory) {  // by value, and with no call here: Clang would add a function that the linker may share
+    } catch (OutOfMemory) {  // by value, and with no call here: Clang would add a function that the linker
+                             // may share
     }
     if (!done) fence();  // of what the range has stored past the caches already
     return done;
@@ -79,7 +82,8 @@ void for_each(const Parallel& parallel, int64_t units, int64_t work, const F& bo
   });
 }
 
-// In how many parts, up to `most`, to cut each of some units of work: so that a thread that begins late can do less than others.
+// In how many parts, up to `most`, to cut each of some units of work: so that a thread that begins late can
+// do less than others.
 inline int64_t parts_of(const Parallel& parallel, int64_t units, int64_t most) {
   return minimum(most, ceil_div(16 * parallel.threads, maximum(units, 1)));
 }
