@@ -15,6 +15,7 @@ from gconv.layers.attributes import Fact, FactorOf, Facts, Option
 from gconv.layers.display import parts_of_repr
 from gconv.mesh.placement import natural_specs
 from gconv.naming import signature_of, translating
+from gconv.norm.nnx import BatchNorm as BatchNorm
 from gconv.optim.factor import learn_rate_and_l2
 from gconv.options import Pairs, integer, metadata_of
 from gconv.typing import (
@@ -32,7 +33,7 @@ from gconv.typing import (
     Window,
 )
 
-__all__ = ["GroupedConv", "GroupedConvTranspose", "shardings"]
+__all__ = ["BatchNorm", "GroupedConv", "GroupedConvTranspose", "shardings"]
 
 
 class _Shell(Facts, nnx.Module):

@@ -71,7 +71,7 @@ def parts_of_repr(parts: Iterable[Any]) -> Iterator[Any]:
         key, value = getattr(part, "key", None), getattr(part, "value", None)
         if key == "config" and isinstance(value, Config):
             yield from (type(part)(name, getattr(option, "name", option)) for name, option in value.told().items())
-        elif key != "out_features" and not (value is None or isinstance(value, str) and not value):
+        elif key != "out_features" and not (key in ("mask", "bias") and value is None or key == "name" and not value):
             yield part
 
 
