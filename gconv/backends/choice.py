@@ -149,9 +149,9 @@ NATIVE = (
         f"{TUNE}, role x: xla takes 0.14 to 0.79 of native's time in 4 of 5 rows, 1.07 in one; 1.9 with 2 channels",
     ),
     leave(
-        lambda p: p.role == "x" and 1 < p.skip <= 4 and p.g.filters == 1 and p.g.channels >= 16 and p.products > 4e6,
+        lambda p: p.role == "x" and 1 < p.skip <= 4 and p.g.filters == 1 and p.g.channels >= 16 and p.products > 1e6,
         "each of its results has a single source, of which {p.g.channels} channels read few taps",
-        f"{TUNE}, role x of 16 -> 1 channels, 5x5 with stride 2: xla takes 0.49 of native's time at batch 8, 1.04 at batch 1; "
+        f"{TUNE}, role x of 16 -> 1 channels, 5x5 with stride 2: xla takes 0.49 of native's time at batch 8, 0.76 at batch 1; "
         "4.3 with 14 -> 1 channels, 7x7 with stride 3",
     ),
     leave(
