@@ -31,6 +31,11 @@ from gconv.layout import kernel_from_per_group
 
 __all__ = ["PerGroup", "from_size", "glorot", "he", "narrow_normal", "ones", "orthogonal", "zeros"]
 
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -43,6 +43,10 @@ from gconv.typing import (
 __all__ = ["BatchNorm", "GroupedConv", "GroupedConvTranspose"]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 class _Shell(Facts, nn.Module):
     """Parameters in Linen's way; everything else is the configuration's."""
 

@@ -36,6 +36,10 @@ from gconv.typing import (
 __all__ = ["BatchNorm", "GroupedConv", "GroupedConvTranspose", "shardings"]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 class _Shell(Facts, nnx.Module):
     """Parameters in NNX's way; everything else is the configuration's."""
 
