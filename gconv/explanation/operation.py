@@ -194,13 +194,14 @@ def explain(
         else:
             why = "it was named"
             reasons = dict.fromkeys(others, f"implementation={implementation!r} was named")
-        scratch = None
+        scratch, plan = None, None
         if where == platform_here():
+            if chosen == "native" and batch:
+                plan = native.plan(role, geom, operand, batch, precision)
             options = dict(geometry=geom, dtype=of[role].dtype, precision=precision, implementation=chosen)
             run = jax.jit(lambda a, b: roles.bind(role, dict(zip(roles.OPERANDS[role], (a, b), strict=True)), **options))
             memory = run.lower(*(of[name] for name in roles.OPERANDS[role])).compile().memory_analysis()
             scratch = None if memory is None else memory.temp_size_in_bytes
-        plan = native.plan(role, geom, operand, batch, precision) if chosen == "native" and batch else None
         return Role(role, chosen, why, reasons, flops, moved, scratch, plan)
 
     return Explanation(geom, where, tuple(one(role) for role in roles.OPERANDS))
