@@ -8,7 +8,7 @@
     depthwise/    all three roles where a group is one channel: gather.h, reduce.h, and the loops that they share
     norm/         batch norm: its four passes, and its own unit and door to XLA
     vectors/      vectors of one instruction set, how narrow groups fill them, lists, and loops over units of work
-    unit.h, .cc   the kernels of one length of vectors and one type: compiled once for each
+    unit.h, .cc   the kernels of one length of vectors, with sums in float or in double: compiled once for each
     parallel.h    loops on XLA's threads
     processor.h   which instruction sets the processor has
     ffi.cc        the door to XLA: checks, the instruction set in use, the plan, threads

@@ -34,16 +34,17 @@ struct Set {
   const Unit* units[2][4];
 };
 
+// By types: float32, float64, bfloat16 and float16, of which all but the second are computed in float.
+#define UNITS_OF(set) \
+  { &set##_float, &set##_double, &set##_float, &set##_float }
+
 // The best set first.
 const Set SETS[] = {
 #ifdef __x86_64__
-    {"avx512",
-     has_avx512(),
-     {{&avx512_f32, &avx512_f64, &avx512_bf16, &avx512_f16},
-      {&avx512_short_f32, &avx512_short_f64, &avx512_short_bf16, &avx512_short_f16}}},
-    {"avx2", has_avx2(), {{&avx2_f32, &avx2_f64, &avx2_bf16, &avx2_f16}, {}}},
+    {"avx512", has_avx512(), {UNITS_OF(avx512), UNITS_OF(avx512_short)}},
+    {"avx2", has_avx2(), {UNITS_OF(avx2), {}}},
 #endif
-    {"baseline", true, {{&baseline_f32, &baseline_f64, &baseline_bf16, &baseline_f16}, {}}},
+    {"baseline", true, {UNITS_OF(baseline), {}}},
 };
 
 // Of the cache that a processor shares with its neighbours, where Linux tells (sysconf counts those of all
@@ -253,7 +254,7 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
     return refuse("the scratch is too small: the program was compiled for another instruction set");
   const Unit& unit = *in_use().set->units[plan.length][int(type)];
   auto run = [&](const Parallel& parallel) {
-    return unit.run(plan, role, p, first.untyped_data(), second.untyped_data(), result->untyped_data(),
+    return unit.run(plan, type, role, p, first.untyped_data(), second.untyped_data(), result->untyped_data(),
                     scratch->untyped_data(), parallel);
   };
   bool done = plan.threads > 1 ? run(OnPool<ffi::ThreadPool>(&pool, plan.threads, plan.much))

@@ -183,7 +183,7 @@ void plan_depthwise(const Call& c, Plan& plan) {
   // meet 2 rows, where 3 meet 1, and most of the time goes into fetching them.
   bool plain = height.stride == 1 && height.step == 1 && width.stride == 1 && width.step == 1;
   bool two_rows = c.registers == 32 && plain && p.window[1] > 1 && p.dilation[1] == 1 &&
-                  p.window[2] <= TWO_ROWS_RUN && height.results > 1;
+                  p.window[2] <= TWO_ROWS_RUN && height.results > 1 && p.groups >= c.L;
   if (c.role == Role::w) {
     // A tile of one row is as good where it has no rest, and whole rows with 2 taps.
     plan.rows =
@@ -194,7 +194,8 @@ void plan_depthwise(const Call& c, Plan& plan) {
     // registers.
     bool several = plan.past_caches && vectors > whole_row_vectors(int(c.registers)) &&
                    (p.strides[2] == 1 || c.registers == 16);
-    plan.whole_rows = plan.rows == 1 && vectors > 1 && p.window[2] <= WHOLE_ROW_RUN &&
+    plan.whole_rows = plan.rows == 1 && vectors > 1 && (p.window[2] == 3 || p.window[2] == 4) &&
+                      (plan.dilated_phases || (p.strides[2] <= 2 && p.dilation[2] == 1)) &&
                       (c.registers == 32 || p.out[2] != TILE) && !several;
     plan.tile = plan.rows == 2 ? HALF : TILE, plan.vectors = 1;
     if (plan.whole_rows) plan.vectors = minimum(vectors, whole_row_vectors(int(c.registers))), plan.tile = 4;
@@ -253,7 +254,7 @@ void plan_wide(const Call& c, Plan& plan) {
   plan.vectors = minimum(3, ceil_div(c.results, c.L));
   plan.tile = wide_tile(int(c.registers), int(plan.vectors));
   plan.stretch = tiles * maximum(1, minimum(tiles_at_once(c, tiles), 8192 / tiles / c.taps));
-  plan.packed = packed_filters(c), plan.scratch = plan.packed * c.number + c.sources * c.element;
+  plan.packed = packed_filters(c), plan.scratch = (plan.packed + c.sources) * c.number;
 }
 
 void plan_rows(const Call& c, Plan& plan) {

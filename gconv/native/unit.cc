@@ -1,5 +1,6 @@
-// The kernels of one length of vectors of one instruction set, for one type. Compiled once for each: UNIT is
-// its name, SET and VECTOR_BYTES are its vectors, and ELEMENT is the type.
+// The kernels of one length of vectors of one instruction set, for the types whose sums are formed in one
+// type of numbers: COMPUTED is float or double. Compiled once for each: UNIT is its name, SET and
+// VECTOR_BYTES are its vectors.
 
 #include "unit.h"
 
@@ -15,27 +16,30 @@
 namespace gconv {
 namespace {
 
-using T = ELEMENT;
+using A = COMPUTED;
 
-bool run(const Plan& plan, Role role, const Problem& p, const void* first, const void* second, void* result,
-         void* scratch, const Parallel& parallel) try {
+bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* first, const void* second,
+         void* result, void* scratch, const Parallel& parallel) try {
   auto with = [&](const auto& kernel) {
-    kernel.run(static_cast<const T*>(first), static_cast<const T*>(second), static_cast<T*>(result), scratch,
-               parallel);
+    kernel.run(first, second, result, scratch, parallel);
     return true;
   };
-  if (role == Role::w) switch (plan.kernel) {
-      case Kernel::depthwise: return with(ReduceDepthwise<T>(plan, p));
-      case Kernel::narrow: return with(ReduceNarrow<T>(plan, p));
-      default: return with(ReduceWide<T>(plan, p));
-    }
+  if (plan.kernel == Kernel::depthwise) {  // compiled for each type of elements
+    with_element<A>(type, [&](auto element) {
+      using T = decltype(element);
+      role == Role::w ? with(ReduceDepthwise<T>(plan, p)) : with(GatherDepthwise<T>(plan, role, p));
+    });
+    return true;
+  }
+  if (role == Role::w)
+    return plan.kernel == Kernel::narrow ? with(ReduceNarrow<A>(plan, type, p))
+                                         : with(ReduceWide<A>(plan, type, p));
   switch (plan.kernel) {
-    case Kernel::depthwise: return with(GatherDepthwise<T>(plan, role, p));
-    case Kernel::winograd: return with(GatherWinograd<T>(plan, role, p));
+    case Kernel::winograd: return with(GatherWinograd<A>(plan, type, role, p));
     case Kernel::matrix:
-    case Kernel::rows: return with(GatherRows<T>(plan, role, p));
-    case Kernel::narrow: return with(GatherNarrow<T>(plan, role, p));
-    default: return with(GatherWide<T>(plan, role, p));
+    case Kernel::rows: return with(GatherRows<A>(plan, type, role, p));
+    case Kernel::narrow: return with(GatherNarrow<A>(plan, type, role, p));
+    default: return with(GatherWide<A>(plan, type, role, p));
   }
 } catch (OutOfMemory) {
   return false;

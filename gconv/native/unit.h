@@ -1,4 +1,5 @@
-// The kernels of one length of vectors of one instruction set, for one type: unit.cc, compiled once for each.
+// The kernels of one length of vectors of one instruction set, for the types whose sums are formed in float
+// or in double: unit.cc, compiled once for each.
 
 #pragma once
 
@@ -11,12 +12,12 @@ struct Unit {
   // Executes a plan for these vectors. `first` and `second` are the role's operands: (x, w), (y, w) or (x,
   // y). False where there is no memory for the lists that a kernel works with: the call has begun and was
   // left.
-  bool (*run)(const Plan& plan, Role role, const Problem& problem, const void* first, const void* second,
-              void* result, void* scratch, const Parallel& parallel);
+  bool (*run)(const Plan& plan, Type type, Role role, const Problem& problem, const void* first,
+              const void* second, void* result, void* scratch, const Parallel& parallel);
 };
 
-// By type: float32, float64, bfloat16 and float16.
-#define GCONV_UNITS(set) extern const Unit set##_f32, set##_f64, set##_bf16, set##_f16
+// `float` for float32, bfloat16 and float16, `double` for float64.
+#define GCONV_UNITS(set) extern const Unit set##_float, set##_double
 
 GCONV_UNITS(baseline);
 GCONV_UNITS(avx2);

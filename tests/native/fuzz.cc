@@ -163,14 +163,14 @@ struct Set {
   const Unit* units[4];
 };
 #ifdef ONLY_FLOAT
-#define UNITS_OF(set)    \
-  {                      \
-    #set, { &set##_f32 } \
+#define UNITS_OF(set)      \
+  {                        \
+    #set, { &set##_float } \
   }
 #else
-#define UNITS_OF(set)                                         \
-  {                                                           \
-    #set, { &set##_f32, &set##_f64, &set##_bf16, &set##_f16 } \
+#define UNITS_OF(set)                                                    \
+  {                                                                      \
+    #set, { &set##_float, &set##_double, &set##_float, &set##_float } \
   }
 #endif
 
@@ -219,7 +219,7 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
       Threads pool;
       OnPool<Threads> parallel(&pool, threads, true);
       return plan.scratch == int64_t(scratch.size()) &&
-             unit.run(plan, role, p, first.bytes.data(), second.bytes.data(), result.bytes.data(),
+             unit.run(plan, type, role, p, first.bytes.data(), second.bytes.data(), result.bytes.data(),
                       scratch.data(), parallel);
     };
     Bytes before;

@@ -23,7 +23,10 @@ class GatherDepthwise {
       : plan(plan), p(p), g(role, p, plan.dilated_phases), channels(p.groups),
         vectors(ceil_div(channels, L)) {}
 
-  void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
+  void run(const void* sources, const void* kernel, void* results, void* scratch,
+           const Parallel& parallel) const {
+    const T *x = static_cast<const T*>(sources), *w = static_cast<const T*>(kernel);
+    T* result = static_cast<T*>(results);
     const A* weights = reinterpret_cast<const A*>(w);
     if (plan.packed) {
       A* wide = static_cast<A*>(scratch);
@@ -41,15 +44,16 @@ class GatherDepthwise {
         int64_t row = unit % rows, part = unit / rows % parts, rest = unit / rows / parts;
         int64_t from = vectors * part / parts, to = vectors * (part + 1) / parts;
         auto one = [&](const Tile& t) {
-          return paired && plan.near ? tile<HALF_TILE, 2, false, true>(t, from, to, x, weights, result)
-                 : paired            ? tile<HALF_TILE, 2>(t, from, to, x, weights, result)
-                 : plan.tile == HALF_TILE || t.left <= HALF_TILE
-                     ? tile<HALF_TILE, 1>(t, from, to, x, weights, result)
-                     : tile<TILE, 1>(t, from, to, x, weights, result);
+          if (channels < L) return tile_of_part<HALF_TILE>(t, x, weights, result);
+          if (paired && plan.near) return tile<HALF_TILE, 2, true>(t, from, to, x, weights, result);
+          if (paired) return tile<HALF_TILE, 2>(t, from, to, x, weights, result);
+          if (plan.tile == HALF_TILE || t.left <= HALF_TILE)
+            return tile<HALF_TILE, 1>(t, from, to, x, weights, result);
+          return tile<TILE, 1>(t, from, to, x, weights, result);
         };
         auto two = [&](const Tile& t) {
-          return plan.near ? tile<HALF_TILE, 1, true, true>(t, from, to, x, weights, result)
-                           : tile<HALF_TILE, 1, true>(t, from, to, x, weights, result);
+          return plan.near ? tile_of_two<HALF_TILE, true>(t, from, to, x, weights, result)
+                           : tile_of_two<HALF_TILE, false>(t, from, to, x, weights, result);
         };
         of.unit(rest / in_row, row, rest % in_row, one, two);
       }
@@ -58,23 +62,23 @@ class GatherDepthwise {
   }
 
  private:
-  template <int Q, int V, bool TWO = false, bool NEAR = false>
+  template <int Q, int V, bool NEAR = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
     bool streams = plan.past_caches && whole_lines<T, V>(result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
-      if (plan.past_caches)
-        for (int u = 0; u < count; ++u)
-          fetch_sources<NEAR>(t, x + (v + u) * L, g.axis[2], channels, Q, v + u);
-      with_stride(g.axis[2], t.edge || t.left<Q, (v + count) * L> channels,
-                  [&](auto stride, auto edge, auto part) {
-                    const T* sources = x + t.source + v * L;
-                    if constexpr (!TWO)
-                      sum<Q, count, stride, edge, part>(t, channels - v * L, sources, weights + v * L,
-                                                        result + t.result + v * L, streams && count == V);
-                    else if constexpr (stride == 1 && REGISTERS == 32)
-                      sum_two<Q, edge, part>(t, channels - v * L, sources, weights + v * L,
-                                             result + t.result + v * L, streams);
-                  });
+      fetch_sources<NEAR>(t, x, Q, v, count);
+      Together at = together<A, count>(v, channels);
+      bool edge = t.edge || t.left < Q, whole = streams && count == V;
+      with_stride(g.axis[2], [&](auto stride) {
+        const T* source = x + t.source + at.first;
+        const A* weight = weights + at.first;
+        T* to = result + t.result + at.first;
+        if constexpr (Q == TILE && stride == 2)  // as fast with the test for edges
+          sum<Q, count, stride, true>(t, at.last, source, weight, to, whole);
+        else
+          edge ? sum<Q, count, stride, true>(t, at.last, source, weight, to, whole)
+               : sum<Q, count, stride, false>(t, at.last, source, weight, to, whole);
+      });
     };
     int64_t v = from;
     for (; v + V <= to; v += V) some(Number<V>{}, v);
@@ -82,90 +86,127 @@ class GatherDepthwise {
     return Q;
   }
 
-  template <int Q, int V, int STRIDE, bool EDGE, bool PART>
-  __attribute__((noinline)) void sum(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to,
+  template <int Q, bool NEAR>
+  int64_t tile_of_two(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights,
+                      T* result) const {
+    bool streams = plan.past_caches && whole_lines<T, 1>(result + from * L, channels);
+    for (int64_t v = from; v < to; ++v) {
+      fetch_sources<NEAR>(t, x, Q, v, 1);
+      int64_t first = together<A, 1>(v, channels).first;
+      const T* source = x + t.source + first;
+      if constexpr (REGISTERS == 32)
+        t.edge || t.left < Q
+            ? sum_two<Q, true>(t, source, weights + first, result + t.result + first, streams)
+            : sum_two<Q, false>(t, source, weights + first, result + t.result + first, streams);
+    }
+    return Q;
+  }
+
+  template <bool NEAR>
+  ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, int64_t pixels, int64_t vector,
+                                   int64_t vectors) const {
+    for (int64_t v = vector; v < vector + vectors && plan.past_caches; ++v)
+      gconv::fetch_sources<NEAR>(t, x + v * L, g.axis[2], channels, pixels, v);
+  }
+
+  template <int Q, int V, int STRIDE, bool EDGE>
+  __attribute__((noinline)) void sum(const Tile& t, int64_t last, const T* x, const A* weights, T* to,
                                      bool streams) const {
     const Axis& width = g.axis[2];
     int64_t between = apart<STRIDE>(width);
     Vector<T> sums[Q][V] = {};
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = EDGE ? valid_sources(r->column + t.column, between, width.sources) : 0;
-#define CASE(K)                                                                            \
-  case K: {                                                                                \
-    if constexpr (V > 1 && K > PAIRED_RUN) break;                                          \
-    Vector<T> weight[K][V];                                                                \
-    UNROLL                                                                                 \
-    for (int k = 0; k < K; ++k) UNROLL                                                     \
-    for (int v = 0; v < V; ++v) {                                                          \
-      const A* at = weights + r->weights + k * t.weight_step + v * L;                      \
-      weight[k][v] = PART ? load_first(at, lanes - v * L) : load(at);                      \
-    }                                                                                      \
-    slide<T, Q, K, STRIDE, EDGE, PART, V>(                                                 \
-        x + r->source, between * channels, valid,                                          \
-        lanes, [&](Vector<T> source, int v, int k, int q) __attribute__((always_inline)) { \
-          sums[q][v] += source * weight[k][v];                                             \
-        });                                                                                \
-    break;                                                                                 \
-  }
-      switch (r->taps) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) }
-#undef CASE
+      uint64_t valid =
+          EDGE && t.edge ? valid_sources(r->column + t.column, between, width.sources) : ALL_VALID;
+      with_taps<V == 2        ? PAIRED_RUN
+                : STRIDE == 2 ? 5
+                              : LONGEST_RUN>(
+          r->taps, [&](auto taps) __attribute__((always_inline)) {
+            constexpr int K = taps;
+            Vector<T> weight[K][V];
+            UNROLL for (int k = 0; k < K; ++k) UNROLL
+            for (int v = 0; v < V; ++v)
+              weight[k][v] =
+                  load(weights + r->weights + k * t.weight_step + (V > 1 && v == V - 1 ? last : v * L));
+            slide<T, Q, K, STRIDE, EDGE, false, V>(
+                x + r->source, between * channels, valid,
+                last, [&](Vector<T> source, int v, int k, int q) __attribute__((always_inline)) {
+                  sums[q][v] += source * weight[k][v];
+                });
+          });
     }
     int64_t step = width.step * channels;
     UNROLL for (int q = 0; q < Q; ++q, to += step) {
       if (EDGE && q >= t.left) break;
       UNROLL for (int v = 0; v < V; ++v) {
-        if (PART)
-          store_first(to + v * L, sums[q][v], lanes - v * L);
-        else
-          streams ? stream(to + v * L, sums[q][v]) : store(to + v * L, sums[q][v]);
+        T* at = to + (V > 1 && v == V - 1 ? last : v * L);
+        streams ? stream(at, sums[q][v]) : store(at, sums[q][v]);
       }
     }
   }
 
-  template <int Q, bool EDGE, bool PART>
-  __attribute__((noinline)) void sum_two(const Tile& t, int64_t lanes, const T* x, const A* weights, T* to,
+  template <int Q, bool EDGE>
+  __attribute__((noinline)) void sum_two(const Tile& t, const T* x, const A* weights, T* to,
                                          bool streams) const {
     Vector<T> first[Q] = {}, second[Q] = {};
-    auto load_weights = [&](int64_t from, Vector<T>(&weight)[TWO_ROWS_RUN], int taps)
-        __attribute__((always_inline)) {
-      UNROLL for (int k = 0; k < taps; ++k) {
-        const A* at = weights + from + k * t.weight_step;
-        weight[k] = PART ? load_first(at, lanes) : load(at);
-      }
-    };
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = EDGE ? valid_sources(r->column + t.column, 1, g.axis[2].sources) : 0;
-      Vector<T> w1[TWO_ROWS_RUN], w2[TWO_ROWS_RUN];
-#define SLIDE(K, SUMS)                \
-  slide<T, Q, K, 1, EDGE, PART>(      \
-      x + r->source, channels, valid, \
-      lanes, [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { SUMS; })
-#define CASE(K)                                                            \
-  case K:                                                                  \
-    if (r->second == NONE) {                                               \
-      load_weights(r->weights, w1, K);                                     \
-      SLIDE(K, first[q] += source * w1[k]);                                \
-    } else if (r->weights == NONE) {                                       \
-      load_weights(r->second, w2, K);                                      \
-      SLIDE(K, second[q] += source * w2[k]);                               \
-    } else {                                                               \
-      load_weights(r->weights, w1, K);                                     \
-      load_weights(r->second, w2, K);                                      \
-      SLIDE(K, (first[q] += source * w1[k], second[q] += source * w2[k])); \
-    }                                                                      \
-    break;
-      switch (r->taps) { CASE(1) CASE(2) CASE(3) }
-#undef CASE
-#undef SLIDE
+      uint64_t valid = EDGE && t.edge ? valid_sources(r->column + t.column, 1, g.axis[2].sources) : ALL_VALID;
+      with_number<TWO_ROWS_RUN>(
+          r->taps, [&](auto taps) __attribute__((always_inline)) {
+            constexpr int K = taps;
+            Vector<T> w1[K], w2[K];
+            auto weigh = [&](Vector<T>(&weight)[K], int64_t from) __attribute__((always_inline)) {
+              UNROLL for (int k = 0; k < K; ++k) weight[k] = load(weights + from + k * t.weight_step);
+            };
+            auto pass = [&](const auto& meet) __attribute__((always_inline)) {
+              slide<T, Q, K, 1, EDGE, false>(x + r->source, channels, valid, 0, meet);
+            };
+            if (r->second == NONE) {
+              weigh(w1, r->weights);
+              pass([&](Vector<T> source, int, int k, int q)
+                       __attribute__((always_inline)) { first[q] += source * w1[k]; });
+            } else if (r->weights == NONE) {
+              weigh(w2, r->second);
+              pass([&](Vector<T> source, int, int k, int q)
+                       __attribute__((always_inline)) { second[q] += source * w2[k]; });
+            } else {
+              weigh(w1, r->weights), weigh(w2, r->second);
+              pass([&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) {
+                first[q] += source * w1[k], second[q] += source * w2[k];
+              });
+            }
+          });
     }
     UNROLL for (int q = 0; q < Q; ++q, to += channels) {
       if (EDGE && q >= t.left) break;
-      if (PART)
-        store_first(to, first[q], lanes), store_first(to + t.next, second[q], lanes);
+      if (streams)
+        stream(to, first[q]), stream(to + t.next, second[q]);
       else
-        streams ? (stream(to, first[q]), stream(to + t.next, second[q]))
-                : (store(to, first[q]), store(to + t.next, second[q]));
+        store(to, first[q]), store(to + t.next, second[q]);
     }
+  }
+
+  // Of fewer channels than a vector has lanes, one tap at a time.
+  template <int Q>
+  __attribute__((noinline)) int64_t tile_of_part(const Tile& t, const T* x, const A* weights,
+                                                 T* result) const {
+    const Axis& width = g.axis[2];
+    Vector<T> sums[Q] = {};
+    for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
+      uint64_t valid = valid_sources(r->column + t.column, width.stride, width.sources);
+      Vector<T> weight = load_first(weights + r->weights, channels);
+      slide<T, Q, 1, 1, true, true>(
+          x + t.source + r->source, width.stride * channels, valid,
+          channels, [&](Vector<T> source, int, int, int q) __attribute__((always_inline)) {
+            sums[q] += source * weight;
+          });
+    }
+    T* to = result + t.result;
+    UNROLL for (int q = 0; q < Q; ++q, to += width.step * channels) {
+      if (q >= t.left) break;
+      store_first(to, sums[q], channels);
+    }
+    return Q;
   }
 };
 

@@ -31,7 +31,22 @@
 namespace gconv {
 namespace {
 
-constexpr int LONGEST_RUN = 7;
+constexpr int LONGEST_RUN = 7;  // of a stride of 2: 5
+
+// How many taps the next run of so many neighbours has: 7 of a row of 7 or of many, else up to 5. Six are
+// three and three.
+inline int64_t taps_of_run(int64_t neighbours, int64_t longest) {
+  if (longest == 7 && (neighbours == 7 || neighbours > 10)) return 7;
+  return ceil_div(neighbours, ceil_div(neighbours, minimum(longest, 5)));
+}
+
+// Calls f(Number<n>) for the n taps of a run.
+template <int LONGEST, class F>
+ALWAYS_INLINE void with_taps(int64_t n, const F& f) {
+  if constexpr (LONGEST == 7)
+    if (n == 7) return f(Number<7>{});
+  with_number<LONGEST == 7 ? 5 : LONGEST>(n, f);
+}
 constexpr int TILE = depthwise_tile(REGISTERS), HALF_TILE = depthwise_half_tile(REGISTERS);
 
 constexpr int64_t NONE = -1;  // no weights
@@ -62,7 +77,8 @@ class Rows {
   const Plan& plan;
   const Problem& p;
   const Gather& g;
-  int64_t channels, largest;  // results of the largest tile
+  int64_t channels, longest_run;
+  int64_t largest;  // results of the largest tile
   // What the rows of one depth have in common: for each phase of the height and the width the runs of all
   // taps, those of one tap of the height together, so that the runs of any row are neighbours.
   int64_t depth = -1;
@@ -72,7 +88,11 @@ class Rows {
 
  public:
   Rows(const Plan& plan, const Problem& p, const Gather& g, int64_t largest)
-      : plan(plan), p(p), g(g), channels(p.groups), largest(largest) {}
+      : plan(plan), p(p), g(g), channels(p.groups),
+        longest_run(channels < plan.lanes                ? 1
+                    : g.axis[2].stride == g.axis[2].unit ? LONGEST_RUN
+                                                         : 5),
+        largest(largest) {}
 
   // How many units an image has: rows, or those two by two, of which the last in a plane may be alone.
   static int64_t units(const Plan& plan, const Gather& g) {
@@ -194,17 +214,18 @@ class Rows {
   // The runs of one row of taps, in the order of their sources.
   void push(const Phase& phase, int64_t row, int64_t tap) {
     auto at = [&](int64_t i) { return phase.taps[ascends(phase) ? i : phase.size - 1 - i]; };
+    const Axis& width = g.axis[2];
     for (int64_t i = 0, taps; i < phase.size; i += taps) {
       taps = 1;
-      const Axis& width = g.axis[2];
       if (width.stride / width.unit <= 2)
-        while (taps < LONGEST_RUN && i + taps < phase.size &&
-               at(i + taps).source == at(i).source + taps * width.unit)
-          ++taps;
+        while (i + taps < phase.size && at(i + taps).source == at(i).source + taps * width.unit) ++taps;
+      taps = taps_of_run(taps, longest_run);
       runs.push({(row + at(i).source) * channels, (tap + at(i).index) * channels, at(i).source, taps});
     }
   }
 };
+
+constexpr uint64_t ALL_VALID = ~uint64_t{0};
 
 // Bit j tells whether source first + j * apart lies in [0, sources).
 ALWAYS_INLINE uint64_t valid_sources(int64_t first, int64_t apart, int64_t sources) {
@@ -229,16 +250,30 @@ ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, const Axis& width, i
   if (t.before != t.ahead) fetch<NEAR>(x + t.before, step, pixels, vector);
 }
 
+// Vectors of channels that are taken together. There are as many whole vectors as the channels fill, and the
+// last of all ends with the last channel: it overlaps the one before it, and some results are summed twice,
+// to the same.
+struct Together {
+  int64_t first;  // channel of the first vector
+  int64_t last;   // channels from there to the first of the last vector
+};
+template <class A, int V>
+ALWAYS_INLINE Together together(int64_t vector, int64_t channels) {
+  int64_t first = vector * LANES<A>, last = minimum(first + (V - 1) * LANES<A>, channels - LANES<A>);
+  return V == 1 ? Together{last, 0} : Together{first, last - first};
+}
+
 // Calls meet(source, v, k, q) for each of V vectors of channels, tap k of a run and pixel q of a tile;
-// `valid` has a bit for each source that is not on the padding.
+// `valid` has a bit for each source that is not on the padding. The last of the vectors lies `last` channels
+// from the first. With PART there is one, of which `last` is how many lanes are used.
 template <class T, int Q, int K, int STRIDE, bool EDGE, bool PART, int V = 1, class F>
-ALWAYS_INLINE void slide(const T* x, int64_t step, uint64_t valid, int64_t lanes, const F& meet) {
+ALWAYS_INLINE void slide(const T* x, int64_t step, uint64_t valid, int64_t last, const F& meet) {
   constexpr int L = LANES<Wide<T>>;
   UNROLL for (int j = 0; j < (Q - 1) * STRIDE + K; ++j, x += step) {
     if (STRIDE > K && j % STRIDE >= K) continue;
     if (EDGE && !(valid >> j & 1)) continue;
     UNROLL for (int v = 0; v < V; ++v) {
-      Vector<T> source = PART && v == V - 1 ? load_first(x + v * L, lanes - v * L) : load(x + v * L);
+      Vector<T> source = PART ? load_first(x, last) : load(x + (V > 1 && v == V - 1 ? last : v * L));
       if (K > 1) keep(source);
       UNROLL for (int k = 0; k < K; ++k)
         if (j >= k && (j - k) % STRIDE == 0 && (j - k) / STRIDE < Q) meet(source, v, k, (j - k) / STRIDE);
@@ -252,21 +287,12 @@ ALWAYS_INLINE int64_t apart(const Axis& width) {
   return width.stride / width.unit == STRIDE ? width.unit : width.stride;
 }
 
-// Calls f with compile-time values of these three. A part of a vector counts as an edge too: three cases
-// instead of four.
+// Calls f with compile-time values of these.
 template <class F>
-ALWAYS_INLINE void with_stride(const Axis& width, bool edge, bool part, const F& f) {
-  auto with = [&](auto s) {
-    if (part)
-      f(s, True{}, True{});
-    else if (edge)
-      f(s, True{}, False{});
-    else
-      f(s, False{}, False{});
-  };
+ALWAYS_INLINE void with_stride(const Axis& width, const F& f) {
   // Strides above 2 have runs of one tap, whose sources are `stride` pixels apart: as with a stride of 1 and
   // longer steps.
-  width.stride / width.unit == 2 ? with(Number<2>{}) : with(Number<1>{});
+  width.stride / width.unit == 2 ? f(Number<2>{}) : f(Number<1>{});
 }
 
 }  // namespace

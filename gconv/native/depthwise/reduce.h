@@ -41,7 +41,10 @@ class ReduceDepthwise {
       : plan(plan), p(p), g(Role::y, p, plan.dilated_phases), channels(p.groups),
         vectors(ceil_div(channels, L)) {}
 
-  void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
+  void run(const void* sources, const void* outputs, void* results, void* scratch,
+           const Parallel& parallel) const {
+    const T *x = static_cast<const T*>(sources), *y = static_cast<const T*>(outputs);
+    T* result = static_cast<T*>(results);
     A* partial = static_cast<A*>(scratch);
     int64_t partitions = plan.partitions, rows = Rows::units(plan, g), in_row = Rows::in_row(plan, g);
     int64_t parts = maximum(1, minimum(vectors / 4, 4 * parallel.threads / partitions));
@@ -55,20 +58,21 @@ class ReduceDepthwise {
       int64_t first = plan.stretches * partition / partitions,
               last = plan.stretches * (partition + 1) / partitions;
       for (int64_t stretch = first; stretch < last; ++stretch) {
-        auto one = [&](const Tile& t) {
-          return plan.whole_rows       ? row(t, from, to, x, y, own)
-                 : t.left >= TILE      ? tile<TILE>(t, from, to, x, y, own)
-                 : t.left >= HALF_TILE ? tile<HALF_TILE>(t, from, to, x, y, own)
-                 : t.left >= 3         ? tile<3>(t, from, to, x, y, own)
-                 : t.left >= 2         ? tile<2>(t, from, to, x, y, own)
-                                       : tile<1>(t, from, to, x, y, own);
+        auto one = [&](const Tile& t) -> int64_t {
+          if (!t.count) return t.left;  // a row on the padding
+          if (channels < L)
+            return t.left >= HALF_TILE ? tile_of_part<HALF_TILE>(t, x, y, own)
+                                       : tile_of_part<1>(t, x, y, own);
+          if (plan.whole_rows) return row(t, from, to, x, y, own);
+          if (t.left >= TILE) return tile<TILE>(t, from, to, x, y, own);
+          if (t.left >= HALF_TILE) return tile<HALF_TILE>(t, from, to, x, y, own);
+          return t.left >= 3 ? tile<3>(t, from, to, x, y, own) : tile<1>(t, from, to, x, y, own);
         };
-        auto two = [&](const Tile& t) {
-          return t.left >= HALF_TILE ? tile<HALF_TILE, true>(t, from, to, x, y, own)
-                 : t.left >= 5       ? tile<5, true>(t, from, to, x, y, own)
-                 : t.left >= 3       ? tile<3, true>(t, from, to, x, y, own)
-                 : t.left >= 2       ? tile<2, true>(t, from, to, x, y, own)
-                                     : tile<1, true>(t, from, to, x, y, own);
+        auto two = [&](const Tile& t) -> int64_t {
+          if (!t.count) return t.left;
+          if (t.left >= HALF_TILE) return tile<HALF_TILE, true>(t, from, to, x, y, own);
+          if (t.left >= 5) return tile<5, true>(t, from, to, x, y, own);
+          return t.left >= 3 ? tile<3, true>(t, from, to, x, y, own) : tile<1, true>(t, from, to, x, y, own);
         };
         of.unit(stretch / rows / in_row, stretch % rows, stretch / rows % in_row, one, two);
       }
@@ -78,7 +82,8 @@ class ReduceDepthwise {
         const A* at = partial + (tap * vectors + v) * L;
         Vector<T> sum = load(at);
         for (int64_t i = 1; i < partitions; ++i) sum += load(at + i * plan.packed);
-        store_first(result + tap * channels + v * L, sum, channels - v * L);
+        T* to = result + tap * channels;
+        channels < L ? store_first(to, sum, channels) : store(to + together<A, 1>(v, channels).first, sum);
       }
     });
   }
@@ -86,103 +91,110 @@ class ReduceDepthwise {
  private:
   template <int Q, bool TWO = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* y, A* partial) const {
-    if (!t.count) return t.left;  // a row on the padding
     for (int64_t v = from; v < to; ++v) {
-      int64_t step = g.axis[2].step * channels;
       if (plan.past_caches) {
+        int64_t step = g.axis[2].step * channels;
         fetch_sources<false>(t, x + v * L, g.axis[2], channels, Q, v);
         for (int row = 0; row <= TWO; ++row)
           fetch<false>(y + t.result + row * t.next + Q * step + v * L, step, Q, v);
       }
-      with_stride(g.axis[2], t.edge, (v + 1) * L > channels, [&](auto stride, auto edge, auto part) {
-        if constexpr (!TWO)
-          sum<Q, stride, edge, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L,
-                                     partial + v * L);
-        else if constexpr (stride == 1 && REGISTERS == 32)
-          sum_two<Q, edge, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L,
-                                 partial + v * L);
-      });
+      int64_t first = together<A, 1>(v, channels).first;
+      const T *source = x + t.source + first, *ours = y + t.result + first;
+      if constexpr (!TWO)
+        with_stride(g.axis[2], [&](auto stride) { sum<Q, stride>(t, source, ours, partial + v * L); });
+      else if constexpr (REGISTERS == 32)
+        sum_two<Q>(t, source, ours, partial + v * L);
     }
     return Q;
   }
 
-  template <int Q, bool EDGE, bool PART>
-  __attribute__((noinline)) void sum_two(const Tile& t, int64_t lanes, const T* x, const T* y,
-                                         A* partial) const {
+  template <int Q>
+  __attribute__((noinline)) void sum_two(const Tile& t, const T* x, const T* y, A* partial) const {
     int64_t row = vectors * L;
     Vector<T> first[Q], second[Q];
-    UNROLL for (int q = 0; q < Q; ++q) {
-      const T *one = y + q * channels, *two = one + t.next;
-      first[q] = PART ? load_first(one, lanes) : load(one),
-      second[q] = PART ? load_first(two, lanes) : load(two);
-    }
+    UNROLL for (int q = 0; q < Q; ++q)
+      first[q] = load(y + q * channels), second[q] = load(y + t.next + q * channels);
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = EDGE ? valid_sources(r->column + t.column, 1, g.axis[2].sources) : 0;
-      A *sums1 = partial + maximum(r->weights, 0) / channels * row,
-        *sums2 = partial + maximum(r->second, 0) / channels * row;
-      Vector<T> sum1[TWO_ROWS_RUN], sum2[TWO_ROWS_RUN];
-#define SLIDE(K, SUMS)                \
-  slide<T, Q, K, 1, EDGE, PART>(      \
-      x + r->source, channels, valid, \
-      lanes, [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { SUMS; })
-#define LOAD(K, I) \
-  UNROLL           \
-  for (int k = 0; k < K; ++k) sum##I[k] = load(sums##I + k * row)
-#define STORE(K, I) \
-  UNROLL            \
-  for (int k = 0; k < K; ++k) store(sums##I + k * row, sum##I[k])
-#define CASE(K)                                                                \
-  case K:                                                                      \
-    if (r->second == NONE) {                                                   \
-      LOAD(K, 1);                                                              \
-      SLIDE(K, sum1[k] += source * first[q]);                                  \
-      STORE(K, 1);                                                             \
-    } else if (r->weights == NONE) {                                           \
-      LOAD(K, 2);                                                              \
-      SLIDE(K, sum2[k] += source * second[q]);                                 \
-      STORE(K, 2);                                                             \
-    } else {                                                                   \
-      LOAD(K, 1);                                                              \
-      LOAD(K, 2);                                                              \
-      SLIDE(K, (sum1[k] += source * first[q], sum2[k] += source * second[q])); \
-      STORE(K, 1);                                                             \
-      STORE(K, 2);                                                             \
-    }                                                                          \
-    break;
-      switch (r->taps) { CASE(1) CASE(2) CASE(3) }
-#undef CASE
-#undef STORE
-#undef LOAD
-#undef SLIDE
+      uint64_t valid = !t.edge ? ALL_VALID : valid_sources(r->column + t.column, 1, g.axis[2].sources);
+      A* to1 = partial + maximum(r->weights, 0) / channels * row;
+      A* to2 = partial + maximum(r->second, 0) / channels * row;
+      with_number<TWO_ROWS_RUN>(
+          r->taps, [&](auto taps) __attribute__((always_inline)) {
+            constexpr int K = taps;
+            Vector<T> sum1[K], sum2[K];
+            auto begin = [&](Vector<T>(&sum)[K], const A* from) __attribute__((always_inline)) {
+              UNROLL for (int k = 0; k < K; ++k) sum[k] = load(from + k * row);
+            };
+            auto end = [&](const Vector<T>(&sum)[K], A* to) __attribute__((always_inline)) {
+              UNROLL for (int k = 0; k < K; ++k) store(to + k * row, sum[k]);
+            };
+            auto pass = [&](const auto& meet) __attribute__((always_inline)) {
+              slide<T, Q, K, 1, true, false>(x + r->source, channels, valid, 0, meet);
+            };
+            if (r->second == NONE) {
+              begin(sum1, to1);
+              pass([&](Vector<T> source, int, int k, int q)
+                       __attribute__((always_inline)) { sum1[k] += source * first[q]; });
+              end(sum1, to1);
+            } else if (r->weights == NONE) {
+              begin(sum2, to2);
+              pass([&](Vector<T> source, int, int k, int q)
+                       __attribute__((always_inline)) { sum2[k] += source * second[q]; });
+              end(sum2, to2);
+            } else {
+              begin(sum1, to1), begin(sum2, to2);
+              pass([&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) {
+                sum1[k] += source * first[q], sum2[k] += source * second[q];
+              });
+              end(sum1, to1), end(sum2, to2);
+            }
+          });
     }
   }
 
-  template <int Q, int STRIDE, bool EDGE, bool PART>
-  __attribute__((noinline)) void sum(const Tile& t, int64_t lanes, const T* x, const T* y, A* partial) const {
+  template <int Q, int STRIDE>
+  __attribute__((noinline)) void sum(const Tile& t, const T* x, const T* y, A* partial) const {
     const Axis& width = g.axis[2];
     int64_t between = apart<STRIDE>(width), row = vectors * L, step = width.step * channels;
     Vector<T> ours[Q];
-    UNROLL for (int q = 0; q < Q; ++q) ours[q] = PART ? load_first(y + q * step, lanes) : load(y + q * step);
+    UNROLL for (int q = 0; q < Q; ++q) ours[q] = load(y + q * step);
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = EDGE ? valid_sources(r->column + t.column, between, width.sources) : 0;
+      uint64_t valid = !t.edge ? ALL_VALID : valid_sources(r->column + t.column, between, width.sources);
       A* sums = partial + r->weights / channels * row;
-#define CASE(K)                                                                          \
-  case K: {                                                                              \
-    Vector<T> sum[K];                                                                    \
-    UNROLL                                                                               \
-    for (int k = 0; k < K; ++k) sum[k] = load(sums + k * row);                           \
-    slide<T, Q, K, STRIDE, EDGE, PART>(                                                  \
-        x + r->source, between * channels, valid,                                        \
-        lanes, [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) { \
-          sum[k] += source * ours[q];                                                    \
-        });                                                                              \
-    UNROLL                                                                               \
-    for (int k = 0; k < K; ++k) store(sums + k * row, sum[k]);                           \
-    break;                                                                               \
-  }
-      switch (r->taps) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) }
-#undef CASE
+      with_taps<STRIDE == 2 ? 5 : LONGEST_RUN>(
+          r->taps, [&](auto taps) __attribute__((always_inline)) {
+            constexpr int K = taps;
+            Vector<T> sum[K];
+            UNROLL for (int k = 0; k < K; ++k) sum[k] = load(sums + k * row);
+            slide<T, Q, K, STRIDE, true, false>(
+                x + r->source, between * channels, valid,
+                0, [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) {
+                  sum[k] += source * ours[q];
+                });
+            UNROLL for (int k = 0; k < K; ++k) store(sums + k * row, sum[k]);
+          });
     }
+  }
+
+  // Of fewer channels than a vector has lanes, one tap at a time.
+  template <int Q>
+  __attribute__((noinline)) int64_t tile_of_part(const Tile& t, const T* x, const T* y, A* partial) const {
+    const Axis& width = g.axis[2];
+    Vector<T> ours[Q];
+    UNROLL
+    for (int q = 0; q < Q; ++q) ours[q] = load_first(y + t.result + q * width.step * channels, channels);
+    for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
+      uint64_t valid = valid_sources(r->column + t.column, width.stride, width.sources);
+      A* to = partial + r->weights / channels * L;
+      Vector<T> sum = load(to);
+      slide<T, Q, 1, 1, true, true>(
+          x + t.source + r->source, width.stride * channels, valid,
+          channels, [&](Vector<T> source, int, int, int q) __attribute__((always_inline)) {
+            sum += source * ours[q];
+          });
+      store(to, sum);
+    }
+    return Q;
   }
 
   // A row to its end, for up to WIDE vectors and then the next.
@@ -190,25 +202,21 @@ class ReduceDepthwise {
     for (int64_t v = from, count; v < to; v += count) {
       int64_t left = to - v;
       count = WIDE > 2 && left == WIDE + 1 ? WIDE - 1 : minimum(left, WIDE);  // 3 and 2 rather than 4 and 1
-      auto with = [&](auto count) {
-        with_stride(g.axis[2], false, (v + count) * L > channels, [&](auto stride, auto, auto part) {
-          sum_row<count, stride, part>(t, channels - v * L, x + t.source + v * L, y + t.result + v * L,
-                                       partial + v * L);
-        });
-      };
-      if (count == 2) with(Number<2>{});
-      if constexpr (WIDE == 2) {
-        if (count == 1) with(Number<1>{});
-      } else {  // of 2 vectors or more
-        if (count == 3) with(Number<3>{});
-        if (count == 4) with(Number<4>{});
-      }
+      with_number<WIDE>(count, [&](auto vectors) {
+        constexpr int V = vectors;
+        if constexpr (V > 1 || WIDE == 2) {  // of 2 vectors or more there is never one left
+          Together at = together<A, V>(v, channels);
+          with_stride(g.axis[2], [&](auto stride) {
+            sum_row<V, stride>(t, at.last, x + t.source + at.first, y + t.result + at.first, partial + v * L);
+          });
+        }
+      });
     }
     return t.left;
   }
 
-  template <int V, int STRIDE, bool PART>
-  __attribute__((noinline)) void sum_row(const Tile& t, int64_t lanes, const T* x, const T* y,
+  template <int V, int STRIDE>
+  __attribute__((noinline)) void sum_row(const Tile& t, int64_t last, const T* x, const T* y,
                                          A* partial) const {
     const Axis& width = g.axis[2];
     int64_t between = apart<STRIDE>(width), row = vectors * L, step = width.step * channels;
@@ -217,44 +225,36 @@ class ReduceDepthwise {
       int64_t column = r->column + t.column;  // of the first pixel's first source
       int64_t inside = -floor_div(column, width.stride);
       int64_t outside = floor_div(width.sources - 1 - (r->taps - 1) * between - column, width.stride) + 1;
-#define CASE(K)                                                                              \
-  case K: {                                                                                  \
-    constexpr int Q = K < WHOLE_ROW_RUN ? 4 : 2;                                             \
-    Vector<T> sum[K][V];                                                                     \
-    UNROLL                                                                                   \
-    for (int k = 0; k < K; ++k) UNROLL                                                       \
-    for (int v = 0; v < V; ++v) sum[k][v] = load(sums + k * row + v * L);                    \
-    auto pixels = [&](auto count, auto edge, int64_t q) __attribute__((always_inline)) {     \
-      constexpr int N = count;                                                               \
-      Vector<T> ours[N][V];                                                                  \
-      UNROLL                                                                                 \
-      for (int i = 0; i < N; ++i) UNROLL                                                     \
-      for (int v = 0; v < V; ++v) {                                                          \
-        const T* at = y + (q + i) * step + v * L;                                            \
-        ours[i][v] = PART && v == V - 1 ? load_first(at, lanes - v * L) : load(at);          \
-      }                                                                                      \
-      slide<T, N, K, STRIDE, edge, PART, V>(                                                 \
-          x + r->source + q * width.stride * channels, between * channels,                   \
-          edge ? valid_sources(column + q * width.stride, between, width.sources) : 0,       \
-          lanes, [&](Vector<T> source, int v, int k, int i) __attribute__((always_inline)) { \
-            sum[k][v] += source * ours[i][v];                                                \
-          });                                                                                \
-    };                                                                                       \
-    bool alone = t.left % Q != 0;                                                            \
-    for (int64_t q = 0; q < t.left;)                                                         \
-      if (q + Q > t.left || (alone && (q < inside || q + Q > outside)))                      \
-        pixels(Number<1>{}, True{}, q), q += 1;                                              \
-      else if (q < inside || q + Q > outside)                                                \
-        pixels(Number<Q>{}, True{}, q), q += Q;                                              \
-      else                                                                                   \
-        pixels(Number<Q>{}, False{}, q), q += Q;                                             \
-    UNROLL                                                                                   \
-    for (int k = 0; k < K; ++k) UNROLL                                                       \
-    for (int v = 0; v < V; ++v) store(sums + k * row + v * L, sum[k][v]);                    \
-    break;                                                                                   \
-  }
-      switch (r->taps) { CASE(1) CASE(2) CASE(3) CASE(4) }
-#undef CASE
+      auto pass = [&](auto taps) __attribute__((always_inline)) {
+        constexpr int K = taps, Q = K < WHOLE_ROW_RUN ? 4 : 2;
+        Vector<T> sum[K][V];
+        UNROLL for (int k = 0; k < K; ++k) UNROLL
+        for (int v = 0; v < V; ++v) sum[k][v] = load(sums + k * row + v * L);
+        auto pixels = [&](auto count, bool edge, int64_t q) __attribute__((always_inline)) {
+          constexpr int N = count;
+          Vector<T> ours[N][V];
+          UNROLL for (int i = 0; i < N; ++i) UNROLL
+          for (int v = 0; v < V; ++v)
+            ours[i][v] = load(y + (q + i) * step + (V > 1 && v == V - 1 ? last : v * L));
+          slide<T, N, K, STRIDE, true, false, V>(
+              x + r->source + q * width.stride * channels, between * channels,
+              edge ? valid_sources(column + q * width.stride, between, width.sources) : ALL_VALID,
+              last, [&](Vector<T> source, int v, int k, int i) __attribute__((always_inline)) {
+                sum[k][v] += source * ours[i][v];
+              });
+        };
+        bool alone = t.left % Q != 0;
+        for (int64_t q = 0; q < t.left;) {
+          bool edge = q < inside || q + Q > outside;
+          if (q + Q > t.left || (alone && edge))
+            pixels(Number<1>{}, true, q), q += 1;
+          else
+            pixels(Number<Q>{}, edge, q), q += Q;
+        }
+        UNROLL for (int k = 0; k < K; ++k) UNROLL
+        for (int v = 0; v < V; ++v) store(sums + k * row + v * L, sum[k][v]);
+      };
+      r->taps == 3 ? pass(Number<3>{}) : pass(Number<4>{});
     }
   }
 };

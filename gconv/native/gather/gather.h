@@ -13,6 +13,7 @@
 #pragma once
 
 #include "plan.h"
+#include "vectors/elements.h"
 #include "vectors/work.h"
 
 namespace gconv {
@@ -117,6 +118,12 @@ struct Gather {
 
   // The kernel as tiles of results' vectors read it: [group][block of V vectors][tap][source channel][lane],
   // zeros beyond the last filter; of each `reversed` taps, which is a row's or 1, the last comes first.
+  template <class A>
+  void pack(const Parallel& parallel, Type type, const void* w, A* packed, int64_t reversed) const {
+    with_element<A>(type, [&](auto element) {
+      pack(parallel, static_cast<const decltype(element)*>(w), packed, reversed);
+    });
+  }
   template <class T>
   void pack(const Parallel& parallel, const T* w, Wide<T>* packed, int64_t reversed) const {
     constexpr int L = LANES<Wide<T>>;

@@ -27,10 +27,10 @@ struct TapOfRow {  // offsets in bytes, so that a tap costs no multiplication
   uint32_t mask;  // of the results that meet a source
 };
 
-template <class T, int Q, int K, bool EDGE, bool PART>
-ALWAYS_INLINE void accumulate(Vector<T> (&sums)[Q][K], const T* x, int64_t step, const TapOfRow* taps,
-                              int64_t count, const Wide<T>* weights, int64_t lanes) {
-  constexpr int L = LANES<Wide<T>>;
+template <class A, int Q, int K, bool EDGE>
+ALWAYS_INLINE void accumulate(Vector<A> (&sums)[Q][K], const A* x, int64_t step, const TapOfRow* taps,
+                              int64_t count, const A* weights) {
+  constexpr int L = LANES<A>;
   int64_t step3 = 3 * step;
   for (int64_t t = 0; t < count; ++t) {
     // Every third source has a register; the next two are at one and two steps from it. (The compiler would
@@ -41,50 +41,60 @@ ALWAYS_INLINE void accumulate(Vector<T> (&sums)[Q][K], const T* x, int64_t step,
       from[i] = from[i - 1] + step3;
       __asm__("" : "+r"(from[i]));
     }
-    const Wide<T>* w =
-        reinterpret_cast<const Wide<T>*>(reinterpret_cast<const char*>(weights) + taps[t].weights);
+    const A* w = reinterpret_cast<const A*>(reinterpret_cast<const char*>(weights) + taps[t].weights);
     uint32_t mask = taps[t].mask;
     auto source = [&](int q) __attribute__((always_inline)) {
-      const T* at = reinterpret_cast<const T*>(from[q / 3] + q % 3 * step);
-      return PART ? load_first(at, lanes) : load(at);
+      return load(reinterpret_cast<const A*>(from[q / 3] + q % 3 * step));
     };
     if constexpr (Q < K &&
                   !EDGE) {  // the sources are fewer: they stay in registers, and each weight comes and goes
-      Vector<T> sources[Q];
+      Vector<A> sources[Q];
       UNROLL for (int q = 0; q < Q; ++q) sources[q] = source(q);
       UNROLL for (int k = 0; k < K; ++k) {
-        Vector<T> weight = load(w + k * L);
+        Vector<A> weight = load(w + k * L);
         UNROLL for (int q = 0; q < Q; ++q) sums[q][k] += sources[q] * weight;
       }
       continue;
     }
-    Vector<T> weight[K];
+    Vector<A> weight[K];
     UNROLL for (int k = 0; k < K; ++k) weight[k] = load(w + k * L);
     UNROLL for (int q = 0; q < Q; ++q) {
       if (EDGE && !(mask >> q & 1)) continue;
-      Vector<T> ours = source(q);
+      Vector<A> ours = source(q);
       UNROLL for (int k = 0; k < K; ++k) sums[q][k] += ours * weight[k];
     }
   }
 }
 
-template <class T>
+template <class A>
 class GatherNarrow {
-  using A = Wide<T>;
   static constexpr int L = LANES<A>;
   const Plan& plan;
   const Problem& p;
+  Type type;
+  bool numbers;   // whether elements are numbers already
+  int64_t bytes;  // of an element
   Gather g;
   Lanes<A> lanes;
+  bool direct;     // whether vectors are loaded from x: else sources are read as numbers first
+  int64_t pixel;   // numbers from one source to the next
+  int64_t beyond;  // how many lanes the last vector of a source has beyond it: they hold what follows
+  int64_t image;   // numbers of an image's sources
 
  public:
-  GatherNarrow(const Plan& plan, Role role, const Problem& p)
-      : plan(plan), p(p), g(role, p), lanes(g.groups, g.sources) {}
+  GatherNarrow(const Plan& plan, Type type, Role role, const Problem& p)
+      : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), bytes(bytes_of<A>(type)), g(role, p),
+        lanes(g.groups, g.sources), direct(numbers && (lanes.vectors == 1 || g.sources % L == 0)),
+        pixel(lanes.vectors == 1 ? g.source_channels() : lanes.blocks * lanes.vectors * L),
+        beyond(first_lane(lanes.blocks - 1) + lanes.vectors * L - pixel),
+        image(g.axis[0].sources * g.axis[1].sources * g.axis[2].sources * pixel) {}
 
-  void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
+  void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
     A* weights = static_cast<A*>(scratch);
-    for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L,
-             [&](int64_t block) { pack(block, w, weights); });
+    for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L, [&](int64_t block) {
+      with_element<A>(type,
+                      [&](auto element) { pack(block, static_cast<const decltype(element)*>(w), weights); });
+    });
     // A unit is some stretches of rows.
     int64_t longest = 0;
     for (int64_t i = 0; i < g.axis[2].phases.size; ++i) longest = maximum(longest, g.axis[2].phases[i].count);
@@ -101,9 +111,12 @@ class GatherNarrow {
       int64_t part = unit % parts, first = unit / parts * per_unit,
               last = minimum(first + per_unit, stretches);
       Lists lists;
+      Part blocks{lanes.blocks * part / parts, lanes.blocks * (part + 1) / parts};
+      // Rows that were read are kept from one row of results to the next.
+      int64_t rows = stretches / in_row;
       for (int64_t i = first; i < last; ++i)
-        row(i / in_row, i % in_row, lanes.blocks * part / parts, lanes.blocks * (part + 1) / parts, x,
-            weights, result, lists);
+        row(direct ? i / in_row : i % rows, direct ? i % in_row : i / rows, blocks,
+            static_cast<const char*>(x), weights, static_cast<char*>(result), lists);
       fence();
     });
   }
@@ -112,10 +125,22 @@ class GatherNarrow {
   struct Lists {  // of the row that is worked on, and of a tile at its border
     List<TapOfRow> taps, edge;
     List<uint32_t> masks;
+    KeptRows<A> sources;  // that were read as numbers
+    List<A> results;      // of half precision: of a stretch of a row, [pixel][channel]
+  };
+  struct Part {  // of the blocks, from one to another
+    int64_t from, to;
   };
   static constexpr int64_t WORK = 1 << 17;  // multiply-adds of vectors in a unit
 
+  // Where a block begins among a source's numbers. One of several vectors must not see its neighbour's
+  // channels, which may be NaN; the unused lanes of a single vector never meet the others.
+  int64_t first_lane(int64_t block) const {
+    return lanes.vectors == 1 ? lanes.first_channel(block) : block * lanes.vectors * L;
+  }
+
   // [block][tap][vector][filter][lane]
+  template <class T>
   void pack(int64_t block, const T* w, A* packed) const {
     A* to_block = packed + block * g.taps * tap_stride();
     for (int64_t v = 0; v < lanes.vectors; ++v) {
@@ -130,62 +155,137 @@ class GatherNarrow {
   }
 
   // One stretch of one row of results: which taps of the outer axes meet it, then each phase along the row.
-  void row(int64_t index, int64_t stretch, int64_t from, int64_t to, const T* x, const A* weights, T* result,
+  void row(int64_t index, int64_t stretch, Part part, const char* x, const A* weights, char* result,
            Lists& lists) const {
-    const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
-    int64_t h = index % height.results, d = index / height.results % depth.results,
-            n = index / height.results / depth.results;
-    const Phase &dp = depth.phases[d % depth.step], &hp = height.phases[h % height.step];
-    T* to_row = result + index * width.results * g.result_channels();
+    const Axis& width = g.axis[2];
+    int64_t begin = stretch * plan.stretch,
+            pixels = minimum(plan.stretch * width.step, width.results - begin * width.step);
+    char* to = result + (index * width.results + begin * width.step) * g.result_channels() * bytes;
+    Columns columns{0, 0};
+    int64_t later = g.batch - 1 - index / g.axis[1].results / g.axis[0].results;  // images
+    if (!direct || later * image < beyond) {
+      columns = met(begin);
+      int64_t rows = minimum(p.window[0], g.axis[0].sources) * minimum(p.window[1], g.axis[1].sources);
+      lists.sources.begin(rows, columns.first, columns.count * pixel + L);
+    }
+    if (!numbers) lists.results.reserve(pixels * g.result_channels());
     for (int64_t i = 0; i < width.phases.size; ++i) {
-      const Phase& wp = width.phases[i];
-      lists.taps.size = 0;
-      for (int64_t a = 0; a < dp.size; ++a) {
-        int64_t sd = dp.taps[a].source + d / depth.step * depth.stride;
-        if (sd < 0 || sd >= depth.sources) continue;
-        for (int64_t b = 0; b < hp.size; ++b) {
-          int64_t sh = hp.taps[b].source + h / height.step * height.stride;
-          if (sh < 0 || sh >= height.sources) continue;
-          for (int64_t c = 0; c < wp.size; ++c) {
-            int64_t pixel =
-                ((n * depth.sources + sd) * height.sources + sh) * width.sources + wp.taps[c].source;
-            int64_t tap = g.tap(dp.taps[a].index, hp.taps[b].index, wp.taps[c].index, p);
-            lists.taps.push({pixel * g.source_channels() * (int64_t)sizeof(T),
-                             tap * tap_stride() * (int64_t)sizeof(A), 0});
-          }
-        }
-      }
-      int64_t first = stretch * plan.stretch, last = minimum(first + plan.stretch, wp.count);
+      const Phase& phase = width.phases[i];
+      int64_t end = minimum(begin + plan.stretch, phase.count);
+      if (end <= begin) continue;
+      list_taps(index, phase, columns, part, x, lists);
+      const A* sources = direct ? reinterpret_cast<const A*>(x) : lists.sources.all();
+      A* to_phase =
+          (numbers ? reinterpret_cast<A*>(to) : lists.results.data) + phase.first * g.result_channels();
       for (int64_t k = 0, filters; k < g.results; k += filters) {
         filters = minimum(plan.vectors, g.results - k);
         auto of = [&](auto count) {
-          tiles<narrow_tile(REGISTERS, count), count>(wp, first, last, k, from, to, x, weights, to_row,
+          tiles<narrow_tile(REGISTERS, count), count>(phase, begin, end, k, part, sources, weights, to_phase,
                                                       lists);
         };
         if constexpr (L > 8 && REGISTERS == 32)
           if (filters == 8) of(Number<8>{});
-        if (filters == 4) of(Number<4>{});
-        if (filters == 3) of(Number<3>{});
-        if (filters == 2) of(Number<2>{});
-        if (filters == 1) of(Number<1>{});
+        with_number<4>(filters, of);
+      }
+    }
+    if (!numbers) write_part(lists.results.data, pixels, part, to);
+  }
+
+  struct Columns {
+    int64_t first, count;
+  };
+
+  // The columns of sources that the results of all phases from `begin` on meet.
+  Columns met(int64_t begin) const {
+    const Axis& width = g.axis[2];
+    int64_t first = width.sources - 1, last = 0;
+    for (int64_t i = 0; i < width.phases.size; ++i) {
+      const Phase& phase = width.phases[i];
+      int64_t end = minimum(begin + plan.stretch, phase.count);
+      for (int64_t c = 0; c < phase.size && begin < end; ++c) {
+        first = minimum(first, phase.taps[c].source + begin * width.stride);
+        last = maximum(last, phase.taps[c].source + (end - 1) * width.stride);
+      }
+    }
+    first = maximum(first, 0);
+    return {first, maximum(0, minimum(last, width.sources - 1) - first + 1)};
+  }
+
+  // Lists the taps of a phase that meet a row of results. Their sources' offsets are in bytes of numbers.
+  void list_taps(int64_t index, const Phase& phase, Columns columns, Part part, const char* x,
+                 Lists& lists) const {
+    const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
+    int64_t h = index % height.results, d = index / height.results % depth.results;
+    int64_t n = index / height.results / depth.results;
+    const Phase &dp = depth.phases[d % depth.step], &hp = height.phases[h % height.step];
+    lists.taps.size = 0;
+    for (int64_t a = 0; a < dp.size; ++a) {
+      int64_t sd = dp.taps[a].source + d / depth.step * depth.stride;
+      if (sd < 0 || sd >= depth.sources) continue;
+      for (int64_t b = 0; b < hp.size; ++b) {
+        int64_t sh = hp.taps[b].source + h / height.step * height.stride;
+        if (sh < 0 || sh >= height.sources) continue;
+        int64_t row = (n * depth.sources + sd) * height.sources + sh;
+        int64_t source = row * width.sources * pixel;  // of the row's column 0
+        // Nothing beyond the last source may be loaded.
+        bool last = direct && (row + 1) * width.sources * pixel + beyond > g.batch * image;
+        if (!direct || last) {
+          source = lists.sources.place(row, [&](A* to) {
+            read_part(x + (row * width.sources + columns.first) * g.source_channels() * bytes, columns.count,
+                      part, to);
+          }) - columns.first * pixel;
+          if (last)
+            source += (reinterpret_cast<intptr_t>(lists.sources.all()) - reinterpret_cast<intptr_t>(x)) /
+                      (int64_t)sizeof(A);
+        }
+        for (int64_t c = 0; c < phase.size; ++c) {
+          int64_t tap = g.tap(dp.taps[a].index, hp.taps[b].index, phase.taps[c].index, p);
+          lists.taps.push({(source + phase.taps[c].source * pixel) * (int64_t)sizeof(A),
+                           tap * tap_stride() * (int64_t)sizeof(A), 0});
+        }
       }
     }
   }
 
+  // Reads the channels of a part of the blocks, of some pixels.
+  void read_part(const char* x, int64_t pixels, Part part, A* to) const {
+    int64_t channels = g.source_channels(), first = lanes.first_channel(part.from);
+    int64_t count = minimum(channels, lanes.first_channel(part.to - 1) + L) - first;
+    with_element<A>(type, [&](auto element) {
+      auto* from = reinterpret_cast<const decltype(element)*>(x);
+      if (lanes.vectors == 1 && count == channels) return read(from, pixels * channels, to);
+      for (int64_t i = 0; i < pixels; ++i, from += channels, to += pixel)
+        if (lanes.vectors == 1)
+          read(from + first, count, to + first);
+        else
+          for (int64_t b = part.from; b < part.to; ++b)
+            read(from + b * g.sources, g.sources, to + first_lane(b));
+    });
+  }
+
+  // Writes the results of a part of the blocks to some pixels.
+  void write_part(const A* from, int64_t pixels, Part part, char* to) const {
+    int64_t channels = g.result_channels(), first = part.from * lanes.per_block * g.results;
+    int64_t count = minimum(channels, part.to * lanes.per_block * g.results) - first;
+    if (count == channels) return write(from, pixels * channels, type, to);
+    for (int64_t i = 0; i < pixels; ++i)
+      write(from + i * channels + first, count, type, to + (i * channels + first) * bytes);
+  }
+
   template <int Q, int K>
-  void tiles(const Phase& phase, int64_t first, int64_t last, int64_t k, int64_t from, int64_t to, const T* x,
-             const A* weights, T* row, Lists& lists) const {
+  void tiles(const Phase& phase, int64_t begin, int64_t end, int64_t k, Part part, const A* x,
+             const A* weights, A* result, Lists& lists) const {
     const Axis& width = g.axis[2];
-    for (int64_t q = first; q < last; q += Q) {
-      int64_t count = minimum(Q, last - q);
-      const T* source = x + q * width.stride * g.source_channels();
-      T* to_tile = row + (phase.first + q * width.step) * g.result_channels();
+    for (int64_t q = begin; q < end; q += Q) {
+      int64_t count = minimum(Q, end - q);
+      const A* source = x + q * width.stride * pixel;
+      A* to_tile = result + (q - begin) * width.step * g.result_channels();
       if (count == Q && q >= phase.inside && q + Q <= phase.outside) {
-        blocks<Q, K, false>(count, k, from, to, source, weights, to_tile, lists.taps);
+        blocks<Q, K, false>(count, k, part, source, weights, to_tile, lists.taps);
         continue;
       }
       mask_taps(phase, q, count, lists);
-      blocks<Q, K, true>(count, k, from, to, source, weights, to_tile, lists.edge);
+      blocks<Q, K, true>(count, k, part, source, weights, to_tile, lists.edge);
     }
   }
 
@@ -208,39 +308,34 @@ class GatherNarrow {
   int64_t tap_stride() const { return lanes.vectors * g.results * L; }
 
   template <int Q, int K, bool EDGE>
-  void blocks(int64_t count, int64_t k, int64_t from, int64_t to, const T* x, const A* weights, T* tile,
+  void blocks(int64_t count, int64_t k, Part part, const A* x, const A* weights, A* tile,
               const List<TapOfRow>& taps) const {
-    int64_t step = g.axis[2].stride * g.source_channels() * (int64_t)sizeof(T);
+    int64_t step = g.axis[2].stride * pixel * (int64_t)sizeof(A);
     int64_t block_stride = g.taps * lanes.vectors * g.results * L;
     // The pixels that this tile is the first to read are the next tile's, of the row furthest ahead.
     int64_t ahead = taps.size ? maximum(taps[0].source, taps[taps.size - 1].source) + Q * step : 0;
-    for (int64_t block = from; block < to; ++block) {
-      const T* source = x + lanes.first_channel(block);
+    for (int64_t block = part.from; block < part.to; ++block) {
+      const A* source = x + first_lane(block);
       const A* w = weights + block * block_stride + k * L;
       if (block % 2 == 0) UNROLL
       for (int q = 0; q < Q; ++q)
         __builtin_prefetch(reinterpret_cast<const char*>(source) + ahead + q * step);
-      Vector<T> sums[Q][K] = {};
-      for (int64_t v = 0; v < lanes.vectors; ++v, source += L, w += g.results * L) {
-        int64_t loaded = lanes.loaded(block, v);
-        if (loaded == L)
-          accumulate<T, Q, K, EDGE, false>(sums, source, step, taps.data, taps.size, w, L);
-        else
-          accumulate<T, Q, K, EDGE, true>(sums, source, step, taps.data, taps.size, w, loaded);
-      }
+      Vector<A> sums[Q][K] = {};
+      for (int64_t v = 0; v < lanes.vectors; ++v, source += L, w += g.results * L)
+        accumulate<A, Q, K, EDGE>(sums, source, step, taps.data, taps.size, w);
       finish<Q, K>(sums, count, k, block, tile);
     }
   }
 
   // Sums the lanes of each group and stores filters k to k + K of the block's groups.
   template <int Q, int K>
-  ALWAYS_INLINE void finish(Vector<T> (&sums)[Q][K], int64_t count, int64_t k, int64_t block, T* tile) const {
+  ALWAYS_INLINE void finish(Vector<A> (&sums)[Q][K], int64_t count, int64_t k, int64_t block, A* tile) const {
     int64_t step = g.axis[2].step * g.result_channels(), groups = lanes.groups_in(block);
-    T* to = tile + block * lanes.per_block * g.results + k;
+    A* to = tile + block * lanes.per_block * g.results + k;
     std::make_index_sequence<L> all;
     if constexpr (K != 3 && K >= 2 && K < L) {
       if (plan.tree && plan.vectors == K) {
-        bool streams = plan.past_caches && whole_lines<T, 1>(to, g.result_channels());
+        bool streams = numbers && plan.past_caches && whole_lines<A, 1>(to, g.result_channels());
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
           add_lanes<K / 2>(sums[q], all);
@@ -252,21 +347,25 @@ class GatherNarrow {
         return;
       }
     }
+    if constexpr (K == 8) return;  // these are trees
     if (lanes.vectors > 1 || g.groups == 1 ||
         g.sources == L) {  // a block is one group, and so are the lanes it loads
       constexpr int TREES = (Q * K + L - 1) / L;
       A sum[TREES * L];
+      // The lanes that a single narrow group leaves over hold the next pixel's channels.
+      bool some = lanes.vectors == 1 && g.sources < L;
       UNROLL for (int tree = 0; tree < TREES; ++tree) {
-        Vector<T> part[L];
+        Vector<A> part[L];
         UNROLL for (int i = 0; i < L; ++i) {
           int at = tree * L + i;
-          part[i] = at < Q * K ? sums[at / K % Q][at % K] : Vector<T>{};
+          part[i] = at < Q * K ? sums[at / K % Q][at % K] : Vector<A>{};
+          if (some) part[i] = first_of(part[i], g.sources);
         }
         add_lanes<L / 2>(part, all);
         store(sum + tree * L, part[0]);
       }
       for (int64_t q = 0; q < count; ++q) UNROLL
-      for (int f = 0; f < K; ++f) to[q * step + f] = rounded<T>(sum[q * K + f]);
+      for (int f = 0; f < K; ++f) to[q * step + f] = sum[q * K + f];
       return;
     }
     if constexpr (K == 2 || K == 4)
@@ -289,7 +388,7 @@ class GatherNarrow {
         for (int64_t f = 0; f < K; ++f) {
           A sum = lane[q][f][group * g.sources];
           for (int64_t j = 1; j < g.sources; ++j) sum += lane[q][f][group * g.sources + j];
-          to[q * step + group * g.results + f] = rounded<T>(sum);
+          to[q * step + group * g.results + f] = sum;
         }
   }
 };

@@ -2,17 +2,20 @@
 //
 // The register tile is Q results by V vectors of filters:
 //
-//   for each tap, for each source channel:  V loads of weights;  for each of Q results: 1 broadcast load of
-//   x, V multiply-adds
+//   for each tap, for each source channel:
+//     V loads of weights;  for each of Q results: 1 broadcast load of x, V multiply-adds
 //
-// V + Q loads for V * Q multiply-adds: 8 for 12 with (V, Q) = (2, 6), 7 for 12 with (3, 4), 9 for 8 with (1,
-// 8). With 32 registers Q is 7, which divides the rows that images have in practice: 9 for 14 with V = 2.
+// These are V + Q loads for V * Q multiply-adds: 8 for 12 with (V, Q) = (2, 6), 7 for 12 with (3, 4), 9 for 8
+// with (1, 8). With 32 registers Q is 7, which divides the rows that images have in practice: 9 for 14 with V
+// = 2.
 //
-// A tile's results are any Q pixels of the same phases, also of two rows or two images: a table of offsets,
-// made once for a stretch of pixels and used for every group and filter, says where each tap finds their
-// sources. A tap that falls on the padding finds zeros. One that does so for the whole tile is left out, and
-// so is that of the first or of the last pixel: in the rows that images have in practice, tiles begin and end
-// at borders.
+// A tile's results are any Q pixels of the same phases, also of two rows or two images. A table of offsets
+// says where each tap finds their sources. It is made once for a stretch and used for every group and filter.
+// A tap that falls on the padding finds zeros. It is left out where it does so for the whole tile, or for the
+// tile's first or last pixel: in the rows that images have in practice, tiles begin and end at borders.
+//
+// Of half precision, the sources of a stretch and some groups are read as numbers first, and their results
+// are written from numbers.
 
 #pragma once
 
@@ -22,30 +25,28 @@ namespace gconv {
 namespace {
 
 // For the pixels from FIRST to LAST.
-template <int FIRST, int LAST, class T, int Q, int V>
-ALWAYS_INLINE void multiply(Vector<T> (&sums)[Q][V], const T* const (&x)[Q], const Wide<T>* w,
-                            int64_t channels) {
-  for (int64_t s = 0; s < channels; ++s, w += V * LANES<Wide<T>>) {
-    Vector<T> weight[V];
-    UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<Wide<T>>);
+template <int FIRST, int LAST, class A, int Q, int V>
+ALWAYS_INLINE void multiply(Vector<A> (&sums)[Q][V], const A* const (&x)[Q], const A* w, int64_t channels) {
+  for (int64_t s = 0; s < channels; ++s, w += V * LANES<A>) {
+    Vector<A> weight[V];
+    UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<A>);
     UNROLL for (int q = FIRST; q < LAST; ++q) {
-      Vector<T> source = broadcast(x[q][s]);
+      Vector<A> source = broadcast(x[q][s]);
       UNROLL for (int v = 0; v < V; ++v) sums[q][v] += source * weight[v];
     }
   }
 }
 
-template <class T>
+template <class A>
 class GatherWide {
-  using A = Wide<T>;
   static constexpr int L = LANES<A>;
-  static constexpr bool MANY = REGISTERS == 32;
-  static constexpr int Q1 = wide_tile(REGISTERS, 1), Q2 = wide_tile(REGISTERS, 2),
-                       Q3 = wide_tile(REGISTERS, 3);
   static constexpr int64_t TILES = wide_tiles(REGISTERS);
   const Plan& plan;
   const Problem& p;
+  Type type;
+  bool numbers;  // whether elements are numbers already
   Gather g;
+  int64_t unit;     // of a table's sources: numbers, or for half precision pixels
   int64_t vectors;  // of a group's filters
 
   struct Stretch {  // of the results of one combination of phases
@@ -56,16 +57,32 @@ class GatherWide {
     int64_t first, count;
     int64_t image, depth, height, width;  // where its first pixel's sources are, but for the tap
   };
+  struct Table {            // of a stretch; offsets are in numbers
+    List<int64_t> taps;     // those that meet a source
+    List<int64_t> sources;  // [tap][pixel], -1 on the padding
+    List<int64_t> results;  // of each pixel
+    int64_t padded;         // pixels, up to whole tiles
+  };
+  struct Near {  // of half precision: the sources and results of a stretch and some groups, as numbers
+    List<int64_t> from, to;    // of each pixel that is read, and elements of each that is written
+    List<A> sources, results;  // [pixel][channel]
+  };
+  struct Block {  // some vectors of a group's filters, and the group's sources
+    const A *x, *weights, *zeros;
+    A* result;
+    int64_t filters;
+    bool first_reader;
+  };
 
  public:
-  GatherWide(const Plan& plan, Role role, const Problem& p)
-      : plan(plan), p(p), g(role, p), vectors(ceil_div(g.results, L)) {}
+  GatherWide(const Plan& plan, Type type, Role role, const Problem& p)
+      : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), g(role, p),
+        unit(numbers ? g.source_channels() : 1), vectors(ceil_div(g.results, L)) {}
 
-  void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
-    A* packed = static_cast<A*>(scratch);
-    T* zeros = reinterpret_cast<T*>(packed + plan.packed);
-    memset(zeros, 0, g.sources * sizeof(T));
-    g.pack(parallel, w, packed, 1);
+  void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
+    A *packed = static_cast<A*>(scratch), *zeros = packed + plan.packed;
+    memset(zeros, 0, g.sources * sizeof(A));
+    g.pack(parallel, type, w, packed, 1);
     List<Stretch> stretches;
     for (int64_t a = 0; a < g.axis[0].phases.size; ++a)
       for (int64_t b = 0; b < g.axis[1].phases.size; ++b)
@@ -76,16 +93,17 @@ class GatherWide {
             stretches.push({d, h, w, i, minimum(plan.stretch, pixels - i)});
         }
     g.for_stretches(parallel, stretches.size, [&](int64_t unit, int64_t from, int64_t to) {
-      results(stretches[unit], from, to, x, packed, zeros, result);
+      results(stretches[unit], from, to, static_cast<const char*>(x), packed, zeros,
+              static_cast<char*>(result));
     });
   }
 
  private:
   // The parts of rows that a stretch has, and where its results lie.
-  void find(const Stretch& pixels, List<RowPart>& parts, List<int64_t>& outputs) const {
+  void find(const Stretch& pixels, List<RowPart>& parts, List<int64_t>& results) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     const Phase &dp = *pixels.depth, &hp = *pixels.height, &wp = *pixels.width;
-    outputs.reserve(pixels.count);
+    results.reserve(pixels.count);
     for (int64_t i = 0, count; i < pixels.count; i += count) {
       int64_t q = pixels.first + i, w = q % wp.count, row = q / wp.count;
       int64_t h = row % hp.count, d = row / hp.count % dp.count, n = row / hp.count / dp.count;
@@ -93,102 +111,154 @@ class GatherWide {
       parts.push({i, count, n, d * depth.stride, h * height.stride, w * width.stride});
       int64_t rd = dp.first + d * depth.step, rh = hp.first + h * height.step, rw = wp.first + w * width.step;
       int64_t first = ((n * depth.results + rd) * height.results + rh) * width.results + rw;
-      for (int64_t k = 0; k < count; ++k) outputs.push((first + k * width.step) * g.result_channels());
+      for (int64_t k = 0; k < count; ++k) results.push((first + k * width.step) * g.result_channels());
     }
   }
 
   // Where one tap finds the sources of a row's part; whether any is off the padding.
   bool follow(const RowPart& part, int64_t depth_tap, int64_t height_tap, int64_t width_tap,
-              int64_t* offsets) const {
+              int64_t* sources) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
-    int64_t d = part.depth + depth_tap, h = part.height + height_tap, w = part.width + width_tap, k = 0,
-            from = 0, to = 0;
+    int64_t d = part.depth + depth_tap, h = part.height + height_tap, w = part.width + width_tap;
+    int64_t k = 0, from = 0, to = 0;
     if (d >= 0 && d < depth.sources && h >= 0 && h < height.sources) {
       from = minimum(part.count, maximum(0, -floor_div(w, width.stride)));
       to = maximum(from, minimum(part.count, floor_div(width.sources - 1 - w, width.stride) + 1));
     }
     int64_t first = ((part.image * depth.sources + d) * height.sources + h) * width.sources + w;
-    offsets += part.first;
-    for (; k < from; ++k) offsets[k] = -1;
-    for (; k < to; ++k) offsets[k] = (first + k * width.stride) * g.source_channels();
-    for (; k < part.count; ++k) offsets[k] = -1;
+    sources += part.first;
+    for (; k < from; ++k) sources[k] = -1;
+    for (; k < to; ++k) sources[k] = (first + k * width.stride) * unit;
+    for (; k < part.count; ++k) sources[k] = -1;
     return from < to;
   }
 
-  void results(const Stretch& pixels, int64_t from, int64_t to, const T* x, const A* packed, const T* zeros,
-               T* result) const {
-    int64_t padded = ceil_div(pixels.count, TILES) * TILES;
+  void results(const Stretch& pixels, int64_t from, int64_t to, const char* x, const A* packed,
+               const A* zeros, char* result) const {
+    Table table;
+    table.padded = ceil_div(pixels.count, TILES) * TILES;
     List<RowPart> parts;
-    List<int64_t> offsets, index, outputs;  // offsets: [tap][pixel], -1 on the padding
-    find(pixels, parts, outputs);
+    find(pixels, parts, table.results);
     const Phase &dp = *pixels.depth, &hp = *pixels.height, &wp = *pixels.width;
     for (int64_t a = 0; a < dp.size; ++a)
       for (int64_t b = 0; b < hp.size; ++b)
         for (int64_t c = 0; c < wp.size; ++c) {
-          offsets.reserve(offsets.size + padded);
-          int64_t* to = offsets.data + offsets.size;
+          table.sources.reserve(table.sources.size + table.padded);
+          int64_t* to = table.sources.data + table.sources.size;
           bool any = false;
           int64_t da = dp.taps[a].source, hb = hp.taps[b].source, wc = wp.taps[c].source;
           for (int64_t i = 0; i < parts.size; ++i) any |= follow(parts[i], da, hb, wc, to);
           if (!any) continue;  // overwritten by the next tap
-          for (int64_t i = pixels.count; i < padded; ++i) to[i] = -1;
-          offsets.size += padded;
-          index.push(g.tap(dp.taps[a].index, hp.taps[b].index, wp.taps[c].index, p));
+          for (int64_t i = pixels.count; i < table.padded; ++i) to[i] = -1;
+          table.sources.size += table.padded;
+          table.taps.push(g.tap(dp.taps[a].index, hp.taps[b].index, wp.taps[c].index, p));
         }
-    for (int64_t group = from; group < to; ++group)
+    if (numbers) {
+      const A* first = reinterpret_cast<const A*>(x) + from * g.sources;
+      return groups(table, from, to, first, packed, zeros, reinterpret_cast<A*>(result) + from * g.results);
+    }
+    Near near;
+    int64_t at_once = minimum(to - from, number_pixels(table, near));
+    for (int64_t& source : table.sources) source = source < 0 ? -1 : source * at_once * g.sources;
+    for (int64_t i = 0; i < table.results.size; ++i)
+      near.to.push(table.results[i]), table.results[i] = i * at_once * g.results;
+    near.sources.reserve(near.from.size * at_once * g.sources + L);
+    near.results.reserve(table.results.size * at_once * g.results);
+    for (int64_t group = from, count; group < to; group += count) {
+      count = minimum(at_once, to - group);
+      with_element<A>(type, [&](auto element) {
+        auto* sources = reinterpret_cast<const decltype(element)*>(x) + group * g.sources;
+        auto* results = reinterpret_cast<decltype(element)*>(result) + group * g.results;
+        for (int64_t i = 0; i < near.from.size; ++i)
+          read(sources + near.from[i] * g.source_channels(), count * g.sources,
+               near.sources.data + i * at_once * g.sources);
+        groups(table, group, group + count, near.sources.data, packed, zeros, near.results.data);
+        for (int64_t i = 0; i < near.to.size; ++i)
+          write(near.results.data + i * at_once * g.results, count * g.results, results + near.to[i]);
+      });
+    }
+  }
+
+  // Half precision: numbers the pixels that a table's taps meet, and puts these numbers into the table.
+  // Returns of how many groups their sources stay in the nearer caches.
+  int64_t number_pixels(Table& table, Near& near) const {
+    constexpr int64_t ROOM = 1 << 16;  // numbers
+    int64_t first = INT64_MAX, last = 0;
+    for (int64_t source : table.sources)
+      if (source >= 0) first = minimum(first, source), last = maximum(last, source);
+    // Where they are too far apart for a list of all in between, a pixel has a number for each tap.
+    List<int32_t> number;
+    int64_t all = last < first ? 0 : last - first + 1;
+    bool listed = all <= 8 * table.sources.size;
+    if (listed) number.reserve(all);
+    for (int64_t i = 0; i < all && listed; ++i) number.push(-1);
+    for (int64_t& source : table.sources) {
+      if (source < 0) continue;
+      int64_t found = near.from.size;
+      if (listed) {
+        int32_t& known = number[source - first];
+        if (known < 0) known = int32_t(found);
+        found = known;
+      }
+      if (found == near.from.size) near.from.push(source);
+      source = found;
+    }
+    return maximum(1, ROOM / maximum(1, near.from.size * g.sources));
+  }
+
+  // The groups from one to another, of which x and the result begin with the first one's.
+  void groups(const Table& table, int64_t from, int64_t to, const A* x, const A* packed, const A* zeros,
+              A* result) const {
+    for (int64_t group = from; group < to; ++group, x += g.sources, result += g.results)
       for (int64_t v = 0, block; v < vectors; v += block) {
         block = block_of(vectors - v, 3);
         const A* w = packed + (group * vectors + v) * g.taps * g.sources * L;
         int64_t filters = minimum(block * L, g.results - v * L);
-        const T* source = x + group * g.sources;
-        T* to_group = result + group * g.results + v * L;
-        bool first_reader = plan.past_caches && v == 0 && index.size;
-        if (block == 1)
-          tiles<Q1, 1>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, first_reader);
-        else if (block == 2)
-          tiles<Q2, 2>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, first_reader);
-        else
-          tiles<Q3, 3>(source, w, zeros, index, offsets, padded, outputs, filters, to_group, first_reader);
+        bool first_reader = numbers && plan.past_caches && v == 0 && table.taps.size;
+        with_number<3>(block, [&](auto V) {
+          tiles<wide_tile(REGISTERS, V), V>(table, {x, w, zeros, result + v * L, filters, first_reader});
+        });
       }
   }
 
   // Asks for the sources of a tile to come.
   template <int Q>
-  void fetch(const T* x, const int64_t* offsets) const {
+  void fetch(const A* x, const int64_t* sources) const {
     for (int q = 0; q < Q; ++q)
-      for (int64_t c = 0; c < g.sources && offsets[q] >= 0; c += LINE / sizeof(T))
-        __builtin_prefetch(x + offsets[q] + c, 0, 2);
+      for (int64_t c = 0; c < g.sources && sources[q] >= 0; c += LINE / sizeof(A))
+        __builtin_prefetch(x + sources[q] + c, 0, 2);
   }
 
   template <int Q, int V>
-  void tiles(const T* x, const A* weights, const T* zeros, const List<int64_t>& index,
-             const List<int64_t>& offsets, int64_t padded, const List<int64_t>& outputs, int64_t filters,
-             T* result, bool first_reader) const {
-    bool streams = plan.past_caches && whole_lines<T, V>(result, g.results);
-    for (int64_t first = 0; first < outputs.size; first += Q) {
-      Vector<T> sums[Q][V] = {};
-      if (first_reader && first + Q < outputs.size)
-        fetch<Q>(x, offsets.data + offsets.size - padded + first + Q);
-      for (int64_t t = 0; t < index.size; ++t) {
-        const T* source[Q];
-        const int64_t* offset = offsets.data + t * padded + first;
+  void tiles(const Table& table, const Block& block) const {
+    const A *x = block.x, *zeros = block.zeros, *weights = block.weights;
+    A* result = block.result;
+    int64_t filters = block.filters;
+    bool streams = numbers && plan.past_caches && whole_lines<A, V>(result, g.results);
+    for (int64_t first = 0; first < table.results.size; first += Q) {
+      Vector<A> sums[Q][V] = {};
+      if (block.first_reader && first + Q < table.results.size)
+        fetch<Q>(x, table.sources.data + table.sources.size - table.padded + first + Q);
+      for (int64_t t = 0; t < table.taps.size; ++t) {
+        const A* source[Q];
+        const int64_t* offset = table.sources.data + t * table.padded + first;
         int64_t missing = -1;  // where all sources are on the padding
         UNROLL for (int q = 0; q < Q; ++q) missing &= offset[q];
         if (missing == -1) continue;
         UNROLL for (int q = 0; q < Q; ++q) source[q] = offset[q] < 0 ? zeros : x + offset[q];
-        const A* w = weights + index[t] * g.sources * V * L;
+        const A* w = weights + table.taps[t] * g.sources * V * L;
         if (offset[0] == -1)
-          multiply<1, Q, T>(sums, source, w, g.sources);
+          multiply<1, Q>(sums, source, w, g.sources);
         else if (offset[Q - 1] == -1)
-          multiply<0, Q - 1, T>(sums, source, w, g.sources);
+          multiply<0, Q - 1>(sums, source, w, g.sources);
         else
-          multiply<0, Q, T>(sums, source, w, g.sources);
+          multiply<0, Q>(sums, source, w, g.sources);
       }
-      int64_t count = minimum(Q, outputs.size - first);
+      int64_t count = minimum(Q, table.results.size - first);
       UNROLL for (int q = 0; q < Q; ++q) {
         if (q >= count) break;
         UNROLL for (int v = 0; v < V; ++v) {
-          T* to = result + outputs[first + q] + v * L;
+          A* to = result + table.results[first + q] + v * L;
           if (filters >= (v + 1) * L)
             streams ? stream(to, sums[q][v]) : store(to, sums[q][v]);
           else

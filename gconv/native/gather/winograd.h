@@ -31,9 +31,8 @@
 namespace gconv {
 namespace {
 
-template <class T>
+template <class A>
 class GatherWinograd {
-  using A = Wide<T>;
   static constexpr int L = LANES<A>;
   static constexpr bool MANY = REGISTERS == 32;
   static constexpr int Q = winograd_tile(REGISTERS);  // 7 x 7 squares are an image of 14 x 14
@@ -41,9 +40,12 @@ class GatherWinograd {
   static constexpr int P1 = MANY ? 4 : 2, P2 = MANY ? 2 : 1;  // points at once, of 1 and of 2 vectors
   const Plan& plan;
   const Problem& p;
+  Type type;
+  bool numbers;   // whether elements are numbers already
+  int64_t bytes;  // of an element
   Gather g;
   bool forward;
-  int64_t vectors, chunks;  // of a group's filters and of its channels
+  int64_t vectors, blocks;  // of a group's filters, and of L of its channels
   int64_t low[2],
       dilation[2];  // of height and width: the first result's first source, and the distance of neighbours
 
@@ -55,9 +57,9 @@ class GatherWinograd {
   };
 
  public:
-  GatherWinograd(const Plan& plan, Role role, const Problem& p)
-      : plan(plan), p(p), g(role, p), forward(role == Role::y), vectors(ceil_div(g.results, L)),
-        chunks(ceil_div(g.sources, L)) {
+  GatherWinograd(const Plan& plan, Type type, Role role, const Problem& p)
+      : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), bytes(bytes_of<A>(type)), g(role, p),
+        forward(role == Role::y), vectors(ceil_div(g.results, L)), blocks(ceil_div(g.sources, L)) {
     for (int i = 0; i < 2; ++i) {
       dilation[i] = p.dilation[i + 1];
       low[i] = forward ? -p.low[i + 1]
@@ -65,13 +67,16 @@ class GatherWinograd {
     }
   }
 
-  void run(const T* x, const T* w, T* result, void* scratch, const Parallel& parallel) const {
+  void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
     A* packed = static_cast<A*>(scratch);
-    T* zeros = reinterpret_cast<T*>(packed + plan.packed);
-    memset(zeros, 0, g.source_channels() * sizeof(T));
-    for_each(parallel, g.groups * p.window[0] * chunks, 100 * L * vectors, [&](int64_t unit) {
+    char* zeros = reinterpret_cast<char*>(packed + plan.packed);  // elements
+    memset(zeros, 0, g.source_channels() * bytes);
+    for_each(parallel, g.groups * p.window[0] * blocks, 100 * L * vectors, [&](int64_t unit) {
       int64_t rest = unit / g.groups;  // neighbouring groups lie side by side in the kernel
-      pack(unit % g.groups, rest / chunks, rest % chunks * L, w, packed);
+      with_element<A>(type, [&](auto element) {
+        pack(unit % g.groups, rest / blocks, rest % blocks * L, static_cast<const decltype(element)*>(w),
+             packed);
+      });
     });
 
     List<Stretch> stretches;
@@ -86,26 +91,28 @@ class GatherWinograd {
             stretches.push({&depth.phases[d], r, c, rows, columns, i, minimum(plan.stretch, squares - i)});
         }
     g.for_stretches(parallel, stretches.size, [&](int64_t unit, int64_t from, int64_t to) {
-      results(stretches[unit], from, to, x, w, packed, zeros, result);
+      results(stretches[unit], from, to, static_cast<const char*>(x), w, packed, zeros,
+              static_cast<char*>(result));
     });
   }
 
  private:
   // G, B' and A' along one axis.
-  static ALWAYS_INLINE void weights(const Vector<T> (&w)[3], Vector<T> (&points)[4]) {
-    Vector<T> sum = (w[0] + w[2]) * (A)0.5, middle = w[1] * (A)0.5;
+  static ALWAYS_INLINE void weights(const Vector<A> (&w)[3], Vector<A> (&points)[4]) {
+    Vector<A> sum = (w[0] + w[2]) * (A)0.5, middle = w[1] * (A)0.5;
     points[0] = w[0], points[1] = sum + middle, points[2] = sum - middle, points[3] = w[2];
   }
-  static ALWAYS_INLINE void sources(Vector<T> (&x)[4]) {
-    Vector<T> first = x[0] - x[2], sum = x[1] + x[2], difference = x[2] - x[1];
+  static ALWAYS_INLINE void sources(Vector<A> (&x)[4]) {
+    Vector<A> first = x[0] - x[2], sum = x[1] + x[2], difference = x[2] - x[1];
     x[3] = x[1] - x[3], x[0] = first, x[1] = sum, x[2] = difference;
   }
-  static ALWAYS_INLINE void sums(const Vector<T> (&m)[4], Vector<T>& first, Vector<T>& second) {
+  static ALWAYS_INLINE void sums(const Vector<A> (&m)[4], Vector<A>& first, Vector<A>& second) {
     first = m[0] + m[1] + m[2], second = m[1] - m[2] - m[3];
   }
 
   // [group][block of V vectors][point][depth tap][source channel][lane], zeros beyond the last filter: of one
   // group and depth tap, the L channels from `first` on.
+  template <class T>
   void pack(int64_t group, int64_t tap, int64_t first, const T* w, A* packed) const {
     int64_t count = minimum(L, g.sources - first), rows = p.window[0] * g.sources;
     const T* from = w + tap * 9 * g.tap_stride + first * g.source_stride + group * g.group_stride;
@@ -118,9 +125,9 @@ class GatherWinograd {
           g.square(from + (forward ? t : 8 - t) * g.tap_stride + (v + u) * L * g.result_stride, count,
                    g.results - (v + u) * L, squares[t], L);
         for (int64_t s = 0; s < count; ++s) {
-          Vector<T> half[4][3], points[4];
+          Vector<A> half[4][3], points[4];
           UNROLL for (int j = 0; j < 3; ++j) {
-            Vector<T> column[3];
+            Vector<A> column[3];
             UNROLL for (int i = 0; i < 3; ++i) column[i] = load(squares[i * 3 + j] + s * L);
             weights(column, points);
             UNROLL for (int i = 0; i < 4; ++i) half[i][j] = points[i];
@@ -134,40 +141,51 @@ class GatherWinograd {
     }
   }
 
-  void results(const Stretch& squares, int64_t from, int64_t to, const T* x, const T* w, const A* packed,
-               const T* zeros, T* result) const {
+  void results(const Stretch& squares, int64_t from, int64_t to, const char* x, const void* w,
+               const A* packed, const char* zeros, char* result) const {
     int64_t tiles = ceil_div(squares.count, Q), taps = squares.depth->size;
     List<int64_t> offsets, outputs;
     find(squares, tiles * Q, reinterpret_cast<intptr_t>(zeros) - reinterpret_cast<intptr_t>(x), offsets,
          outputs);
-    int64_t point = taps * chunks * Q * L;
-    List<A> buffer;  // [tile][point][depth tap][chunk of channels][square][lane], in whole lines of the cache
+    int64_t point = taps * blocks * Q * L;
+    List<A> buffer;  // [tile][point][depth tap][block of channels][square][lane], in whole lines of the cache
     A* points = lines(buffer, tiles * 16 * point);
+    A near[4 * Q * VECTORS * L];  // of half precision: a tile's results, as numbers
+    int64_t near_outputs[4 * Q];
+    for (int i = 0; i < 4 * Q; ++i) near_outputs[i] = i * VECTORS * L;
     for (int64_t group = from; group < to; ++group) {
-      const T* source = x + group * g.sources;
-      for (int64_t t = 0; t < tiles; ++t)
-        for (int64_t a = 0; a < taps; ++a)
-          for (int64_t q = 0; q < Q; ++q)
-            transform(source, &offsets[((a * tiles + t) * Q + q) * 16],
-                      points + t * 16 * point + (a * chunks * Q + q) * L, point);
+      const char* source = x + group * g.sources * bytes;
+      with_element<A>(type, [&](auto element) {
+        for (int64_t t = 0; t < tiles; ++t)
+          for (int64_t a = 0; a < taps; ++a)
+            for (int64_t q = 0; q < Q; ++q)
+              transform<decltype(element)>(source, &offsets[((a * tiles + t) * Q + q) * 16],
+                                           points + t * 16 * point + (a * blocks * Q + q) * L, point);
+      });
       for (int64_t v = 0, block; v < vectors; v += block) {
         block = block_of(vectors - v, VECTORS);
         const A* weight = packed + (group * vectors + v) * 16 * p.window[0] * g.sources * L;
-        T* to_group = result + group * g.results + v * L;
+        char* to_group = result + (group * g.results + v * L) * bytes;
         for (int64_t t = 0; t < tiles; ++t) {
           const A* tile_points = points + t * 16 * point;
           const int64_t* tile_outputs = &outputs[t * Q * 4];
-          int64_t filters = g.results - v * L;
-          bool finite =
-              block == 1
-                  ? tile<P1, 1>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group)
-              : block == 2
-                  ? tile<P2, 2>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group)
-                  : tile<1, 3>(*squares.depth, tile_points, point, weight, filters, tile_outputs, to_group);
-          if (!finite)
-            plainly(*squares.depth, source, &offsets[t * Q * 16], tiles * Q * 16,
-                    w + group * g.group_stride + v * L * g.result_stride, minimum(filters, block * L),
-                    tile_outputs, to_group);
+          int64_t filters = minimum(g.results - v * L, block * L);
+          bool finite = true;
+          with_number<VECTORS>(block, [&](auto V) {
+            finite = tile<V>(*squares.depth, tile_points, point, weight, filters,
+                             numbers ? tile_outputs : near_outputs,
+                             numbers ? reinterpret_cast<A*>(to_group) : near);
+          });
+          with_element<A>(type, [&](auto element) {
+            using T = decltype(element);
+            T* to = reinterpret_cast<T*>(to_group);
+            for (int i = 0; i < 4 * Q && !numbers; ++i)
+              if (tile_outputs[i] >= 0) write(near + i * VECTORS * L, filters, to + tile_outputs[i]);
+            if (finite) return;
+            const T* weights = static_cast<const T*>(w) + group * g.group_stride + v * L * g.result_stride;
+            plainly(*squares.depth, source, &offsets[t * Q * 16], tiles * Q * 16, weights, filters,
+                    tile_outputs, near, to);
+          });
         }
       }
     }
@@ -179,8 +197,7 @@ class GatherWinograd {
             List<int64_t>& outputs) const {
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     const Phase& phase = *squares.depth;
-    int64_t source = g.source_channels() * (int64_t)sizeof(T), row = width.sources * source,
-            plane = height.sources * row;
+    int64_t source = g.source_channels() * bytes, row = width.sources * source, plane = height.sources * row;
     int64_t result = g.result_channels(), result_row = width.results * result,
             result_plane = height.results * result_row;
     offsets.reserve(phase.size * padded * 16);
@@ -218,18 +235,20 @@ class GatherWinograd {
     }
   }
 
-  static const T* at(const T* x, int64_t bytes) {
+  template <class T>
+  static const T* at(const char* x, int64_t bytes) {
     return reinterpret_cast<const T*>(reinterpret_cast<intptr_t>(x) + bytes);
   }
 
   // The sources of one square and depth tap.
-  void transform(const T* x, const int64_t* offsets, A* to, int64_t point) const {
+  template <class T>
+  void transform(const char* x, const int64_t* offsets, A* to, int64_t point) const {
     for (int64_t c = 0; c < g.sources; c += L, to += Q * L) {
-      Vector<T> half[4][4];
+      Vector<A> half[4][4];
       UNROLL for (int j = 0; j < 4; ++j) {
-        Vector<T> column[4];
+        Vector<A> column[4];
         UNROLL for (int i = 0; i < 4; ++i) {
-          const T* from = at(x, offsets[i * 4 + j]) + c;
+          const T* from = at<T>(x, offsets[i * 4 + j]) + c;
           column[i] = g.sources - c >= L ? load(from) : load_first(from, g.sources - c);
         }
         sources(column);
@@ -243,17 +262,18 @@ class GatherWinograd {
   }
 
   // Whether all results are finite.
-  template <int P, int V>
-  bool tile(const Phase& depth, const A* x, int64_t point, const A* w, int64_t filters,
-            const int64_t* outputs, T* result) const {
-    alignas(LINE) A rows[4][2][Q][V * L];  // of points, already taken along their columns
+  template <int V>
+  __attribute__((noinline)) bool tile(const Phase& depth, const A* x, int64_t point, const A* w,
+                                      int64_t filters, const int64_t* results, A* result) const {
+    constexpr int P = V == 1 ? P1 : V == 2 ? P2 : 1;  // points at once
+    alignas(LINE) A rows[4][2][Q][V * L];             // of points, already taken along their columns
     int64_t step = p.window[0] * g.sources * V * L;
     for (int i = 0; i < 4; ++i) {
-      Vector<T> row[4][Q][V];
+      Vector<A> row[4][Q][V];
       UNROLL for (int j = 0; j < 4; j += P) {
-        Vector<T> products[P][Q][V] = {};
+        Vector<A> products[P][Q][V] = {};
         for (int64_t a = 0; a < depth.size; ++a)
-          multiply(x + (i * 4 + j) * point + a * chunks * Q * L, point,
+          multiply(x + (i * 4 + j) * point + a * blocks * Q * L, point,
                    w + (i * 4 + j) * step + depth.taps[a].index * g.sources * V * L, step, products);
         UNROLL for (int k = 0; k < P; ++k) UNROLL
         for (int q = 0; q < Q; ++q) UNROLL
@@ -261,55 +281,49 @@ class GatherWinograd {
       }
       UNROLL for (int q = 0; q < Q; ++q) UNROLL
       for (int v = 0; v < V; ++v) {
-        Vector<T> first, second;
+        Vector<A> first, second;
         sums({row[0][q][v], row[1][q][v], row[2][q][v], row[3][q][v]}, first, second);
         store(rows[i][0][q] + v * L, first);
         store(rows[i][1][q] + v * L, second);
       }
     }
-    bool streams = plan.past_caches && whole_lines<T, V>(result, g.results);
-    Vector<T> zero{};            // as long as all are finite
-    auto within = zero == zero;  // or, of half precision, are so when they are rounded
-    constexpr float LIMIT =
-        std::is_same_v<T, F16> ? 65520.f : 0x1.ffp127f;  // the least that is rounded to infinity
+    bool streams = numbers && plan.past_caches && whole_lines<A, V>(result, g.results);
+    Vector<A> zero{};  // as long as all are finite
     for (int q = 0; q < Q; ++q) UNROLL
     for (int v = 0; v < V; ++v) {
-      Vector<T> square[4];
+      Vector<A> square[4];
       UNROLL for (int j = 0; j < 2; ++j) {
-        Vector<T> column[4];
+        Vector<A> column[4];
         UNROLL for (int i = 0; i < 4; ++i) column[i] = load(rows[i][j][q] + v * L);
         sums(column, square[j], square[2 + j]);
       }
       UNROLL for (int k = 0; k < 4; ++k) {
-        if (outputs[q * 4 + k] < 0) continue;
-        if constexpr (sizeof(T) == 2)
-          within &= (square[k] < LIMIT) & (square[k] > -LIMIT);
-        else
-          zero += square[k] - square[k];
-        T* to = result + outputs[q * 4 + k] + v * L;
+        if (results[q * 4 + k] < 0) continue;
+        zero += square[k] - square[k];
+        A* to = result + results[q * 4 + k] + v * L;
         if (filters >= (v + 1) * L)
           streams ? stream(to, square[k]) : store(to, square[k]);
         else
           store_first(to, square[k], filters - v * L);
       }
     }
-    bool finite = true;
-    within &= zero == zero;
-    for (int i = 0; i < L; ++i) finite &= within[i] != 0;
-    return finite;
+    auto finite = zero == zero;
+    bool all = true;
+    for (int i = 0; i < L; ++i) all &= finite[i] != 0;
+    return all;
   }
 
   // The products of one depth tap, added to P points.
   template <int P, int V>
   ALWAYS_INLINE void multiply(const A* x, int64_t point, const A* w, int64_t step,
-                              Vector<T> (&products)[P][Q][V]) const {
+                              Vector<A> (&products)[P][Q][V]) const {
     for (int64_t left = g.sources; left > 0; left -= L, x += Q * L)
       for (int64_t s = 0; s < minimum(L, left); ++s, w += V * L) UNROLL
     for (int i = 0; i < P; ++i) {
-      Vector<T> weight[V];
+      Vector<A> weight[V];
       UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + i * step + v * L);
       UNROLL for (int q = 0; q < Q; ++q) {
-        Vector<T> source = broadcast(x[i * point + q * L + s]);
+        Vector<A> source = broadcast(x[i * point + q * L + s]);
         UNROLL for (int v = 0; v < V; ++v) products[i][q][v] += source * weight[v];
       }
     }
@@ -317,21 +331,22 @@ class GatherWinograd {
 
   // What is not finite in a tile by plain sums, product by product. Where a source is no number the results
   // are none already, as they should: a diverged training has many of them.
-  __attribute__((noinline)) void plainly(const Phase& depth, const T* x, const int64_t* offsets,
+  template <class T>
+  __attribute__((noinline)) void plainly(const Phase& depth, const char* x, const int64_t* offsets,
                                          int64_t tap_step, const T* w, int64_t filters,
-                                         const int64_t* outputs, T* result) const {
+                                         const int64_t* outputs, const A* near, T* result) const {
     for (int k = 0; k < 4 * Q; ++k) {
       if (outputs[k] < 0) continue;
       auto source = [&](int64_t a, int t) {
-        return at(x, offsets[a * tap_step + k / 4 * 16 + (k / 2 % 2 + t / 3) * 4 + k % 2 + t % 3]);
+        return at<T>(x, offsets[a * tap_step + k / 4 * 16 + (k / 2 % 2 + t / 3) * 4 + k % 2 + t % 3]);
       };
-      bool numbers = true;
+      bool are_all = true;  // sources are numbers
       for (int64_t a = 0; a < depth.size; ++a)
         for (int t = 0; t < 9; ++t)
-          for (int64_t s = 0; s < g.sources && numbers; ++s)
-            numbers = value(source(a, t)[s]) == value(source(a, t)[s]);
-      for (int64_t f = 0; f < filters && numbers; ++f) {
-        A found = value(result[outputs[k] + f]), sum = 0;
+          for (int64_t s = 0; s < g.sources && are_all; ++s)
+            are_all = value(source(a, t)[s]) == value(source(a, t)[s]);
+      for (int64_t f = 0; f < filters && are_all; ++f) {
+        A found = numbers ? value(result[outputs[k] + f]) : near[k * VECTORS * L + f], sum = 0;
         if (found - found == 0) continue;
         for (int64_t a = 0; a < depth.size; ++a)
           for (int t = 0; t < 9; ++t) {

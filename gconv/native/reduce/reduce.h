@@ -13,6 +13,7 @@
 #pragma once
 
 #include "plan.h"
+#include "vectors/elements.h"
 #include "vectors/work.h"
 
 namespace gconv {

@@ -16,24 +16,24 @@
 namespace gconv {
 namespace {
 
-template <class T>
+template <class A>
 class ReduceWide {
-  using A = Wide<T>;
   static constexpr int L = LANES<A>;
   static constexpr bool MANY = REGISTERS == 32;
   const Plan& plan;
   const Problem& p;
+  Type type;
   int64_t taps, high, wide;          // a block's channels and vectors
   int64_t down, across, block_size;  // partial sums: [group][block][tap][channel][filter, in whole vectors]
   Stretches stretches;
 
  public:
-  ReduceWide(const Plan& plan, const Problem& p)
-      : plan(plan), p(p), taps(taps_of(p)), high(plan.block_channels), wide(plan.block_vectors),
+  ReduceWide(const Plan& plan, Type type, const Problem& p)
+      : plan(plan), p(p), type(type), taps(taps_of(p)), high(plan.block_channels), wide(plan.block_vectors),
         down(ceil_div(p.channels, high)), across(ceil_div(p.filters, wide * L)),
         block_size(taps * high * wide * L), stretches(plan, p) {}
 
-  void run(const T* x, const T* y, T* result, void* scratch, const Parallel& parallel) const {
+  void run(const void* x, const void* y, void* result, void* scratch, const Parallel& parallel) const {
     A* partial = static_cast<A*>(scratch);
     int64_t blocks = down * across, parts = parts_of(parallel, plan.partitions * blocks, p.groups);
     for_each(parallel, plan.partitions * blocks * parts, 1 << 14, [&](int64_t unit) {
@@ -53,7 +53,10 @@ class ReduceWide {
       }
     });
     for_each(parallel, p.groups * blocks * taps, high * wide * plan.partitions, [&](int64_t unit) {
-      finish(at(unit / taps), unit % taps, partial + unit * high * wide * L, result);
+      with_element<A>(type, [&](auto element) {
+        finish(at(unit / taps), unit % taps, partial + unit * high * wide * L,
+               static_cast<decltype(element)*>(result));
+      });
     });
   }
 
@@ -82,14 +85,26 @@ class ReduceWide {
     List<A> x, y;            // packed: [row][pixel][channel] and [pixel][filter], each block's own
   };
 
-  void sum(Lists& lists, int64_t index, const Block& block, const T* x, const T* y, A* partial) const {
-    x += block.group * p.channels + block.channel, y += block.group * p.filters + block.filter;
-    const A* packed_y = plan.packs_y ? pack_y(lists, index, block, y) : nullptr;
+  void sum(Lists& lists, int64_t index, const Block& block, const void* x, const void* y, A* partial) const {
+    int64_t first_x = block.group * p.channels + block.channel,
+            first_y = block.group * p.filters + block.filter;
+    const A* packed_y = nullptr;
+    // Vectors of y are loaded whole, and sums of lanes beyond the filters are dropped. But nothing beyond y
+    // may be loaded.
+    int64_t left =
+        p.batch * p.out[0] * p.out[1] - stretches.first_row(index) - stretches.rows_in(index);  // rows
+    int64_t beyond =
+        first_y + ceil_div(block.filters, L) * L - (left * p.out[2] + 1) * stretches.out_channels;
+    bool packs_y = plan.packs_y || beyond > 0;
+    if (packs_y)
+      with_element<A>(type, [&](auto element) {
+        packed_y = pack_y(lists, index, block, static_cast<const decltype(element)*>(y) + first_y);
+      });
     for (int64_t d = 0; d < p.window[0]; ++d)
       for (int64_t h = 0; h < p.window[1]; ++h, partial += p.window[2] * high * wide * L) {
         stretches.rows_of(index, d, h, lists.rows);
         if (!lists.rows.size) continue;
-        for (int64_t s = 0; s < lists.rows.size && plan.packs_y; ++s)
+        for (int64_t s = 0; s < lists.rows.size && packs_y; ++s)
           lists.rows[s].y = (lists.rows[s].pixel - stretches.first_column(index)) * wide * L;
         for (int64_t w = 0, size; w < p.window[2]; w += size) {
           size = plan.packs_x && !plan.packs_rows ? 1 : p.window[2];
@@ -97,31 +112,30 @@ class ReduceWide {
           WidePass<A> at{};
           at.x_tap = p.dilation[2] * step,
           at.x_column = (plan.packs_x && !plan.packs_rows ? 1 : p.strides[2]) * step;
-          at.y_column = plan.packs_y ? wide * L : stretches.out_channels, at.rows = &lists.rows,
+          at.y_column = packs_y ? wide * L : stretches.out_channels, at.rows = &lists.rows,
           at.channels = block.channels;
-          if constexpr (sizeof(T) == sizeof(A)) at.x = x + source * step, at.y = y;
-          if (plan.packs_x) at.x = pack_x(lists, index, w, size, block, x), at.rows = &lists.packed;
-          if (plan.packs_y) at.y = packed_y;
+          if (plan.packs_x)
+            with_element<A>(type, [&](auto element) {
+              auto* elements = static_cast<const decltype(element)*>(x) + first_x;
+              at.x = pack_x(lists, index, w, size, block, elements), at.rows = &lists.packed;
+            });
+          else
+            at.x = static_cast<const A*>(x) + first_x + source * step;
+          at.y = packs_y ? packed_y : static_cast<const A*>(y) + first_y;
           row(lists, at, w, size, block, partial);
         }
       }
   }
 
-  // Widens `size` items, and overwrites what follows them up to a whole vector.
-  static void copy(const T* from, int64_t size, A* to) {
-    int64_t i = 0;
-    for (; i + L <= size; i += L) store(to + i, load(from + i));
-    if (i < size) store(to + i, load_first(from + i, size - i));
-  }
-
   // A stretch's pixels follow each other in y: those of whole rows, or of a part of one.
+  template <class T>
   const A* pack_y(Lists& lists, int64_t index, const Block& block, const T* y) const {
     int64_t pixels = stretches.rows_in(index) * stretches.columns_in(index),
             last = (block.filters - 1) / L * L;
     A *packed = lines(lists.y, pixels * wide * L), *to = packed;
     y += (stretches.first_row(index) * p.out[2] + stretches.first_column(index)) * stretches.out_channels;
     for (int64_t i = 0; i < pixels; ++i, y += stretches.out_channels, to += wide * L) {
-      copy(y, block.filters, to);
+      read(y, block.filters, to);
       if (plan.pairs && block.filters - last <= L / 2)
         store(to + last, twice(load(to + last), std::make_index_sequence<L>{}));
     }
@@ -130,6 +144,7 @@ class ReduceWide {
 
   // The pixels that some taps from `w` on meet: all from the first to the last, or of a single tap those that
   // it meets. The rows in lists.packed begin where these now lie.
+  template <class T>
   const A* pack_x(Lists& lists, int64_t index, int64_t w, int64_t size, const Block& block,
                   const T* x) const {
     int64_t from = lists.from[w], to = lists.to[w], first, last, step = 1,
@@ -151,7 +166,7 @@ class ReduceWide {
       const T* pixel = x + row.x + first * stretches.in_channels;
       lists.packed.push({next - packed + before, row.y, row.pixel});
       for (int64_t i = 0; i < count; ++i, pixel += step * stretches.in_channels, next += high)
-        copy(pixel, block.channels, next);
+        read(pixel, block.channels, next);
     }
     return packed;
   }
@@ -184,78 +199,73 @@ class ReduceWide {
 
   void vectors(WidePass<A> at, const Block& block, A* sums) const {
     for (int64_t v = 0, count; v < block.filters; v += count * L, at.y += count * L, sums += count * L) {
-      int64_t filters =
-          plan.packs_y ? ceil_div(block.filters - v, L) * L : block.filters - v;  // packed vectors are whole
-      bool last = plan.pairs && block.filters - v <= L / 2,
-           before = plan.pairs && !last && block.filters - v <= L + L / 2;
-      count = filters > L && !before ? 2 : 1;
+      int64_t left = block.filters - v;
+      bool last = plan.pairs && left <= L / 2, before = plan.pairs && !last && left <= L + L / 2;
+      count = left > L && !before ? 2 : 1;
       if (last)
-        channels<1, false, true>(at, sums, 0);
-      else if (count == 2)
-        filters < 2 * L ? channels<2, true, false>(at, sums, filters - L)
-                        : channels<2, false, false>(at, sums, 0);
+        channels<1, true>(at, sums);
       else
-        filters < L ? channels<1, true, false>(at, sums, filters) : channels<1, false, false>(at, sums, 0);
+        count == 2 ? channels<2, false>(at, sums) : channels<1, false>(at, sums);
     }
   }
 
   // `size` channels, or pairs of them.
-  template <int V, bool PART, bool PAIRS>
-  void channels(const WidePass<A>& at, A* sums, int64_t lanes) const {
+  template <int V, bool PAIRS>
+  void channels(const WidePass<A>& at, A* sums) const {
     int64_t size = at.channels / (1 + PAIRS), row = (1 + PAIRS) * wide * L;
-    if (at.taps == 1) return rows<V, PART, false, PAIRS>(at, size, sums, lanes);
+    if (at.taps == 1) return rows<V, false, PAIRS>(at, size, sums);
     if (plan.one_axis) {
       int64_t all = at.taps * at.channels;
-      return neighbours() ? rows<V, PART, false, false>(at, all, sums, lanes)
-                          : rows<V, PART, true, false>(at, all, sums, lanes);
+      return neighbours() ? rows<V, false, false>(at, all, sums) : rows<V, true, false>(at, all, sums);
     }
     if constexpr (V == 1) {
       int64_t j = 0;
-      for (; MANY && j + 8 <= size; j += 8) some_taps<8, PART, PAIRS>(at, j, sums + j * row, lanes);
-      for (; j < size; j += 4) some_taps<4, PART, PAIRS>(at, j, sums + j * row, lanes);
+      for (; MANY && j + 8 <= size; j += 8) some_taps<8, PAIRS>(at, j, sums + j * row);
+      for (; j < size; j += 4) some_taps<4, PAIRS>(at, j, sums + j * row);
     } else {
       WidePass<A> one = at;
       for (one.taps = 1; one.taps <= at.taps;
            ++one.taps, one.x += at.x_tap, one.y += at.y_tap, sums += high * wide * L)
-        rows<V, PART, false, PAIRS>(one, size, sums, lanes);
+        rows<V, false, PAIRS>(one, size, sums);
     }
   }
 
-  template <int J, bool PART, bool PAIRS>
-  void some_taps(const WidePass<A>& at, int64_t first, A* sums, int64_t lanes) const {
+  template <int J, bool PAIRS>
+  void some_taps(const WidePass<A>& at, int64_t first, A* sums) const {
     auto some = [&](auto taps) {
-      plan.shares_sources ? add<taps, J, 1, PART, false, true, PAIRS>(at, first, nullptr, sums, lanes)
-                          : add<taps, J, 1, PART, false, !MANY, PAIRS>(at, first, nullptr, sums, lanes);
+      plan.shares_sources ? add<taps, J, 1, false, true, PAIRS>(at, first, nullptr, sums)
+                          : add<taps, J, 1, false, !MANY, PAIRS>(at, first, nullptr, sums);
     };
     at.taps == 3 ? some(Number<3>{}) : some(Number<2>{});
   }
 
   // Tiles of J channels or pairs, from the first on or as a table has them.
-  template <int TAPS, int J, int V, bool PART, bool TABLE, bool SHARE, bool PAIRS>
-  void add(const WidePass<A>& at, int64_t first, const int64_t* offsets, A* sums, int64_t lanes) const {
-    sum_products<A, TAPS, J, V, PART, TABLE, SHARE, PAIRS>(at, first * (1 + PAIRS), offsets, sums,
-                                                           high * wide * L, (1 + PAIRS) * wide * L, lanes);
+  template <int TAPS, int J, int V, bool TABLE, bool SHARE, bool PAIRS>
+  void add(const WidePass<A>& at, int64_t first, const int64_t* offsets, A* sums) const {
+    sum_products<A, TAPS, J, V, TABLE, SHARE, PAIRS>(at, first * (1 + PAIRS), offsets, sums, high * wide * L,
+                                                     (1 + PAIRS) * wide * L);
   }
 
-  template <int V, bool PART, bool TABLE, bool PAIRS>
-  void rows(const WidePass<A>& at, int64_t count, A* sums, int64_t lanes) const {
+  template <int V, bool TABLE, bool PAIRS>
+  void rows(const WidePass<A>& at, int64_t count, A* sums) const {
     constexpr int MOST = V == 2 ? 6 : 8;
     int64_t offsets[MOST];
-    for (int64_t j = 0, chunk; j < count; j += chunk, sums += chunk * (1 + PAIRS) * wide * L) {
+    for (int64_t j = 0, size; j < count; j += size, sums += size * (1 + PAIRS) * wide * L) {
       int64_t left = count - j;
       if (V == 2)
-        chunk = left == 8 ? 4 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        size = left == 8 ? 4 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       else
-        chunk = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-      for (int64_t i = 0; TABLE && i < chunk; ++i) offsets[i] = (j + i) / high * at.x_tap + (j + i) % high;
+        size = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      for (int64_t i = 0; TABLE && i < size; ++i) offsets[i] = (j + i) / high * at.x_tap + (j + i) % high;
       int64_t first = TABLE ? 0 : j;
-      if (chunk == MOST) add<1, MOST, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
-      if (chunk == 4) add<1, 4, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
-      if (chunk == 2) add<1, 2, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
-      if (chunk == 1) add<1, 1, V, PART, TABLE, false, PAIRS>(at, first, offsets, sums, lanes);
+      if (size == MOST) add<1, MOST, V, TABLE, false, PAIRS>(at, first, offsets, sums);
+      if (size == 4) add<1, 4, V, TABLE, false, PAIRS>(at, first, offsets, sums);
+      if (size == 2) add<1, 2, V, TABLE, false, PAIRS>(at, first, offsets, sums);
+      if (size == 1) add<1, 1, V, TABLE, false, PAIRS>(at, first, offsets, sums);
     }
   }
 
+  template <class T>
   void finish(const Block& block, int64_t tap, const A* partial, T* result) const {
     constexpr auto all = std::make_index_sequence<L>{};
     result +=
@@ -265,7 +275,7 @@ class ReduceWide {
         bool pair = plan.pairs && block.filters - v <= L / 2;
         const A* at =
             partial + v - (pair && j % 2 ? wide * L : 0);  // pairs lie where their first channel does
-        Vector<T> sum = load(at);
+        Vector<A> sum = load(at);
         for (int64_t i = 1; i < plan.partitions; ++i) sum += load(at + i * plan.packed);
         store_first(result + v,
                     !pair   ? sum

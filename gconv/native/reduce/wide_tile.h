@@ -28,9 +28,9 @@ struct WidePass {
   int64_t taps, channels;
 };
 
-template <class A, int TAPS, int J, int V, bool PART, bool TABLE, bool SHARE, bool PAIRS>
+template <class A, int TAPS, int J, int V, bool TABLE, bool SHARE, bool PAIRS>
 void sum_products(const WidePass<A>& at, int64_t first, const int64_t* offsets, A* partial,
-                  int64_t tap_stride, int64_t channel_stride, int64_t lanes) {
+                  int64_t tap_stride, int64_t channel_stride) {
   constexpr int L = LANES<A>;
   Vector<A> sums[TAPS][J][V] = {};
   int64_t offset[J];
@@ -43,10 +43,7 @@ void sum_products(const WidePass<A>& at, int64_t first, const int64_t* offsets, 
     for (int64_t left = columns; left > 0; --left, theirs += x_column, ours += y_column) {
       Vector<A> out[SHARE ? TAPS : 1][V];
       UNROLL for (int t = 0; t < (SHARE ? TAPS : 1); ++t) UNROLL
-      for (int v = 0; v < V; ++v) {
-        const A* vector = ours + t * y_tap + v * L;
-        out[t][v] = PART && v == V - 1 ? load_first(vector, lanes) : load(vector);
-      }
+      for (int v = 0; v < V; ++v) out[t][v] = load(ours + t * y_tap + v * L);
       UNROLL for (int j = 0; j < J; ++j) {
         Vector<A> in;
         UNROLL for (int t = 0; t < TAPS; ++t) {

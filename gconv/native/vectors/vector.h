@@ -38,6 +38,15 @@ using Number = Constant<int, n>;
 using True = Constant<bool, true>;
 using False = Constant<bool, false>;
 
+// Calls f(Number<n>) for an n from 1 to MOST.
+template <int MOST, class F>
+ALWAYS_INLINE void with_number(int64_t n, const F& f) {
+  if (n == MOST)
+    f(Number<MOST>{});
+  else if constexpr (MOST > 1)
+    with_number<MOST - 1>(n, f);
+}
+
 template <class T>
 struct WideOf {
   using type = float;
@@ -72,10 +81,8 @@ using Floats = VectorOf<float, VECTOR_BYTES>::type;
 ALWAYS_INLINE Floats widen(Half h, Bf16) { return (Floats)(__builtin_convertvector(h, Word) << 16); }
 
 ALWAYS_INLINE Half narrow(Floats f, Bf16) {  // to nearest even; a NaN stays one
-  Word bits = (Word)f;
-  Word rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  Word nan = (Word)(f != f);
-  return __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40) & nan), Half);
+  Word bits = (Word)f, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return __builtin_convertvector((f == f ? rounded : bits | 0x400000) >> 16, Half);
 }
 
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
@@ -202,6 +209,15 @@ ALWAYS_INLINE void store_first(T* to, Vector<T> v, int64_t count) {
   store(lanes, v);
   for (int64_t i = 0; i < count && i < LANES<Wide<T>>; ++i) to[i] = lanes[i];
 #endif
+}
+
+// The first lanes of a vector of numbers, and zeros.
+template <class V>
+ALWAYS_INLINE V first_of(V v, int64_t count) {
+  using A = std::remove_reference_t<decltype(v[0])>;
+  A lanes[sizeof(V) / sizeof(A)];
+  memcpy(lanes, &v, sizeof v);
+  return load_first(lanes, count);
 }
 
 template <class T>

@@ -44,6 +44,8 @@ struct List {
     if (size == room) reserve(size + 1);
     data[size++] = item;
   }
+  T* begin() { return data; }
+  T* end() { return data + size; }
   const T& operator[](int64_t i) const { return data[i]; }
   T& operator[](int64_t i) { return data[i]; }
 };
