@@ -56,7 +56,7 @@ def _shape(name: str, g: Geometry, batch) -> tuple:
     return {"x": g.x_shape(batch), "y": g.y_shape(batch), "w": g.kernel_shape}[name]
 
 
-def _abstract(role, first, second, *, geometry, dtype, **_):
+def abstract(role, first, second, *, geometry, dtype, **_):
     operands = dict(zip(OPERANDS[role], (first, second), strict=True))
     batch = next(aval.shape[0] for name, aval in operands.items() if name != "w")
     for name, aval in operands.items():
@@ -230,27 +230,28 @@ def split_by_xla(ctx) -> bool:
 # --- outside jit ------------------------------------------------------------------------------------------------------
 
 
-def _eager(primitive):
-    """Compiles a role once per geometry and calls it, like lax's own primitives; also where `jax.disable_jit` is in force."""
+def compiled_once(primitive, *names: str):
+    """Compiles a primitive once for each value of these parameters and calls it, like lax's own primitives; also where
+    `jax.disable_jit` is in force."""
 
-    def run(first, second, **params):
-        return primitive.bind(first, second, **params)
+    def run(*operands, **params):
+        return primitive.bind(*operands, **params)
 
     run.__name__ = run.__qualname__ = primitive.name  # of the program, in profiles and logs
-    compiled = jax.jit(run, static_argnames=("geometry", "dtype", "precision", "implementation"))
+    compiled = jax.jit(run, static_argnames=names)
 
-    def call(first, second, **params):
+    def call(*operands, **params):
         if not _CONFIG.jax_disable_jit:
-            return compiled(first, second, **params)
+            return compiled(*operands, **params)
         with jax.disable_jit(False):
-            return compiled(first, second, **params)
+            return compiled(*operands, **params)
 
     return call
 
 
 for _role, _primitive in PRIMITIVES.items():
-    _primitive.def_abstract_eval(partial(_abstract, _role))
-    _primitive.def_impl(_eager(_primitive))
+    _primitive.def_abstract_eval(partial(abstract, _role))
+    _primitive.def_impl(compiled_once(_primitive, "geometry", "dtype", "precision", "implementation"))
     ad.defbilinear(_primitive, partial(_transpose, _role, 0), partial(_transpose, _role, 1))
     batching.primitive_batchers[_primitive] = partial(_batch, _role)
     # The rule that `jax.experimental.jet` has for lax's convolution is that of any bilinear primitive, its first argument.

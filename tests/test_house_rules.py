@@ -30,6 +30,8 @@ ORDER = (
     ("backends.choice",),
     ("backends", "mesh.partition"),
     ("roles", "padding"),
+    ("fusion.activations",),
+    ("fusion.epilogue",),
     ("norm.plain", "norm.kernels"),
     ("norm.primitives",),
     ("norm.function",),

@@ -2,7 +2,7 @@
 
 import ctypes
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -38,14 +38,35 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
     return native.load()[1]
 
 
-def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision, forced: str = "") -> Array:
+@dataclass(frozen=True)
+class Epilogue:
+    """What follows a convolution: activation(scale * convolution + shift + residual).
+
+    Attributes:
+      parts: by their names in PARTS, those that there are: `(channels,)` in the type of the sums; the residual like the result.
+      activation: where it stands in ACTIVATIONS, or None.
+      slope: of leaky_relu.
+    """
+
+    parts: dict[str, Array] = field(default_factory=dict)
+    activation: str | None = None
+    slope: float = 0.0
+
+
+PARTS = ("scale", "shift", "residual")
+# In the order of gconv/native/epilogue.h.
+ACTIVATIONS = ("relu", "relu6", "leaky_relu", "sigmoid", "silu", "hard_sigmoid", "hard_silu", "tanh", "gelu", "gelu_exact")
+NOTHING = Epilogue()
+
+
+def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision, forced: str = "", epilogue=NOTHING) -> Array:
     """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`."""
-    return _call("y", x, kernel, geometry, x.shape[0], dtype, precision, forced)
+    return _call("y", x, kernel, geometry, x.shape[0], dtype, precision, forced, epilogue)
 
 
-def x(y: Array, kernel: Array, geometry: Geometry, *, dtype, precision, forced: str = "") -> Array:
+def x(y: Array, kernel: Array, geometry: Geometry, *, dtype, precision, forced: str = "", epilogue=NOTHING) -> Array:
     """The transposed convolution: `y (N, *output, G*K)`, `kernel (*window, J, G*K)` -> `(N, *spatial, G*J)`."""
-    return _call("x", y, kernel, geometry, y.shape[0], dtype, precision, forced)
+    return _call("x", y, kernel, geometry, y.shape[0], dtype, precision, forced, epilogue)
 
 
 def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision, forced: str = "") -> Array:
@@ -137,7 +158,9 @@ def _planned(role: str, g: Geometry, dtype, batch: int, precision, forced: str) 
 # --- the call --------------------------------------------------------------------------------------------------------
 
 
-def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype, precision, forced: str) -> Array:
+def _call(
+    role: str, first: Array, second: Array, g: Geometry, batch, dtype, precision, forced: str, epilogue: Epilogue = NOTHING
+) -> Array:
     library, reason = native.load()
     if library is None:
         raise RuntimeError(f'implementation="native" cannot run: {reason}.')
@@ -163,14 +186,19 @@ def _call(role: str, first: Array, second: Array, g: Geometry, batch, dtype, pre
         native.TARGET,
         (jax.ShapeDtypeStruct(shapes[role], wide), jax.ShapeDtypeStruct((scratch,), jnp.uint8)),
     )
+    parts = {name: a.reshape(shapes[role]) if name == "residual" else a for name, a in epilogue.parts.items()}
     result, _ = run(
         *(a.astype(wide).reshape(shapes[name]) for name, a in zip(operands, (first, second), strict=True)),
+        *(parts[name] for name in PARTS if name in parts),
         role=np.int64(ROLES.index(role)),
         groups=np.int64(g.groups),
         channels=np.int64(g.channels),
         filters=np.int64(g.filters),
         plain=plain,
         kernel=forced,
+        parts=np.int64(sum(1 << i for i, name in enumerate(PARTS) if name in parts)),
+        activation=np.int64(len(ACTIVATIONS) if epilogue.activation is None else ACTIVATIONS.index(epilogue.activation)),
+        slope=np.float64(epilogue.slope),
         **{name: np.array(sizes, np.int64) for name, sizes in spatial.items()},
     )
     return result.reshape(final).astype(dtype)

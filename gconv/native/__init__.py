@@ -8,6 +8,7 @@
     depthwise/    all three roles where a group is one channel: gather.h, reduce.h, and the loops that they share
     norm/         batch norm: its four passes, and its own unit and door to XLA
     vectors/      vectors of one instruction set, how narrow groups fill them, lists, and loops over units of work
+    epilogue.h    what follows a convolution: scale, shift, residual, activation
     unit.h, .cc   the kernels of one length of vectors, with sums in float or in double: compiled once for each
     parallel.h    loops on XLA's threads
     processor.h   which instruction sets the processor has
@@ -42,7 +43,7 @@ from gconv.native import copies
 
 TARGET = "gconv_grouped_conv"
 NORM_TARGET, NORM_ENTRY = "gconv_batch_norm", "gconv_norm_call"
-INTERFACE = 2  # of the library's C functions and of a call's attributes
+INTERFACE = 3  # of the library's C functions and of a call's attributes
 COMPILERS = "a C++17 compiler (GCC 11 or newer, Clang 14 or newer)"
 HOW_TO_BUILD = f"where there is {COMPILERS}, install gconv from its sources: pip install --force-reinstall --no-deps ."
 

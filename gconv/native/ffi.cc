@@ -35,8 +35,7 @@ struct Set {
 };
 
 // By types: float32, float64, bfloat16 and float16, of which all but the second are computed in float.
-#define UNITS_OF(set) \
-  { &set##_float, &set##_double, &set##_float, &set##_float }
+#define UNITS_OF(set) {&set##_float, &set##_double, &set##_float, &set##_float}
 
 // The best set first.
 const Set SETS[] = {
@@ -216,10 +215,38 @@ std::string as_json(const Plan& plan) {
 
 constexpr char NO_MEMORY[] = "gconv: out of memory for the lists that a kernel works with";
 
-ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second,
+// Puts the parts of an epilogue, which follow the role's operands, where they belong; what is wrong with
+// them, or nullptr.
+const char* read_epilogue(ffi::RemainingArgs parts, int64_t which, ffi::AnyBuffer result,
+                          Epilogue& epilogue) {
+  const void** fields[] = {&epilogue.scale, &epilogue.shift, &epilogue.residual};
+  if (which < 0 || which > 7) return "the parts must be a sum of 1, 2 and 4";
+  size_t next = 0;
+  for (int i = 0; i < 3; ++i) {
+    if (!(which >> i & 1)) continue;
+    auto part =
+        next < parts.size() ? parts.get<ffi::AnyBuffer>(next++) : ffi::Unexpected(ffi::Error::Internal(""));
+    if (part.has_error()) return "there are fewer operands than parts";
+    bool like_result = i == 2;
+    auto shape = part->dimensions(), wanted = result.dimensions();
+    if (like_result ? !std::equal(shape.begin(), shape.end(), wanted.begin(), wanted.end())
+                    : shape.size() != 1 || shape[0] != wanted[4])
+      return "a part's shape does not fit the result";
+    bool is_double = result.element_type() == ffi::DataType::F64;
+    ffi::DataType type = like_result ? result.element_type()
+                         : is_double ? ffi::DataType::F64
+                                     : ffi::DataType::F32;
+    if (part->element_type() != type) return "a part's type does not fit the result";
+    *fields[i] = part->untyped_data();
+  }
+  return next == parts.size() ? nullptr : "there are more operands than parts";
+}
+
+ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::RemainingArgs parts,
                 ffi::Result<ffi::AnyBuffer> result, ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number,
                 Three in, Three out, Three window, Three strides, Three low, Three dilation, int64_t groups,
-                int64_t channels, int64_t filters, bool plain, std::string_view kernel) {
+                int64_t channels, int64_t filters, bool plain, std::string_view kernel, int64_t which,
+                int64_t activation, double slope) {
   auto refuse = [](const std::string& why) { return ffi::Error::InvalidArgument("gconv: " + why); };
   if (!in_use().set)
     return refuse("this processor does not have the instruction set that GCONV_NATIVE_ISA names");
@@ -241,8 +268,14 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
     return refuse("elements must be float32, float64, bfloat16 or float16");
   if (second.element_type() != first.element_type() || result->element_type() != first.element_type())
     return refuse("operands and result must have one type");
+  Epilogue epilogue;
+  if (activation < 0 || activation > ACTIVATIONS) return refuse("no activation has this number");
+  epilogue.activation = static_cast<Activation>(activation), epilogue.slope = slope;
+  if (const char* why = read_epilogue(parts, which, *result, epilogue)) return refuse(why);
+  if (role == Role::w && epilogue.any()) return refuse("role w has no epilogue");
   if (result->element_count() == 0) return ffi::Error::Success();
   if (first.element_count() == 0 || second.element_count() == 0) {
+    if (epilogue.any()) return refuse("an epilogue needs operands that are not empty");
     std::memset(result->untyped_data(), 0, result->size_bytes());
     return ffi::Error::Success();
   }
@@ -252,10 +285,11 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
     return refuse(why);
   if (int64_t(scratch->size_bytes()) < plan.scratch)
     return refuse("the scratch is too small: the program was compiled for another instruction set");
+  if (epilogue.any()) plan.streams = false;
   const Unit& unit = *in_use().set->units[plan.length][int(type)];
   auto run = [&](const Parallel& parallel) {
     return unit.run(plan, type, role, p, first.untyped_data(), second.untyped_data(), result->untyped_data(),
-                    scratch->untyped_data(), parallel);
+                    scratch->untyped_data(), epilogue, parallel);
   };
   bool done = plan.threads > 1 ? run(OnPool<ffi::ThreadPool>(&pool, plan.threads, plan.much))
                                : run(Parallel{in_the_caller, 1});
@@ -276,6 +310,7 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) try {
                                    .Ctx<ffi::ThreadPool>()
                                    .Arg<ffi::AnyBuffer>()
                                    .Arg<ffi::AnyBuffer>()
+                                   .RemainingArgs()
                                    .Ret<ffi::AnyBuffer>()
                                    .Ret<ffi::AnyBuffer>()
                                    .Attr<int64_t>("role")
@@ -290,6 +325,9 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) try {
                                    .Attr<int64_t>("filters")
                                    .Attr<bool>("plain")
                                    .Attr<std::string_view>("kernel")
+                                   .Attr<int64_t>("parts")
+                                   .Attr<int64_t>("activation")
+                                   .Attr<double>("slope")
                                    .To(call)
                                    .release();
   return handler->Call(frame);
@@ -351,5 +389,5 @@ EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* sp
   return plan_here(r, static_cast<Type>(type), p, 1, "", plan) ? -1 : plan.scratch;
 }
 
-// Which attributes a call has: 2, since there is `kernel` among them.
-EXPORT int64_t gconv_interface() { return 2; }
+// Which attributes a call has: 3, since there is an epilogue among them.
+EXPORT int64_t gconv_interface() { return 3; }

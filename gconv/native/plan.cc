@@ -368,7 +368,7 @@ Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, co
                vectors.registers,
                element_bytes(type),
                number_bytes(type)};
-  plan.past_caches = fills_cache(c, processor);
+  plan.past_caches = plan.streams = fills_cache(c, processor);
   plan_threads(c, threads, plan);
   bool gradient = role == Role::w;
   switch (kernel) {

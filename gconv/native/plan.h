@@ -38,8 +38,8 @@ struct Plan {
   bool much;        // whether there is so much to do that another thread is worth waiting for
   int64_t scratch;  // bytes
   int64_t packed;  // numbers at the beginning of the scratch: the packed kernel; role w: one partition's sums
-  bool past_caches;  // whether x and y fill the last cache: results are stored past it, sources are asked for
-                     // early
+  bool past_caches;  // whether x and y fill the last cache: sources are asked for early
+  bool streams;      // whether results are stored past the caches then, since nothing reads them soon
 
   // The register tile: so many results of so many vectors. Role w: pixels of y in depthwise, taps in
   // `narrow`, channels in `wide`.

@@ -19,7 +19,8 @@ namespace {
 using A = COMPUTED;
 
 bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* first, const void* second,
-         void* result, void* scratch, const Parallel& parallel) try {
+         void* result, void* scratch, const Epilogue& epilogue, const Parallel& parallel) try {
+  Finish<A> finish(epilogue, type, result);
   auto with = [&](const auto& kernel) {
     kernel.run(first, second, result, scratch, parallel);
     return true;
@@ -27,7 +28,7 @@ bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* f
   if (plan.kernel == Kernel::depthwise) {  // compiled for each type of elements
     with_element<A>(type, [&](auto element) {
       using T = decltype(element);
-      role == Role::w ? with(ReduceDepthwise<T>(plan, p)) : with(GatherDepthwise<T>(plan, role, p));
+      role == Role::w ? with(ReduceDepthwise<T>(plan, p)) : with(GatherDepthwise<T>(plan, role, p, finish));
     });
     return true;
   }
@@ -35,11 +36,11 @@ bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* f
     return plan.kernel == Kernel::narrow ? with(ReduceNarrow<A>(plan, type, p))
                                          : with(ReduceWide<A>(plan, type, p));
   switch (plan.kernel) {
-    case Kernel::winograd: return with(GatherWinograd<A>(plan, type, role, p));
+    case Kernel::winograd: return with(GatherWinograd<A>(plan, type, role, p, finish));
     case Kernel::matrix:
-    case Kernel::rows: return with(GatherRows<A>(plan, type, role, p));
-    case Kernel::narrow: return with(GatherNarrow<A>(plan, type, role, p));
-    default: return with(GatherWide<A>(plan, type, role, p));
+    case Kernel::rows: return with(GatherRows<A>(plan, type, role, p, finish));
+    case Kernel::narrow: return with(GatherNarrow<A>(plan, type, role, p, finish));
+    default: return with(GatherWide<A>(plan, type, role, p, finish));
   }
 } catch (OutOfMemory) {
   return false;

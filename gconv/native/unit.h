@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "epilogue.h"
 #include "plan.h"
 
 namespace gconv {
@@ -10,10 +11,11 @@ namespace gconv {
 struct Unit {
   Vectors vectors;
   // Executes a plan for these vectors. `first` and `second` are the role's operands: (x, w), (y, w) or (x,
-  // y). False where there is no memory for the lists that a kernel works with: the call has begun and was
-  // left.
+  // y). Role w has no epilogue. False where there is no memory for the lists that a kernel works with: the
+  // call has begun and was left.
   bool (*run)(const Plan& plan, Type type, Role role, const Problem& problem, const void* first,
-              const void* second, void* result, void* scratch, const Parallel& parallel);
+              const void* second, void* result, void* scratch, const Epilogue& epilogue,
+              const Parallel& parallel);
 };
 
 // `float` for float32, bfloat16 and float16, `double` for float64.

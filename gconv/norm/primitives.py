@@ -14,7 +14,6 @@ programs that XLA's partitioner splits over devices take the plain forms as well
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 from jax.extend.core import Primitive
@@ -23,12 +22,11 @@ from jax.sharding import PartitionSpec
 
 from gconv.dtypes import accumulator
 from gconv.norm import kernels, plain
-from gconv.roles import must_be_portable
+from gconv.roles import compiled_once, must_be_portable
 
 NAMES = ("moments", "apply", "inner", "outer", "sums", "backward")
 SEVERAL = ("inner", "backward")  # results
 PRIMITIVES = {name: Primitive(f"batch_norm_{name}") for name in NAMES}
-_CONFIG: Any = jax.config  # its options are attributes that its types do not know
 
 
 def bind(name: str, *operands, **params):
@@ -118,28 +116,10 @@ def _lowering(name: str, platform: str):
     return lower
 
 
-def _eager(primitive):
-    """Compiles a pass once per type and shape and calls it, also where `jax.disable_jit` is in force."""
-
-    def run(*operands, **params):
-        return primitive.bind(*operands, **params)
-
-    run.__name__ = run.__qualname__ = primitive.name  # of the program, in profiles and logs
-    compiled = jax.jit(run, static_argnames=("relu",))
-
-    def call(*operands, **params):
-        if not _CONFIG.jax_disable_jit:
-            return compiled(*operands, **params)
-        with jax.disable_jit(False):
-            return compiled(*operands, **params)
-
-    return call
-
-
 for _name, _primitive in PRIMITIVES.items():
     _primitive.multiple_results = _name in SEVERAL
     _primitive.def_abstract_eval(partial(_abstract, _name))
-    _primitive.def_impl(_eager(_primitive))
+    _primitive.def_impl(compiled_once(_primitive, "relu"))
     ad.primitive_jvps[_primitive] = partial(_jvp, _name)
     batching.primitive_batchers[_primitive] = partial(_batch, _name)
     mlir.register_lowering(_primitive, _lowering(_name, "another platform"))

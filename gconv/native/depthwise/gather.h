@@ -5,6 +5,7 @@
 #pragma once
 
 #include "depthwise/nest.h"
+#include "gather/finish.h"
 
 namespace gconv {
 namespace {
@@ -16,11 +17,12 @@ class GatherDepthwise {
   const Plan& plan;
   const Problem& p;
   Gather g;
+  const Finish<A>& finish;
   int64_t channels, vectors;
 
  public:
-  GatherDepthwise(const Plan& plan, Role role, const Problem& p)
-      : plan(plan), p(p), g(role, p, plan.dilated_phases), channels(p.groups),
+  GatherDepthwise(const Plan& plan, Role role, const Problem& p, const Finish<A>& finish)
+      : plan(plan), p(p), g(role, p, plan.dilated_phases), finish(finish), channels(p.groups),
         vectors(ceil_div(channels, L)) {}
 
   void run(const void* sources, const void* kernel, void* results, void* scratch,
@@ -56,15 +58,30 @@ class GatherDepthwise {
                            : tile_of_two<HALF_TILE, false>(t, from, to, x, weights, result);
         };
         of.unit(rest / in_row, row, rest % in_row, one, two);
+        if (finish.any()) finish_rows(rest / in_row, row, rest % in_row, from, to);
       }
       fence();
     });
   }
 
  private:
+  // The vectors of channels from one to another of what a unit has computed (Rows::unit).
+  void finish_rows(int64_t image, int64_t unit, int64_t part, int64_t from, int64_t to) const {
+    const Axis &height = g.axis[1], &width = g.axis[2];
+    int64_t in_plane = ceil_div(height.results, plan.rows), row = unit % in_plane * plan.rows;
+    int64_t begin = part * plan.stretch * width.step;
+    int64_t count = minimum(plan.stretch * width.step, width.results - begin);
+    int64_t channel = from * L, some = minimum(to * L, channels) - channel;
+    for (int64_t r = row; r < minimum(row + plan.rows, height.results); ++r) {
+      int64_t plane = image * g.axis[0].results + unit / in_plane;
+      int64_t first = ((plane * height.results + r) * width.results + begin) * channels + channel;
+      finish.pixels(count, channel, some, [&](int64_t i) { return first + i * channels; });
+    }
+  }
+
   template <int Q, int V, bool NEAR = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
-    bool streams = plan.past_caches && whole_lines<T, V>(result + from * L, channels);
+    bool streams = plan.streams && whole_lines<T, V>(result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
       fetch_sources<NEAR>(t, x, Q, v, count);
       Together at = together<A, count>(v, channels);
@@ -89,7 +106,7 @@ class GatherDepthwise {
   template <int Q, bool NEAR>
   int64_t tile_of_two(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights,
                       T* result) const {
-    bool streams = plan.past_caches && whole_lines<T, 1>(result + from * L, channels);
+    bool streams = plan.streams && whole_lines<T, 1>(result + from * L, channels);
     for (int64_t v = from; v < to; ++v) {
       fetch_sources<NEAR>(t, x, Q, v, 1);
       int64_t first = together<A, 1>(v, channels).first;

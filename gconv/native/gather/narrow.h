@@ -15,7 +15,7 @@
 
 #pragma once
 
-#include "gather/gather.h"
+#include "gather/finish.h"
 #include "vectors/lanes.h"
 
 namespace gconv {
@@ -75,6 +75,7 @@ class GatherNarrow {
   bool numbers;   // whether elements are numbers already
   int64_t bytes;  // of an element
   Gather g;
+  const Finish<A>& finish;
   Lanes<A> lanes;
   bool direct;     // whether vectors are loaded from x: else sources are read as numbers first
   int64_t pixel;   // numbers from one source to the next
@@ -82,9 +83,10 @@ class GatherNarrow {
   int64_t image;   // numbers of an image's sources
 
  public:
-  GatherNarrow(const Plan& plan, Type type, Role role, const Problem& p)
+  GatherNarrow(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
       : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), bytes(bytes_of<A>(type)), g(role, p),
-        lanes(g.groups, g.sources), direct(numbers && (lanes.vectors == 1 || g.sources % L == 0)),
+        finish(finish), lanes(g.groups, g.sources),
+        direct(numbers && (lanes.vectors == 1 || g.sources % L == 0)),
         pixel(lanes.vectors == 1 ? g.source_channels() : lanes.blocks * lanes.vectors * L),
         beyond(first_lane(lanes.blocks - 1) + lanes.vectors * L - pixel),
         image(g.axis[0].sources * g.axis[1].sources * g.axis[2].sources * pixel) {}
@@ -189,6 +191,13 @@ class GatherNarrow {
       }
     }
     if (!numbers) write_part(lists.results.data, pixels, part, to);
+    if (finish.any()) {
+      int64_t channel = part.from * lanes.per_block * g.results;
+      int64_t last = minimum(g.result_channels(), part.to * lanes.per_block * g.results);
+      int64_t first = (index * width.results + begin * width.step) * g.result_channels() + channel;
+      finish.pixels(pixels, channel, last - channel,
+                    [&](int64_t i) { return first + i * g.result_channels(); });
+    }
   }
 
   struct Columns {
@@ -323,19 +332,20 @@ class GatherNarrow {
       Vector<A> sums[Q][K] = {};
       for (int64_t v = 0; v < lanes.vectors; ++v, source += L, w += g.results * L)
         accumulate<A, Q, K, EDGE>(sums, source, step, taps.data, taps.size, w);
-      finish<Q, K>(sums, count, k, block, tile);
+      add_and_store<Q, K>(sums, count, k, block, tile);
     }
   }
 
   // Sums the lanes of each group and stores filters k to k + K of the block's groups.
   template <int Q, int K>
-  ALWAYS_INLINE void finish(Vector<A> (&sums)[Q][K], int64_t count, int64_t k, int64_t block, A* tile) const {
+  ALWAYS_INLINE void add_and_store(Vector<A> (&sums)[Q][K], int64_t count, int64_t k, int64_t block,
+                                   A* tile) const {
     int64_t step = g.axis[2].step * g.result_channels(), groups = lanes.groups_in(block);
     A* to = tile + block * lanes.per_block * g.results + k;
     std::make_index_sequence<L> all;
     if constexpr (K != 3 && K >= 2 && K < L) {
       if (plan.tree && plan.vectors == K) {
-        bool streams = numbers && plan.past_caches && whole_lines<A, 1>(to, g.result_channels());
+        bool streams = numbers && plan.streams && whole_lines<A, 1>(to, g.result_channels());
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
           add_lanes<K / 2>(sums[q], all);

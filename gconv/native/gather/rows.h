@@ -22,7 +22,7 @@
 
 #pragma once
 
-#include "gather/gather.h"
+#include "gather/finish.h"
 
 namespace gconv {
 namespace {
@@ -60,6 +60,7 @@ class GatherRows {
   bool numbers;   // whether elements are numbers already
   int64_t bytes;  // of an element
   Gather g;
+  const Finish<A>& finish;
   int64_t columns;  // of sources in a row
   int64_t span;     // columns that the taps of a row meet
 
@@ -84,9 +85,9 @@ class GatherRows {
   };
 
  public:
-  GatherRows(const Plan& plan, Type type, Role role, const Problem& p)
+  GatherRows(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
       : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), bytes(bytes_of<A>(type)), g(role, p),
-        columns(g.axis[2].sources), span(p.window[2]) {
+        finish(finish), columns(g.axis[2].sources), span(p.window[2]) {
     if (plan.kernel == Kernel::matrix) columns = g.batch * p.in[0] * p.in[1] * p.in[2];
   }
 
@@ -105,6 +106,7 @@ class GatherRows {
             lists.rows.push({0, 0});
             int64_t first = unit * plan.stretch, count = minimum(plan.stretch, columns - first);
             pixels(first, count, from, to, x, packed, result, lists);
+            finish_pixels(first, count, from, to);
           });
     int64_t rows = g.batch * g.axis[0].results * g.axis[1].results;
     int64_t in_row = ceil_div(width.results, plan.stretch), stretches = rows * in_row;
@@ -119,7 +121,9 @@ class GatherRows {
         const Phase& taps = width.phases[0];
         int64_t column = minimum(taps.taps[0].source, taps.taps[taps.size - 1].source) + first * width.stride;
         char* to = result + (row * width.results + first) * g.results * bytes;
-        one_row(column, minimum(plan.stretch, width.results - first), x, packed, to, lists);
+        int64_t count = minimum(plan.stretch, width.results - first);
+        one_row(column, count, x, packed, to, lists);
+        finish_pixels(row * width.results + first, count, 0, 1);
       }
       fence();
     });
@@ -144,6 +148,13 @@ class GatherRows {
         rows.push({row * columns * g.source_channels(), tap * g.sources});
       }
     }
+  }
+
+  // `count` pixels from one on, of the groups from one to another.
+  void finish_pixels(int64_t first, int64_t count, int64_t from, int64_t to) const {
+    if (finish.any())
+      finish.pixels(count, from * g.results, (to - from) * g.results,
+                    [&](int64_t i) { return (first + i) * g.result_channels() + from * g.results; });
   }
 
   // A matrix product: `count` pixels of the groups from one to another.
@@ -216,7 +227,7 @@ class GatherRows {
   // to a tile that ends with it and sums some results to the same again.
   template <bool MATRIX, int Q, int V>
   void tiles(const Row& row, int64_t begin, const A* w, int64_t filters, A* result, Lists& lists) const {
-    bool streams = numbers && plan.past_caches && whole_lines<A, V>(result, g.results);
+    bool streams = numbers && plan.streams && whole_lines<A, V>(result, g.results);
     int64_t stride = g.axis[2].stride, wide = (Q - 1) * stride + span, step = stride * row.channels;
     for (int64_t q = begin; q < row.count; q += Q) {
       if constexpr (Q > 1 && Q != 8)

@@ -19,7 +19,7 @@
 
 #pragma once
 
-#include "gather/gather.h"
+#include "gather/finish.h"
 
 namespace gconv {
 namespace {
@@ -46,6 +46,7 @@ class GatherWide {
   Type type;
   bool numbers;  // whether elements are numbers already
   Gather g;
+  const Finish<A>& finish;
   int64_t unit;     // of a table's sources: numbers, or for half precision pixels
   int64_t vectors;  // of a group's filters
 
@@ -75,8 +76,8 @@ class GatherWide {
   };
 
  public:
-  GatherWide(const Plan& plan, Type type, Role role, const Problem& p)
-      : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), g(role, p),
+  GatherWide(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
+      : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), g(role, p), finish(finish),
         unit(numbers ? g.source_channels() : 1), vectors(ceil_div(g.results, L)) {}
 
   void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
@@ -155,7 +156,8 @@ class GatherWide {
         }
     if (numbers) {
       const A* first = reinterpret_cast<const A*>(x) + from * g.sources;
-      return groups(table, from, to, first, packed, zeros, reinterpret_cast<A*>(result) + from * g.results);
+      groups(table, from, to, first, packed, zeros, reinterpret_cast<A*>(result) + from * g.results);
+      return finish_groups(table.results, from, to);
     }
     Near near;
     int64_t at_once = minimum(to - from, number_pixels(table, near));
@@ -176,7 +178,14 @@ class GatherWide {
         for (int64_t i = 0; i < near.to.size; ++i)
           write(near.results.data + i * at_once * g.results, count * g.results, results + near.to[i]);
       });
+      finish_groups(near.to, group, group + count);
     }
+  }
+
+  void finish_groups(const List<int64_t>& results, int64_t from, int64_t to) const {
+    if (finish.any())
+      finish.pixels(results.size, from * g.results, (to - from) * g.results,
+                    [&](int64_t i) { return results[i] + from * g.results; });
   }
 
   // Half precision: numbers the pixels that a table's taps meet, and puts these numbers into the table.
@@ -234,7 +243,7 @@ class GatherWide {
     const A *x = block.x, *zeros = block.zeros, *weights = block.weights;
     A* result = block.result;
     int64_t filters = block.filters;
-    bool streams = numbers && plan.past_caches && whole_lines<A, V>(result, g.results);
+    bool streams = numbers && plan.streams && whole_lines<A, V>(result, g.results);
     for (int64_t first = 0; first < table.results.size; first += Q) {
       Vector<A> sums[Q][V] = {};
       if (block.first_reader && first + Q < table.results.size)

@@ -26,7 +26,7 @@
 
 #pragma once
 
-#include "gather/gather.h"
+#include "gather/finish.h"
 
 namespace gconv {
 namespace {
@@ -44,6 +44,7 @@ class GatherWinograd {
   bool numbers;   // whether elements are numbers already
   int64_t bytes;  // of an element
   Gather g;
+  const Finish<A>& finish;
   bool forward;
   int64_t vectors, blocks;  // of a group's filters, and of L of its channels
   int64_t low[2],
@@ -57,9 +58,10 @@ class GatherWinograd {
   };
 
  public:
-  GatherWinograd(const Plan& plan, Type type, Role role, const Problem& p)
+  GatherWinograd(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
       : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), bytes(bytes_of<A>(type)), g(role, p),
-        forward(role == Role::y), vectors(ceil_div(g.results, L)), blocks(ceil_div(g.sources, L)) {
+        finish(finish), forward(role == Role::y), vectors(ceil_div(g.results, L)),
+        blocks(ceil_div(g.sources, L)) {
     for (int i = 0; i < 2; ++i) {
       dilation[i] = p.dilation[i + 1];
       low[i] = forward ? -p.low[i + 1]
@@ -189,6 +191,9 @@ class GatherWinograd {
         }
       }
     }
+    if (finish.any())
+      finish.pixels(tiles * Q * 4, from * g.results, (to - from) * g.results,
+                    [&](int64_t i) { return outputs[i] < 0 ? -1 : outputs[i] + from * g.results; });
   }
 
   // Where the squares' sources lie, [depth tap][square][4][4] in bytes from x, and their results,
@@ -287,7 +292,7 @@ class GatherWinograd {
         store(rows[i][1][q] + v * L, second);
       }
     }
-    bool streams = numbers && plan.past_caches && whole_lines<A, V>(result, g.results);
+    bool streams = numbers && plan.streams && whole_lines<A, V>(result, g.results);
     Vector<A> zero{};  // as long as all are finite
     for (int q = 0; q < Q; ++q) UNROLL
     for (int v = 0; v < V; ++v) {

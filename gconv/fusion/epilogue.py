@@ -1,0 +1,188 @@
+"""A convolution and what follows it in a network, as one primitive:
+
+    activation(scale * convolution + shift + residual)
+
+with every part optional: per-channel `scale` and `shift`, which are what a bias or a batch norm with known statistics comes to;
+a `residual` of the result's shape; an activation. On CPU the kernels finish each result while it lies in the nearest caches, so
+that nothing is read or written twice. Everywhere else, and in every transformation that is not written out here, it is the
+composition of its parts: derivatives of any order, meshes, exported programs and other platforms know nothing of it.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import jet
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from gconv import backends, roles
+from gconv.dtypes import accumulator, wider
+from gconv.fusion.activations import Activation
+from gconv.geometry import Geometry
+from gconv.mesh import partition
+from gconv.mesh.sharding import equally_varying
+
+PRIMITIVE = Primitive("grouped_conv_epilogue")
+PARTS = backends.native.PARTS
+_CONFIG: Any = jax.config  # its options are attributes that its types do not know
+
+
+def bind(
+    role: str,
+    operands: dict,
+    *,
+    geometry: Geometry,
+    dtype,
+    precision,
+    implementation,
+    scale: Array | None = None,
+    shift: Array | None = None,
+    residual: Array | None = None,
+    activation: Activation | None = None,
+) -> Array:
+    """Role "y" or "x" of the operands, a dict with the keys `roles.OPERANDS[role]`, and what follows it.
+
+    Args:
+      scale, shift: `(channels of the result,)` or None, in any floating type.
+      residual: of the result's canonical shape, `(N, *output, G*K)` for "y", or None, in any floating type.
+      activation: an `Activation` or None.
+
+    Returns:
+      The result in the floating type `dtype`. What follows the convolution is computed in float32, or in float64 where `dtype`
+      is, from the convolution's result in `dtype`, and rounded once.
+    """
+    dtype = jnp.dtype(dtype)
+    wide = accumulator(dtype)
+    given = {"scale": scale, "shift": shift, "residual": residual}
+    parts = {name: a.astype(dtype if name == "residual" else wide) for name, a in given.items() if a is not None}
+    if not parts and activation is None:
+        return roles.bind(role, operands, geometry=geometry, dtype=dtype, precision=precision, implementation=implementation)
+    varying = equally_varying({**operands, **parts})
+    first, second = (varying[name] for name in roles.OPERANDS[role])
+    return PRIMITIVE.bind(
+        first,
+        second,
+        *(varying[name] for name in PARTS if name in parts),
+        role=role,
+        geometry=geometry,
+        dtype=dtype,
+        precision=precision,
+        implementation=implementation,
+        parts=tuple(name for name in PARTS if name in parts),
+        activation=activation,
+    )
+
+
+def compose(first, second, *operands, role, geometry, dtype, precision, implementation, parts, activation) -> Array:
+    """The same, each part an operation of its own."""
+    options = dict(geometry=geometry, dtype=dtype, precision=precision, implementation=implementation)
+    names = roles.OPERANDS[role]
+    result = roles.bind(role, dict(zip(names, (first, second), strict=True)), **options)
+    return finish(result, dict(zip(parts, operands, strict=True)), activation)
+
+
+def finish(result: Array, parts: dict[str, Array], activation: Activation | None) -> Array:
+    """What follows the convolution, of its result."""
+    y = result.astype(accumulator(result.dtype))
+    along = lambda a: a.reshape((1,) * (y.ndim - 1) + a.shape)
+    if "scale" in parts:
+        y = y * along(parts["scale"])
+    if "shift" in parts:
+        y = y + along(parts["shift"])
+    if "residual" in parts:
+        y = y + parts["residual"].astype(y.dtype)
+    return (y if activation is None else activation(y)).astype(result.dtype)
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _abstract(first, second, *operands, role, geometry, dtype, parts, **_):
+    result = roles.abstract(role, first, second, geometry=geometry, dtype=dtype)
+    for name, aval in zip(parts, operands, strict=True):
+        wanted = result.shape if name == "residual" else result.shape[-1:]
+        if aval.shape != wanted:
+            raise TypeError(f"{name} must have shape {wanted}, got {aval.shape}: the result is {result.shape}.")
+    return result
+
+
+# --- transformations --------------------------------------------------------------------------------------------------
+
+
+def _jvp(primals, tangents, **params):
+    """That of the composition; the value itself is the primitive's, unless something else needs its parts."""
+    moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+
+    def of_moving(*operands):
+        whole = [*primals]
+        for i, operand in zip(moving, operands, strict=True):
+            whole[i] = operand
+        return compose(*whole, **params)
+
+    return jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
+
+
+def _jet(primals, series, **params):
+    return jet.jet(partial(compose, **params), primals, series)
+
+
+def _batch(operands, axes, *, role, parts, **params):
+    """Mapped images are more images, as long as all that has no images is the same for all."""
+    names = (*roles.OPERANDS[role], *parts)
+    imaged = [name in ("x", "y", "residual") for name in names]
+    if any(axis is not None and not has_images for axis, has_images in zip(axes, imaged, strict=True)):
+        return jax.vmap(partial(compose, role=role, parts=parts, **params), in_axes=tuple(axes))(*operands), 0
+    size = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
+
+    def folded(a, axis):
+        whole = jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
+        return whole.reshape(-1 if size else 0, *whole.shape[2:])
+
+    rows = [folded(a, axis) if has else a for a, axis, has in zip(operands, axes, imaged, strict=True)]
+    result = PRIMITIVE.bind(*rows, role=role, parts=parts, **params)
+    images = operands[0].shape[1 if axes[0] == 0 else 0] if axes[0] is not None else operands[0].shape[0]
+    return result.reshape(size, images, *result.shape[1:]), 0
+
+
+# --- lowering --------------------------------------------------------------------------------------------------------
+
+
+def _lowering(platform: str):
+    def lower(ctx, *operands, **params):
+        run = _by_kernels if fits(ctx, platform, params) else compose
+        return mlir.lower_fun(partial(run, **params), multiple_results=False)(ctx, *operands)
+
+    return lower
+
+
+def fits(ctx, platform: str, params: dict) -> bool:
+    """Whether the kernels compute the whole: on one CPU, where the role is theirs."""
+    if platform != "cpu" or partition.devices_of(ctx):
+        return False
+    first, second = ctx.avals_in[:2]
+    operand = wider(first.dtype, second.dtype)
+    choice = (params["role"], params["geometry"], operand, platform, first.shape[0], params["implementation"])
+    return backends.choose(*choice, roles.must_be_portable(ctx)) == "native" and operand == params["dtype"]
+
+
+def _by_kernels(first, second, *operands, role, geometry, dtype, precision, parts, activation, **_):
+    run = getattr(backends.native, role)
+    name, slope = activation or (None, 0.0)
+    epilogue = backends.native.Epilogue(dict(zip(parts, operands, strict=True)), name, slope)
+    with jax.named_scope(f"gconv_{role}_native"):  # so that a lowered text tells which implementation ran
+        return run(first, second, geometry, dtype=dtype, precision=precision, epilogue=epilogue)
+
+
+# --- outside jit ------------------------------------------------------------------------------------------------------
+
+PRIMITIVE.def_abstract_eval(_abstract)
+PARAMETERS = ("role", "geometry", "dtype", "precision", "implementation", "parts", "activation")
+PRIMITIVE.def_impl(roles.compiled_once(PRIMITIVE, *PARAMETERS))
+ad.primitive_jvps[PRIMITIVE] = _jvp
+batching.primitive_batchers[PRIMITIVE] = _batch
+jet.jet_rules[PRIMITIVE] = _jet
+mlir.register_lowering(PRIMITIVE, _lowering("another platform"))
+mlir.register_lowering(PRIMITIVE, _lowering("cpu"), platform="cpu")

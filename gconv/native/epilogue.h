@@ -1,0 +1,35 @@
+// What follows a convolution in a network: activation(scale * result + shift + residual), each part optional.
+
+#pragma once
+
+#include <cstdint>
+
+namespace gconv {
+
+// In the order of gconv/fusion/activations.py.
+enum class Activation : int64_t {
+  relu,
+  relu6,
+  leaky_relu,
+  sigmoid,
+  silu,
+  hard_sigmoid,
+  hard_silu,
+  tanh,
+  gelu,
+  gelu_exact,
+  none
+};
+constexpr int64_t ACTIVATIONS = int64_t(Activation::none);
+
+struct Epilogue {
+  // By channel, in the type that sums are formed in, or nullptr.
+  const void *scale = nullptr, *shift = nullptr;
+  const void* residual = nullptr;  // like the result, or nullptr
+  Activation activation = Activation::none;
+  double slope = 0;  // of leaky_relu
+
+  bool any() const { return scale || shift || residual || activation != Activation::none; }
+};
+
+}  // namespace gconv
