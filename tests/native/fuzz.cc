@@ -3,6 +3,8 @@
 //
 //   fuzz COUNT [SEED]
 //
+// Roles y and x run once more with a random epilogue, whose results are compared with those of the plain ones.
+//
 // Buffers are exactly as large as their shapes, so that the sanitizers see whatever reaches beyond them. Each
 // problem also runs with 1, 2 and 8 threads, whose results must be the same to the last bit. Of some, each
 // request for memory fails in its turn: the call must then say so, or give the same results.
@@ -178,6 +180,25 @@ int64_t runs = 0;  // of a kernel on a problem
 int64_t survived = 0,
         reported = 0;  // calls to which memory was refused: that gave their results, and that said so
 
+// --- what follows a convolution ------------------------------------------------------------------------------
+
+double activated(Activation kind, double x, double slope) {
+  double six = std::fmin(std::fmax(x + 3, 0), 6) / 6;
+  switch (kind) {
+    case Activation::relu: return std::fmax(x, 0);
+    case Activation::relu6: return std::fmin(std::fmax(x, 0), 6);
+    case Activation::leaky_relu: return x < 0 ? x * slope : x;
+    case Activation::sigmoid: return 1 / (1 + std::exp(-x));
+    case Activation::silu: return x / (1 + std::exp(-x));
+    case Activation::hard_sigmoid: return six;
+    case Activation::hard_silu: return x * six;
+    case Activation::tanh: return std::tanh(x);
+    case Activation::gelu: return x / 2 * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+    case Activation::gelu_exact: return x / 2 * std::erfc(-x * 0.7071067811865476);
+    default: return x;
+  }
+}
+
 // --- one problem -------------------------------------------------------------------------------------------
 
 bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing, std::mt19937& random) {
@@ -212,7 +233,7 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
       return plan;
     };
     std::vector<unsigned char> scratch(planned(1).scratch);
-    auto run = [&](int64_t threads) {
+    auto run = [&](int64_t threads, const Epilogue& epilogue = {}) {
       memset(result.bytes.data(), 0xff, result.bytes.size());
       std::fill(scratch.begin(), scratch.end(), 0xff);
       Plan plan = planned(threads);
@@ -220,7 +241,7 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
       OnPool<Threads> parallel(&pool, threads, true);
       return plan.scratch == int64_t(scratch.size()) &&
              unit.run(plan, type, role, p, first.bytes.data(), second.bytes.data(), result.bytes.data(),
-                      scratch.data(), parallel);
+                      scratch.data(), epilogue, parallel);
     };
     Bytes before;
     for (int64_t threads : {1, 2, 8}) {
@@ -247,6 +268,34 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
         return false;
       }
     ++runs;
+    if (role == Role::w) return true;
+    int64_t channels = p.groups * results_of(role, p);
+    Type wide = type == Type::f64 ? Type::f64 : Type::f32;
+    Buffer scale(wide, channels), shift(wide, channels), residual(type, result.size), plain = result;
+    scale.fill(random), shift.fill(random), residual.fill(random);
+    Epilogue epilogue;
+    epilogue.activation = static_cast<Activation>(random() % (ACTIVATIONS + 1)), epilogue.slope = 0.25;
+    if (random() % 2) epilogue.scale = scale.bytes.data();
+    if (random() % 2) epilogue.shift = shift.bytes.data();
+    if (random() % 2) epilogue.residual = residual.bytes.data();
+    for (int64_t threads : {1, 2, 8}) {
+      if (!run(threads, epilogue) || (threads > 1 && before != result.bytes)) {
+        std::printf("with an epilogue %ld threads give other bits\n", long(threads));
+        return false;
+      }
+      before = result.bytes;
+    }
+    for (int64_t i = 0; i < result.size; ++i) {
+      double terms[] = {plain.get(i) * (epilogue.scale ? scale.get(i % channels) : 1),
+                        epilogue.shift ? shift.get(i % channels) : 0, epilogue.residual ? residual.get(i) : 0};
+      double wanted = activated(epilogue.activation, terms[0] + terms[1] + terms[2], 0.25);
+      double magnitude = 1 + std::fabs(terms[0]) + std::fabs(terms[1]) + std::fabs(terms[2]);
+      if (!(std::fabs(result.get(i) - wanted) <= half * std::fabs(wanted) + sum * magnitude)) {
+        std::printf("with activation %ld element %ld is %.9g, not %.9g\n", long(epilogue.activation), long(i),
+                    result.get(i), wanted);
+        return false;
+      }
+    }
     return true;
   };
   for (Kernel kernel : EVERY_KERNEL) {

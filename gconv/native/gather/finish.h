@@ -78,6 +78,7 @@ class Finish {
     A slope = A(epilogue.slope);
     auto finished = [&](Vector<A> v, const auto& of) __attribute__((always_inline)) {
       if (scale) v *= of(scale);
+      keep(v);  // else only some of the loop's copies would add the shift without rounding the product
       if (shift) v += of(shift);
       if (added) v += of(added);
       return activated<KIND>(v, slope);
