@@ -45,7 +45,15 @@ class GatherDepthwise {
       for (int64_t unit = first; unit < last; ++unit) {
         int64_t row = unit % rows, part = unit / rows % parts, rest = unit / rows / parts;
         int64_t from = vectors * part / parts, to = vectors * (part + 1) / parts;
-        auto one = [&](const Tile& t) {
+        int64_t channel = from * L, step = g.axis[2].step * channels;
+        auto finished = [&](const Tile& t, int64_t done,
+                            int64_t rows) {  // while it lies in the nearest cache
+          for (int64_t r = 0; r < rows && finish.any(); ++r)
+            finish({nullptr, t.result + r * t.next + channel, step}, minimum(done, t.left), channel,
+                   minimum(to * L, channels) - channel);
+          return done;
+        };
+        auto sum_one = [&](const Tile& t) {
           if (channels < L) return tile_of_part<HALF_TILE>(t, x, weights, result);
           if (paired && plan.near) return tile<HALF_TILE, 2, true>(t, from, to, x, weights, result);
           if (paired) return tile<HALF_TILE, 2>(t, from, to, x, weights, result);
@@ -53,32 +61,19 @@ class GatherDepthwise {
             return tile<HALF_TILE, 1>(t, from, to, x, weights, result);
           return tile<TILE, 1>(t, from, to, x, weights, result);
         };
-        auto two = [&](const Tile& t) {
+        auto sum_both = [&](const Tile& t) {
           return plan.near ? tile_of_two<HALF_TILE, true>(t, from, to, x, weights, result)
                            : tile_of_two<HALF_TILE, false>(t, from, to, x, weights, result);
         };
+        auto one = [&](const Tile& t) { return finished(t, sum_one(t), 1); };
+        auto two = [&](const Tile& t) { return finished(t, sum_both(t), 2); };
         of.unit(rest / in_row, row, rest % in_row, one, two);
-        if (finish.any()) finish_rows(rest / in_row, row, rest % in_row, from, to);
       }
       fence();
     });
   }
 
  private:
-  // The vectors of channels from one to another of what a unit has computed (Rows::unit).
-  void finish_rows(int64_t image, int64_t unit, int64_t part, int64_t from, int64_t to) const {
-    const Axis &height = g.axis[1], &width = g.axis[2];
-    int64_t in_plane = ceil_div(height.results, plan.rows), row = unit % in_plane * plan.rows;
-    int64_t begin = part * plan.stretch * width.step;
-    int64_t count = minimum(plan.stretch * width.step, width.results - begin);
-    int64_t channel = from * L, some = minimum(to * L, channels) - channel;
-    for (int64_t r = row; r < minimum(row + plan.rows, height.results); ++r) {
-      int64_t plane = image * g.axis[0].results + unit / in_plane;
-      int64_t first = ((plane * height.results + r) * width.results + begin) * channels + channel;
-      finish.pixels(count, channel, some, [&](int64_t i) { return first + i * channels; });
-    }
-  }
-
   template <int Q, int V, bool NEAR = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
     bool streams = plan.streams && whole_lines<T, V>(result + from * L, channels);

@@ -31,35 +31,42 @@ ALWAYS_INLINE V activated(V x, A slope) {
   return x;
 }
 
+// Where some pixels have a channel: offsets in elements of the result.
+struct Places {
+  const int64_t* list;  // of each pixel, less than 0 for none; nullptr where they are all as far apart
+  int64_t first, step;  // what is added to those of a list; else of pixel 0, and from one to the next
+
+  int64_t operator[](int64_t i) const {
+    return !list ? first + i * step : list[i] < 0 ? -1 : list[i] + first;
+  }
+};
+
 template <class A>
 class Finish {
   const Epilogue& epilogue;
   const Type type;
-  const char* const result;  // the first element of all
+  void* const result;
 
  public:
-  Finish(const Epilogue& epilogue, Type type, const void* result)
-      : epilogue(epilogue), type(type), result(static_cast<const char*>(result)) {}
+  Finish(const Epilogue& epilogue, Type type, void* result)
+      : epilogue(epilogue), type(type), result(result) {}
 
   bool any() const { return epilogue.any(); }
 
-  // `count` neighbouring channels, from `channel` on, of some pixels, of which pixel i has the first of them
-  // at the element offset(i) of the result. Less than 0 stands for none.
-  template <class F>
-  void pixels(int64_t pixels, int64_t channel, int64_t count, const F& offset) const {
-    for (int64_t i = 0; i < pixels; ++i)
-      if (int64_t at = offset(i); at >= 0) one(at, channel, count);
-  }
-
- private:
-  __attribute__((noinline)) void one(int64_t offset, int64_t channel, int64_t count) const {
+  // `count` neighbouring channels, from `channel` on, of some pixels.
+  __attribute__((noinline)) void operator()(const Places& places, int64_t pixels, int64_t channel,
+                                            int64_t count) const {
     with_element<A>(type, [&](auto element) {
-      using T = decltype(element);
-      with_kind<ACTIVATIONS>(
-          [&](auto kind) { loop<T, static_cast<Activation>(int64_t(kind))>(offset, channel, count); });
+      with_kind<ACTIVATIONS>([&](auto kind) {
+        using T = decltype(element);
+        constexpr Activation KIND = static_cast<Activation>(int64_t(kind));
+        epilogue.residual ? loop<T, KIND, true>(places, pixels, channel, count)
+                          : loop<T, KIND, false>(places, pixels, channel, count);
+      });
     });
   }
 
+ private:
   template <int64_t KIND, class F>
   ALWAYS_INLINE void with_kind(const F& f) const {
     if (int64_t(epilogue.activation) == KIND)
@@ -68,30 +75,35 @@ class Finish {
       with_kind<KIND - 1>(f);
   }
 
-  template <class T, Activation KIND>
-  __attribute__((noinline)) void loop(int64_t offset, int64_t channel, int64_t count) const {
+  template <class T, Activation KIND, bool ADDS>
+  __attribute__((noinline)) void loop(const Places& places, int64_t pixels, int64_t channel,
+                                      int64_t count) const {
     constexpr int L = LANES<A>;
-    T* at = reinterpret_cast<T*>(const_cast<char*>(result)) + offset;
-    const T* added = epilogue.residual ? static_cast<const T*>(epilogue.residual) + offset : nullptr;
-    const A* scale = epilogue.scale ? static_cast<const A*>(epilogue.scale) + channel : nullptr;
-    const A* shift = epilogue.shift ? static_cast<const A*>(epilogue.shift) + channel : nullptr;
+    // What is not there changes no bit: 1 * x is x, and so is x + -0, also where x is -0.
+    A ones[L], zeros[L];
+    store(ones, Vector<A>{} + 1), store(zeros, -Vector<A>{});
+    const A* scale = epilogue.scale ? static_cast<const A*>(epilogue.scale) + channel : ones;
+    const A* shift = epilogue.shift ? static_cast<const A*>(epilogue.shift) + channel : zeros;
+    int64_t scales = epilogue.scale ? -1 : 0, shifts = epilogue.shift ? -1 : 0;  // masks of their offsets
+    const T* residual = static_cast<const T*>(epilogue.residual);
     A slope = A(epilogue.slope);
-    auto finished = [&](Vector<A> v, const auto& of) __attribute__((always_inline)) {
-      if (scale) v *= of(scale);
-      keep(v);  // else only some of the loop's copies would add the shift without rounding the product
-      if (shift) v += of(shift);
-      if (added) v += of(added);
-      return activated<KIND>(v, slope);
-    };
-    int64_t c = 0;
-    for (; c + L <= count; c += L)
-      store(
-          at + c,
-          finished(load(at + c), [&](auto* from) __attribute__((always_inline)) { return load(from + c); }));
-    if (c < count) {
-      int64_t rest = count - c;
-      auto some = [&](auto* from) __attribute__((always_inline)) { return load_first(from + c, rest); };
-      store_first(at + c, finished(some(static_cast<const T*>(at)), some), rest);
+    for (int64_t i = 0; i < pixels; ++i) {
+      int64_t offset = places[i];
+      if (offset < 0) continue;
+      T* at = static_cast<T*>(result) + offset;
+      auto finished = [&](int64_t c, const auto& of) __attribute__((always_inline)) {
+        Vector<A> v = of(static_cast<const T*>(at) + c) * of(scale + (c & scales)) + of(shift + (c & shifts));
+        if constexpr (ADDS) v += of(residual + offset + c);
+        return activated<KIND>(v, slope);
+      };
+      int64_t c = 0;
+      for (; c + L <= count; c += L)
+        store(at + c, finished(c, [](auto* from) __attribute__((always_inline)) { return load(from); }));
+      if (int64_t rest = count - c)
+        store_first(at + c,
+                    finished(
+                        c, [&](auto* from) __attribute__((always_inline)) { return load_first(from, rest); }),
+                    rest);
     }
   }
 };

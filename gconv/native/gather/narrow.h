@@ -195,8 +195,7 @@ class GatherNarrow {
       int64_t channel = part.from * lanes.per_block * g.results;
       int64_t last = minimum(g.result_channels(), part.to * lanes.per_block * g.results);
       int64_t first = (index * width.results + begin * width.step) * g.result_channels() + channel;
-      finish.pixels(pixels, channel, last - channel,
-                    [&](int64_t i) { return first + i * g.result_channels(); });
+      finish({nullptr, first, g.result_channels()}, pixels, channel, last - channel);
     }
   }
 

@@ -153,8 +153,8 @@ class GatherRows {
   // `count` pixels from one on, of the groups from one to another.
   void finish_pixels(int64_t first, int64_t count, int64_t from, int64_t to) const {
     if (finish.any())
-      finish.pixels(count, from * g.results, (to - from) * g.results,
-                    [&](int64_t i) { return (first + i) * g.result_channels() + from * g.results; });
+      finish({nullptr, first * g.result_channels() + from * g.results, g.result_channels()}, count,
+             from * g.results, (to - from) * g.results);
   }
 
   // A matrix product: `count` pixels of the groups from one to another.

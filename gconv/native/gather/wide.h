@@ -184,8 +184,7 @@ class GatherWide {
 
   void finish_groups(const List<int64_t>& results, int64_t from, int64_t to) const {
     if (finish.any())
-      finish.pixels(results.size, from * g.results, (to - from) * g.results,
-                    [&](int64_t i) { return results[i] + from * g.results; });
+      finish({results.data, from * g.results, 0}, results.size, from * g.results, (to - from) * g.results);
   }
 
   // Half precision: numbers the pixels that a table's taps meet, and puts these numbers into the table.

@@ -192,8 +192,7 @@ class GatherWinograd {
       }
     }
     if (finish.any())
-      finish.pixels(tiles * Q * 4, from * g.results, (to - from) * g.results,
-                    [&](int64_t i) { return outputs[i] < 0 ? -1 : outputs[i] + from * g.results; });
+      finish({outputs.data, from * g.results, 0}, tiles * Q * 4, from * g.results, (to - from) * g.results);
   }
 
   // Where the squares' sources lie, [depth tap][square][4][4] in bytes from x, and their results,
