@@ -92,7 +92,9 @@ class Finish {
       if (offset < 0) continue;
       T* at = static_cast<T*>(result) + offset;
       auto finished = [&](int64_t c, const auto& of) __attribute__((always_inline)) {
-        Vector<A> v = of(static_cast<const T*>(at) + c) * of(scale + (c & scales)) + of(shift + (c & shifts));
+        Vector<A> v = of(static_cast<const T*>(at) + c) * of(scale + (c & scales));
+        keep(v);  // rounded: else the sum would be one operation with it, in some of the loop's copies only
+        v += of(shift + (c & shifts));
         if constexpr (ADDS) v += of(residual + offset + c);
         return activated<KIND>(v, slope);
       };

@@ -258,7 +258,7 @@ ALWAYS_INLINE void keep(V& vector) {
 #elif defined(__aarch64__) && VECTOR_BYTES == 16
   __asm__("" : "+w"(vector));
 #else
-  (void)vector;
+  __asm__("" : "+m"(vector));  // of several registers, which only the fuzzer has
 #endif
 }
 
