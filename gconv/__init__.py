@@ -16,6 +16,7 @@ from gconv.acceleration import uninstall as uninstall
 from gconv.causal import causal_conv1d as causal_conv1d
 from gconv.explanation import explain as explain
 from gconv.explanation import implementations as implementations
+from gconv.fusion.fuse import fuse as fuse
 from gconv.layers import describe as describe
 from gconv.mesh.placement import natural_specs as natural_specs
 from gconv.native import register_kernels as register_kernels
@@ -42,6 +43,7 @@ __all__ = [
     "convolutions_saveable",
     "describe",
     "explain",
+    "fuse",
     "grouped_conv",
     "grouped_conv_transpose",
     "implementations",

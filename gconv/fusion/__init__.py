@@ -2,4 +2,15 @@
 
 activations   their names, and the functions of JAX that they are
 epilogue      the primitive: activation(scale * convolution + shift + residual)
+
+fuse          the function that users call: a traced function, rewritten
+report        what became of its convolutions
+arguments     arrays, which a compiled program takes, and the rest, which it is compiled for
+rewrite       the plans, and how a program runs by them
+chain         what follows a convolution, as far as it can be taken in
+convolutions  those of lax and of gconv
+channels      operands that vary along the channels only
+patterns      activations, found by what they compute
+spellings     the ways to write them
+program       a traced function as a graph
 """

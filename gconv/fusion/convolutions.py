@@ -1,0 +1,131 @@
+"""The convolutions of a program, whoever wrote them, as roles of geometries that something can follow."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jax import Array, lax
+from jax.sharding import AxisType
+
+from gconv import roles
+from gconv.acceleration.equation import read
+from gconv.acceleration.lowering import DROP_IN, equation_of
+from gconv.fusion import epilogue
+from gconv.fusion.activations import Activation
+from gconv.fusion.program import Atom, Node
+from gconv.geometry import Geometry
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def _same(array: Array) -> Array:
+    return array
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """What computes a node's result, and how that lies.
+
+    Attributes:
+      inputs: the node's operands that are the role's, and `operands` which of them is which.
+      parts: what follows the convolution already, in the node itself; likewise `activation`.
+      axis: of the result, the axis of its channels.
+      result, canonical: from the role's result to the node's, and back.
+    """
+
+    role: str
+    geometry: Geometry
+    inputs: tuple[Atom, ...]
+    operands: Callable[..., dict[str, Array]]
+    dtype: Any
+    precision: Any
+    implementation: str | None
+    axis: int
+    parts: dict[str, Atom] = field(default_factory=dict)
+    activation: Activation | None = None
+    result: Callable[[Array], Array] = _same
+    canonical: Callable[[Array], Array] = _same
+
+
+def is_convolution(node: Node) -> bool:
+    """Whether a node is a convolution of lax's or of gconv's."""
+    primitive = node.equation.primitive
+    return primitive in (lax.conv_general_dilated_p, epilogue.PRIMITIVE, *roles.PRIMITIVES.values())
+
+
+def convolution(node: Node) -> Convolution | str:
+    """What a node that is one computes, or why nothing can follow it."""
+    (result,) = node.outputs
+    if str(result.aval.dtype) not in FLOATS:
+        return f"results in {result.aval.dtype}"
+    if any(AxisType.Explicit in _mesh(a.aval).axis_types for a in (*node.inputs, result)):
+        return "on a mesh with explicit axes"
+    if node.equation.ctx.compute_type is not None:
+        return f"computed on {node.equation.ctx.compute_type}"
+    return _of_lax(node) if node.equation.primitive is lax.conv_general_dilated_p else _of_gconv(node)
+
+
+def describe(node: Node) -> str:
+    """The role, the window and the channels, in words."""
+    params = dict(node.params)
+    if "geometry" not in params:
+        equation = equation_of([a.aval for a in node.inputs], params)
+        reading = read(equation)
+        if isinstance(reading, str):
+            return f"window {tuple(equation.rhs_shape[i] for i in equation.dimension_numbers.rhs_spec[2:])}"
+        params = {"role": reading.role, "geometry": reading.geometry}
+    role = params.get("role") or next(r for r, p in roles.PRIMITIVES.items() if p is node.equation.primitive)
+    g = params["geometry"]
+    sizes = (g.filters, g.channels) if role == "x" else (g.channels, g.filters)
+    each = f"{sizes[0]} -> {sizes[1]} channels"
+    return f"{role}  window {g.window}, {each if g.groups == 1 else f'{g.groups} groups of {each}'}"
+
+
+def _mesh(aval):
+    return aval.sharding.mesh
+
+
+def _of_lax(node: Node) -> Convolution | str:
+    equation = equation_of([a.aval for a in node.inputs], node.params)
+    reading = read(equation)
+    if isinstance(reading, str):
+        return reading
+    if reading.role == "w":
+        return "a kernel gradient"
+    if equation.batch_group_count > 1:
+        return "groups in the batch"
+    batch, feature, *spatial = equation.dimension_numbers.out_spec
+    named = (node.equation.ctx.xla_metadata or {}).get(DROP_IN, "None")
+    return Convolution(
+        role=reading.role,
+        geometry=reading.geometry,
+        inputs=tuple(node.inputs),
+        operands=reading.operands,
+        dtype=node.outputs[0].aval.dtype,
+        precision=node.params["precision"],
+        implementation=None if named == "None" else named,
+        axis=feature,
+        result=lambda value: value.transpose(np.argsort((batch, *spatial, feature))),
+        canonical=lambda value: value.transpose((batch, *spatial, feature)),
+    )
+
+
+def _of_gconv(node: Node) -> Convolution | str:
+    params = node.params
+    role = params.get("role") or next(r for r, p in roles.PRIMITIVES.items() if p is node.equation.primitive)
+    if role == "w":
+        return "a kernel gradient"
+    first, second, *parts = node.inputs
+    return Convolution(
+        role=role,
+        geometry=params["geometry"],
+        inputs=(first, second),
+        operands=lambda *arrays: dict(zip(roles.OPERANDS[role], arrays, strict=True)),
+        dtype=params["dtype"],
+        precision=params["precision"],
+        implementation=params["implementation"],
+        axis=len(node.outputs[0].aval.shape) - 1,
+        parts=dict(zip(params.get("parts", ()), parts, strict=True)),
+        activation=params.get("activation"),
+    )

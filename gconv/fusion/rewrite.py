@@ -1,0 +1,202 @@
+"""A program in which convolutions take in what follows them: which do, and how it then runs."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.core import ShapedArray
+from jax.extend.core import ClosedJaxpr, Literal
+
+from gconv.dtypes import accumulator
+from gconv.fusion import epilogue
+from gconv.fusion.chain import Chain, changed, changed_back, follow
+from gconv.fusion.channels import Read
+from gconv.fusion.convolutions import Convolution, convolution, describe, is_convolution
+from gconv.fusion.program import Atom, Node, Program, Value, values
+from gconv.fusion.report import Fused
+
+# What repeats programs of its own or chooses among them; it stays what it is, and its programs are rewritten.
+AROUND = ("scan", "while", "cond", "jit", "pjit")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A convolution and the chain that it takes in.
+
+    Attributes:
+      hidden: the values that are then not computed any more.
+      needed: the values that it reads.
+    """
+
+    convolution: Convolution
+    chain: Chain
+    hidden: frozenset[Value]
+    needed: frozenset[Value]
+
+    @property
+    def place(self) -> int:
+        """Where it runs: in the place of its last node, where all that it reads has been computed."""
+        return max(node.place for node in self.chain.nodes)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Their names, as in a report."""
+        scales = any(name in ("mul", "div", "neg", "rsub") for name, _ in self.chain.affine)
+        shifts = any(name in ("add", "sub", "rsub") for name, _ in self.chain.affine)
+        given = {"scale": scales, "shift": shifts, "residual": self.chain.residual is not None}
+        activation = self.chain.activation
+        return (*(name for name, is_there in given.items() if is_there), *([activation.name] if activation else []))
+
+
+class Rewritten:
+    """A program with its plans.
+
+    Attributes:
+      rows: of the report, one for each convolution, also of inner programs.
+      is_changed: whether any convolution takes anything in.
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        self._plans: dict[int, Plan] = {}  # by the place where they run
+        self._left_out: set[Node] = set()
+        self._inner: dict[Node, dict[str, Any]] = {}  # changed parameters
+        rows: dict[int, list[Fused]] = {}
+        # From the last to the first: of two convolutions that are added, the one that is computed later takes in the sum.
+        for node in reversed(program.nodes):
+            if is_convolution(node):
+                rows[node.place] = [self._row(node)]
+            elif node.name in AROUND:
+                rows[node.place] = self._rewrite_inner(node)
+        self.rows = [row for place in sorted(rows) for row in rows[place]]
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self._plans or self._inner)
+
+    def run(self, *arrays) -> list[Array]:
+        """The results, given the constants of the program and its arguments."""
+        env: dict[Value, Any] = {**self.program.constants, **dict(zip(self.program.inputs, arrays, strict=True))}
+        read = lambda atom: atom.val if isinstance(atom, Literal) else env[atom]
+        for node in self.program.nodes:
+            if plan := self._plans.get(node.place):
+                env[plan.chain.value] = _run(plan, read)
+            elif node not in self._left_out:
+                results = node.bind([read(a) for a in node.inputs], self._inner.get(node))
+                env.update(zip(node.outputs, results, strict=True))
+        return [read(a) for a in self.program.outputs]
+
+    def _row(self, node: Node) -> Fused:
+        what = describe(node)
+        conv = convolution(node)
+        if isinstance(conv, str):
+            return Fused(what, (), conv)
+        if not node.outputs[0].readers and not node.outputs[0].is_result:
+            return Fused(what, (), "its result is not used")
+        chains, reason = follow(node, conv)
+        for chain in reversed(chains):
+            plan = _plan(node, conv, chain)
+            if self._fits(plan, node):
+                self._plans[plan.place] = plan
+                self._left_out.update(chain.nodes, [node])
+                return Fused(what, plan.parts, reason)
+            reason = "what follows it is taken in by another convolution"
+        return Fused(what, (), reason)
+
+    def _fits(self, plan: Plan, node: Node) -> bool:
+        """Whether no plan leaves out what another one reads or runs."""
+        plans = [*self._plans.values(), plan]
+        hidden, needed = ({v for p in plans for v in getattr(p, name)} for name in ("hidden", "needed"))
+        return not hidden & needed and self._left_out.isdisjoint([*plan.chain.nodes, node])
+
+    def _rewrite_inner(self, node: Node) -> list[Fused]:
+        """Rewrites the programs of a loop, a condition or a jit, as long as they remain programs of the same types."""
+        rows: list[Fused] = []
+        params = dict(node.params)
+        for name, value in node.params.items():
+            several = isinstance(value, (tuple, list))
+            programs = value if several else (value,)
+            if not programs or not all(isinstance(p, ClosedJaxpr) for p in programs):
+                continue
+            written = [Rewritten(Program(p)) for p in programs]
+            retraced = [_retraced(p, w) if w.is_changed else p for p, w in zip(programs, written, strict=True)]
+            if all(r is not None for r in retraced):
+                params[name] = tuple(retraced) if several else retraced[0]
+                rows += [row for w in written for row in w.rows]
+            else:
+                reason = f"inside a {node.name} whose types are not known to stay"
+                rows += [Fused(row.convolution, (), reason) for w in written for row in w.rows]
+        if any(params[name] is not value for name, value in node.params.items() if isinstance(value, ClosedJaxpr)) or any(
+            p is not q
+            for name, value in node.params.items()
+            if isinstance(value, (tuple, list))
+            for p, q in zip(value, params[name], strict=True)
+        ):
+            self._inner[node] = params
+        return rows
+
+
+def _plan(node: Node, conv: Convolution, chain: Chain) -> Plan:
+    hidden = {v for inner in (node, *chain.nodes) for v in inner.outputs} - {chain.value}
+    read: list[Atom] = [*conv.inputs, *conv.parts.values()]
+    read += [v for _, found in chain.affine if found is not None for v in found.values]
+    read += [chain.residual] if chain.residual is not None else []
+    return Plan(conv, chain, frozenset(hidden), frozenset(values(read)))
+
+
+def _retraced(closed: ClosedJaxpr, written: Rewritten) -> ClosedJaxpr | None:
+    """An inner program with its plans, or None where its arguments are no arrays or its results would be of other types."""
+    avals = closed.in_avals
+    if not all(isinstance(aval, ShapedArray) for aval in avals):
+        return None
+    like = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
+    traced = jax.make_jaxpr(partial(written.run, *closed.consts))(*like)
+    same = traced.in_avals == closed.in_avals and traced.out_avals == closed.out_avals and traced.effects == closed.effects
+    return traced if same else None
+
+
+# --- how a plan runs --------------------------------------------------------------------------------------------------
+
+
+def _run(plan: Plan, read: Read) -> Array:
+    conv, chain = plan.convolution, plan.chain
+    parts: dict[str, Any] = {name: read(a) for name, a in conv.parts.items()}
+    parts["scale"], parts["shift"] = _composed(plan, parts.get("scale"), parts.get("shift"), read)
+    if chain.residual is not None:
+        parts["residual"] = conv.canonical(changed_back(jnp.asarray(read(chain.residual)), chain.layouts[: chain.residual_at]))
+    value = epilogue.bind(
+        conv.role,
+        conv.operands(*map(read, conv.inputs)),
+        geometry=conv.geometry,
+        dtype=conv.dtype,
+        precision=conv.precision,
+        implementation=conv.implementation,
+        activation=chain.activation or conv.activation,
+        **parts,
+    )
+    return changed(conv.result(value), chain.layouts)
+
+
+def _composed(plan: Plan, scale, shift, read: Read) -> tuple[Any, Any]:
+    """All sums and factors as one factor and one sum, `(channels,)` or None each, in the type of sums."""
+    g, wide = plan.convolution.geometry, accumulator(plan.convolution.dtype)
+    size = g.out_channels if plan.convolution.role == "y" else g.in_channels
+    times = lambda a, b: b if a is None else a * b
+    for name, found in plan.chain.affine:
+        if name in ("neg", "rsub"):
+            minus = jnp.full(size, -1, wide)
+            scale, shift = times(scale, minus), None if shift is None else -shift
+        if found is None:
+            continue
+        operand = jnp.broadcast_to(found.compute(read).astype(wide), (size,))
+        if name in ("add", "add_any", "rsub"):
+            shift = operand if shift is None else shift + operand
+        elif name == "sub":
+            shift = -operand if shift is None else shift - operand
+        else:
+            factor = 1 / operand if name == "div" else operand
+            scale, shift = times(scale, factor), None if shift is None else shift * factor
+    return scale, shift
