@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import Literal
 
 from gconv.fusion.program import Atom, Node, Value, typeof, values
 
@@ -34,7 +33,7 @@ def channels(atom: Atom, axis: int, depth: int = DEPTH) -> Channels | None:
     if not jnp.issubdtype(typeof(atom).dtype, jnp.floating):
         return None
     if _is_line(shape, axis):
-        return Channels((), lambda read: read(atom).reshape(-1)) if isinstance(atom, Literal) else _line(atom)
+        return _line(atom)
     node = atom.node if isinstance(atom, Value) else None
     if node is None or node.equation.ctx.compute_type is not None:
         return None
@@ -42,9 +41,8 @@ def channels(atom: Atom, axis: int, depth: int = DEPTH) -> Channels | None:
         return _of_broadcast(node, axis)
     if node.name not in ELEMENTWISE or not depth:
         return None
-    parts = [channels(a, axis, depth - 1) for a in node.inputs]
-    found = [part for part in parts if part is not None]
-    if len(found) < len(parts):
+    found = [part for a in node.inputs if (part := channels(a, axis, depth - 1)) is not None]
+    if len(found) < len(node.inputs):
         return None
 
     def compute(read: Read) -> Array:
@@ -59,16 +57,12 @@ def _is_line(shape: tuple, axis: int) -> bool:
     return all(n == 1 for i, n in enumerate(shape) if i != axis)
 
 
-def _line(value: Value) -> Channels:
-    return Channels((value,), lambda read: jnp.asarray(read(value)).reshape(-1))
+def _line(atom: Atom) -> Channels:
+    return Channels(tuple(values([atom])), lambda read: jnp.asarray(read(atom), typeof(atom).dtype).reshape(-1))
 
 
 def _of_broadcast(node: Node, axis: int) -> Channels | None:
-    """A broadcast repeats axes that it adds, and those of size 1."""
+    """A broadcast repeats the axes that it adds, and those of size 1."""
     (operand, *sizes), dims = node.inputs, node.params["broadcast_dimensions"]
-    if sizes:
-        return None
     others = [n for n, to in zip(typeof(operand).shape, dims, strict=True) if to != axis]
-    if any(n != 1 for n in others):
-        return None
-    return next(iter([_line(v) for v in values([operand])]), Channels((), lambda read: jnp.asarray(read(operand)).reshape(-1)))
+    return None if sizes or any(n != 1 for n in others) else _line(operand)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from gconv.fusion.activations import SLOPE, Activation
 from gconv.fusion.program import Atom, Node, Program, Value, scalar, values
@@ -115,5 +114,5 @@ def _unified(pattern: Pattern, wanted: list[Atom], inputs: list[Atom], bound: Bo
     return more
 
 
-def _same_number(a: np.generic | None, b: np.generic) -> bool:
+def _same_number(a: Any, b: Any) -> bool:
     return a is not None and a.dtype == b.dtype and a.tobytes() == b.tobytes()

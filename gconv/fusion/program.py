@@ -131,14 +131,16 @@ def values(atoms: Sequence[Atom]) -> Iterator[Value]:
     return (a for a in atoms if isinstance(a, Value))
 
 
-def scalar(atom: Atom) -> np.generic | None:
+def scalar(atom: Atom) -> Any:
     """The number that an atom is known to be everywhere, in its own type, or None."""
     if isinstance(atom, Literal):
         number: Any = np.asarray(atom.val)
     else:
         passed_on = ("broadcast_in_dim", "convert_element_type", "copy", "reshape")
         number = scalar(atom.node.inputs[0]) if atom.node is not None and atom.node.name in passed_on else None
-    return None if number is None or number.shape else np.asarray(number).astype(typeof(atom).dtype)[()]
+    if number is None or number.shape:
+        return None
+    return np.asarray(number).astype(typeof(atom).dtype)[()]
 
 
 def _called(equation: JaxprEqn) -> ClosedJaxpr | None:

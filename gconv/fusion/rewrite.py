@@ -1,5 +1,6 @@
 """A program in which convolutions take in what follows them: which do, and how it then runs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Literal, jaxprs_in_params
 
 from gconv.dtypes import accumulator
 from gconv.fusion import epilogue
@@ -71,6 +72,8 @@ class Rewritten:
                 rows[node.place] = [self._row(node)]
             elif node.name in AROUND:
                 rows[node.place] = self._rewrite_inner(node)
+            else:
+                rows[node.place] = _untouched(jaxprs_in_params(node.params), f"inside a {node.name}")
         self.rows = [row for place in sorted(rows) for row in rows[place]]
 
     @property
@@ -113,30 +116,34 @@ class Rewritten:
         return not hidden & needed and self._left_out.isdisjoint([*plan.chain.nodes, node])
 
     def _rewrite_inner(self, node: Node) -> list[Fused]:
-        """Rewrites the programs of a loop, a condition or a jit, as long as they remain programs of the same types."""
+        """Rewrites the programs of a loop, a condition or a jit, as long as their types stay what they are."""
         rows: list[Fused] = []
-        params = dict(node.params)
         for name, value in node.params.items():
             several = isinstance(value, (tuple, list))
             programs = value if several else (value,)
             if not programs or not all(isinstance(p, ClosedJaxpr) for p in programs):
                 continue
             written = [Rewritten(Program(p)) for p in programs]
-            retraced = [_retraced(p, w) if w.is_changed else p for p, w in zip(programs, written, strict=True)]
-            if all(r is not None for r in retraced):
-                params[name] = tuple(retraced) if several else retraced[0]
-                rows += [row for w in written for row in w.rows]
-            else:
-                reason = f"inside a {node.name} whose types are not known to stay"
-                rows += [Fused(row.convolution, (), reason) for w in written for row in w.rows]
-        if any(params[name] is not value for name, value in node.params.items() if isinstance(value, ClosedJaxpr)) or any(
-            p is not q
-            for name, value in node.params.items()
-            if isinstance(value, (tuple, list))
-            for p, q in zip(value, params[name], strict=True)
-        ):
-            self._inner[node] = params
+            after = [_retraced(p, w) if w.is_changed else p for p, w in zip(programs, written, strict=True)]
+            if any(p is None for p in after):
+                rows += _untouched(programs, f"inside a {node.name} whose types would not stay")
+                continue
+            rows += [row for w in written for row in w.rows]
+            if any(w.is_changed for w in written):
+                self._inner.setdefault(node, dict(node.params))[name] = tuple(after) if several else after[0]
         return rows
+
+
+def _untouched(programs: Iterable, reason: str) -> list[Fused]:
+    """The rows of the convolutions of programs that stay as they are."""
+    rows = []
+    for program in programs:
+        for equation in getattr(program, "jaxpr", program).eqns:
+            node = Node(equation, equation.invars)
+            if is_convolution(node):
+                rows.append(Fused(describe(node), (), reason))
+            rows += _untouched(jaxprs_in_params(equation.params), reason)
+    return rows
 
 
 def _plan(node: Node, conv: Convolution, chain: Chain) -> Plan:
