@@ -9,7 +9,7 @@ from jax import Array
 from gconv.fusion.program import Atom, Node, Value, typeof, values
 
 # Operations of one number for each channel that can be done on those numbers alone.
-ELEMENTWISE = ("add", "sub", "mul", "div", "neg", "sqrt", "rsqrt", "convert_element_type", "copy")
+ELEMENTWISE = ("add", "sub", "mul", "div", "neg", "sqrt", "rsqrt", "convert_element_type", "copy", "pvary", "pcast")
 DEPTH = 16  # of such operations, one on another
 
 Read = Callable[[Atom], Array]

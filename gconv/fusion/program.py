@@ -136,7 +136,7 @@ def scalar(atom: Atom) -> Any:
     if isinstance(atom, Literal):
         number: Any = np.asarray(atom.val)
     else:
-        passed_on = ("broadcast_in_dim", "convert_element_type", "copy", "reshape")
+        passed_on = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "pvary", "pcast")
         number = scalar(atom.node.inputs[0]) if atom.node is not None and atom.node.name in passed_on else None
     if number is None or number.shape:
         return None
