@@ -117,7 +117,7 @@ def _equations(jaxpr) -> Iterator:
 
 def _flops(equation) -> int:
     result = math.prod(equation.outvars[0].aval.shape)
-    if equation.primitive.name == "grouped_conv_y":
+    if equation.primitive.name in ("grouped_conv_y", "grouped_conv_epilogue"):
         g = equation.params["geometry"]
         return 2 * result * math.prod(g.window) * g.channels
     if equation.primitive.name == "dot_general":

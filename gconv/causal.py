@@ -1,6 +1,6 @@
 """Causal depthwise convolution over time, for sequence models that train on whole sequences and decode step by step."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,14 @@ from jax.typing import ArrayLike
 from gconv import backends
 from gconv.arrays import as_array
 from gconv.dtypes import accumulator
+from gconv.fusion import activations, epilogue
 from gconv.naming import translating
-from gconv.op import grouped_conv, per_channel
+from gconv.op import grouped_conv
 from gconv.options import did_you_mean
-from gconv.typing import Activation, Implementation, Precision
+from gconv.typing import Implementation, Precision
 
-ACTIVATIONS = (None, "silu", "swish")
+SILU = activations.Activation("silu")
+SILU_NAMES = (SILU.name, *(other for other, name in activations.ALIASES.items() if name == SILU.name))
 
 
 @translating
@@ -25,7 +27,7 @@ def causal_conv1d(
     bias: ArrayLike | None = None,
     *,
     state: ArrayLike | None = None,
-    activation: Activation | None = None,
+    activation: Literal["silu", "swish"] | None = None,
     segment_ids: ArrayLike | None = None,
     implementation: Implementation | None = None,
     precision: Precision = None,
@@ -86,18 +88,19 @@ def causal_conv1d(
     before = [(0, 0)] * (x.ndim - 2) + [(window - 1, 0), (0, 0)]
     inputs = jnp.pad(x, before) if state is None else jnp.concatenate([state, x], axis=-2)
     new_state = inputs[..., time:, :]
+    silu = None if activation is None else SILU
     if time == 0:
         y = x.astype(dtype)
     elif segment_ids is not None:
         first = jnp.broadcast_to(segment_ids[..., :1], (*x.shape[:-2], window - 1))
         ids = jnp.concatenate([first, segment_ids], axis=-1)
-        y = _sum_within_segments(inputs, ids, kernel, bias, dtype)
+        y = epilogue.finish(_sum_within_segments(inputs, ids, kernel, bias, dtype), {}, silu)
         new_state = jnp.where(_in_last_segment(ids[..., time - 1 :])[..., 1:, None], new_state, 0)
     else:  # a convolution pads zeros itself
         source = x if state is None else inputs
-        options: dict[str, Any] = dict(implementation=implementation, precision=precision)
+        options: dict[str, Any] = dict(activation=silu, implementation=implementation, precision=precision)
         y = grouped_conv(source, kernel, bias, groups="channel-wise", padding="causal" if state is None else 0, **options)
-    return (y if activation is None else _silu(y)), new_state
+    return y, new_state
 
 
 def _sum_within_segments(inputs: Array, ids: Array, kernel: Array, bias: Array | None, dtype) -> Array:
@@ -116,17 +119,13 @@ def _sum_within_segments(inputs: Array, ids: Array, kernel: Array, bias: Array |
         same &= ids[..., k : k + time] == ids[..., k + 1 : k + 1 + time]
         # Before the product, so that the NaN of another segment is in no gradient either.
         total += jnp.where(same[..., None], inputs[..., k : k + time, :], 0) * weights[k]
-    return (total if bias is None else total + per_channel(bias.astype(wide), total.ndim)).astype(dtype)
+    # With as many axes as the sum: JAX can be told to refuse fewer (numpy_rank_promotion).
+    return (total if bias is None else total + bias.astype(wide).reshape((1,) * (total.ndim - 1) + bias.shape)).astype(dtype)
 
 
 def _in_last_segment(ids: Array) -> Array:
     """Where all samples from here to the end have the same id."""
     return lax.cummin((ids == ids[..., -1:]).astype(jnp.int8), axis=ids.ndim - 1, reverse=True) == 1
-
-
-def _silu(y: Array) -> Array:
-    """`y * sigmoid(y)`, in float32 where `y` is narrower."""
-    return jax.nn.silu(y.astype(accumulator(y.dtype))).astype(y.dtype)
 
 
 def _check_arrays(x, kernel, bias, state, segment_ids) -> None:
@@ -160,8 +159,8 @@ def _check_arrays(x, kernel, bias, state, segment_ids) -> None:
 
 
 def _check_options(activation, dtype, implementation, segment_ids) -> None:
-    if activation not in ACTIVATIONS:
-        near = did_you_mean(activation, ("silu", "swish")) if isinstance(activation, str) else ""
+    if activation not in (None, *SILU_NAMES):
+        near = did_you_mean(activation, SILU_NAMES) if isinstance(activation, str) else ""
         works = near or f" Apply another one to the result: {_another(activation)}."
         raise ValueError(f'`activation` must be None, "silu" or "swish", got {activation!r}.{works}')
     if activation is not None and not jnp.issubdtype(dtype, jnp.inexact):

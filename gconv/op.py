@@ -14,16 +14,16 @@ from jax import Array
 from jax.lax import conv_general_dilated
 from jax.typing import ArrayLike, DTypeLike
 
-from gconv import backends, roles
+from gconv import backends
 from gconv.arrays import check_array
-from gconv.dtypes import accumulator
+from gconv.fusion import activations, epilogue
 from gconv.geometry import Geometry, check_bias, geometry, transposed_geometry
 from gconv.mesh import sharding
 from gconv.mistakes import other_layout
 from gconv.naming import translating
 from gconv.options import check_fill_of_dilated, parse_padding_value, per_axis
 from gconv.padding import dilated, padded
-from gconv.typing import Groups, Implementation, Padding, PaddingValue, PerAxis, Precision
+from gconv.typing import Activation, Groups, Implementation, Padding, PaddingValue, PerAxis, Precision
 
 _CONFIG: Any = jax.config  # its options are attributes that not every version of its types knows
 
@@ -40,6 +40,8 @@ def grouped_conv(
     dilation: PerAxis = 1,
     input_dilation: PerAxis = 1,
     padding_value: PaddingValue = 0,
+    activation: Activation | None = None,
+    residual: ArrayLike | None = None,
     implementation: Implementation | None = None,
     precision: Precision = None,
     preferred_element_type: DTypeLike | None = None,
@@ -51,6 +53,7 @@ def grouped_conv(
         y[..., g*K:(g+1)*K] = conv(x[..., g*J:(g+1)*J], kernel[..., g*K:(g+1)*K])
 
     where `conv` is the usual cross-correlation of deep learning, `y[n] = sum_k x[n * stride + k * dilation - low] kernel[k]`.
+    What follows it in a network is computed with it: `activation(y + bias + residual)`.
 
     >>> import jax.numpy as jnp, gconv
     >>> x = jnp.ones((8, 32, 32, 6))
@@ -61,7 +64,7 @@ def grouped_conv(
 
     Args:
       x: `(*batch, *spatial, C_in)`; any number of batch axes, also none; 1, 2 or 3 spatial axes, as many as the kernel has.
-        Any floating, complex or integer dtype. `x`, `kernel` and `bias` are promoted to a common one.
+        Any floating, complex or integer dtype. `x`, `kernel`, `bias` and `residual` are promoted to a common one.
       kernel: `(*window, C_in / groups, C_out)`, output channel `group * filters_per_group + filter`: the layout of Flax's
         `Conv`. MATLAB's per-group layout converts with `gconv.interop.kernel_from_matlab`.
       bias: `(C_out,)` or None.
@@ -77,6 +80,11 @@ def grouped_conv(
         must be added to `x` before.
       padding_value: what to add: a number, or `"symmetric-include-edge"`, `"symmetric-exclude-edge"`, `"replicate"`,
         `"circular"` (NumPy's modes `symmetric`, `reflect`, `edge`, `wrap`; amounts larger than the input repeat as there).
+      activation: what the result goes through: None, a name of `jax.nn`'s such as `"relu"`, or a function of an array. On CPU
+        the kernels apply `relu`, `relu6`, `leaky_relu`, `sigmoid`, `silu`, `hard_sigmoid`, `hard_silu`, `tanh` and `gelu`
+        (`"gelu"` and `jax.nn.gelu` by tanh, `"gelu_exact"` by erf), by name or as the function of `jax.nn`, while they hold
+        the results. Half precision goes through them in float32. Every other function is applied to the result.
+      residual: an array of the result's shape that is added before the activation, or None.
       implementation: None to let gconv choose for each platform when the program is lowered, or a name of
         `gconv.implementations()`, which runs or raises with the reason.
       precision: as in `jax.lax.conv_general_dilated`; also for the gradients. None takes the `jax.default_matmul_precision` in
@@ -99,7 +107,8 @@ def grouped_conv(
     bfloat16 accumulate in float32. Semantics of padding and groups: MATLAB's `groupedConvolution2dLayer`.
     """
     backends.check_name(implementation)
-    arrays = _as_arrays(x=x, kernel=kernel, bias=bias)
+    arrays = _as_arrays(x=x, kernel=kernel, bias=bias, residual=residual)
+    finish = activations.parse(activation)
     fill = parse_padding_value(padding_value)
     options: dict[str, Any] = dict(strides=strides, padding=padding, dilation=dilation, input_dilation=input_dilation)
     batch, geom = _checked("x", partial(geometry, groups=groups, **options), *_shapes(arrays))
@@ -107,15 +116,17 @@ def grouped_conv(
     check_fill_of_dilated(fill, factors)
     if bias is not None:
         check_bias(arrays[2].shape, geom.out_channels, geom.groups)
+    shape = (*batch, *geom.output, geom.out_channels)
+    _check_epilogue(arrays, shape, activation, finish)
 
-    def run(x, kernel, bias):
+    def run(x, kernel, bias, residual):
         x = x.reshape(math.prod(batch), *x.shape[len(batch) :])
         x, rest, zeros = padded(x, geom, fill, factors)
         role, operands, rest = dilated(x, kernel, rest, zeros)
-        return _run(role, operands, rest, batch, bias, implementation, precision, preferred_element_type)
+        return _run(role, operands, rest, shape, bias, residual, finish, **how)
 
-    shape = (*batch, *geom.output, geom.out_channels)
-    return sharding.in_auto_axes(run, shape, geom.groups, len(batch), *arrays)
+    how = dict(implementation=implementation, precision=precision, preferred=preferred_element_type)
+    return _applied(finish, sharding.in_auto_axes(run, shape, geom.groups, len(batch), *arrays))
 
 
 @translating
@@ -129,6 +140,8 @@ def grouped_conv_transpose(
     padding: Padding = 0,
     dilation: PerAxis = 1,
     output_padding: PerAxis = 0,
+    activation: Activation | None = None,
+    residual: ArrayLike | None = None,
     implementation: Implementation | None = None,
     precision: Precision = None,
     preferred_element_type: DTypeLike | None = None,
@@ -156,49 +169,51 @@ def grouped_conv_transpose(
         make the result `spatial * strides` long.
       output_padding: surplus at the end, to choose among the sizes that a strided convolution maps to the same one; smaller
         than the stride or the dilation.
-      strides, dilation, implementation, precision, preferred_element_type: as in `grouped_conv`.
+      residual: an array of the result's shape that is added before the activation, or None.
+      strides, dilation, activation, implementation, precision, preferred_element_type: as in `grouped_conv`.
 
     Returns:
       `(*batch, *size, C_in)`, `size = (spatial - 1) * stride - low - high + (window - 1) * dilation + 1 + output_padding`.
     """
     backends.check_name(implementation)
-    arrays = _as_arrays(y=y, kernel=kernel, bias=bias)
+    arrays = _as_arrays(y=y, kernel=kernel, bias=bias, residual=residual)
+    finish = activations.parse(activation)
     options: dict[str, Any] = dict(strides=strides, padding=padding, dilation=dilation, output_padding=output_padding)
     batch, geom = _checked("y", partial(transposed_geometry, groups=groups, **options), *_shapes(arrays))
     if bias is not None:
         check_bias(arrays[2].shape, geom.in_channels, geom.groups)
-
-    def run(y, kernel, bias):
-        y = y.reshape(math.prod(batch), *y.shape[len(batch) :])
-        return _run("x", {"y": y, "w": kernel}, geom, batch, bias, implementation, precision, preferred_element_type)
-
     shape = (*batch, *geom.spatial, geom.in_channels)
-    return sharding.in_auto_axes(run, shape, geom.groups, len(batch), *arrays)
+    _check_epilogue(arrays, shape, activation, finish)
+
+    def run(y, kernel, bias, residual):
+        y = y.reshape(math.prod(batch), *y.shape[len(batch) :])
+        return _run("x", {"y": y, "w": kernel}, geom, shape, bias, residual, finish, **how)
+
+    how = dict(implementation=implementation, precision=precision, preferred=preferred_element_type)
+    return _applied(finish, sharding.in_auto_axes(run, shape, geom.groups, len(batch), *arrays))
 
 
-def _run(role, operands, geom, batch, bias, implementation, precision, preferred_element_type):
+def _run(role, operands, geom, shape, bias, residual, finish, *, implementation, precision, preferred):
+    """The role and what the epilogue knows of what follows it, of the result's shape `(*batch, *spatial, channels)`."""
     precision = precision_in_force(precision)
-    result = roles.bind(
+    batch = len(shape) - geom.rank - 1
+    result = epilogue.bind(
         role,
-        sharding.equally_varying(operands),
+        operands,
         geometry=geom,
-        dtype=result_dtype(operands["w"].dtype, precision, preferred_element_type),
+        dtype=result_dtype(operands["w"].dtype, precision, preferred),
         precision=precision,
         implementation=implementation,
+        shift=bias,
+        residual=None if residual is None else residual.reshape(math.prod(shape[:batch]), *shape[batch:]),
+        activation=finish if isinstance(finish, activations.Activation) else None,
     )
-    result = result.reshape(*batch, *result.shape[1:])
-    return result if bias is None else _add_bias(result, bias)
+    return result.reshape(shape)
 
 
-def _add_bias(result: Array, bias: Array) -> Array:
-    """Half precision is added in float32, because the bias' gradient is summed in the type of this addition."""
-    wide = accumulator(result.dtype)
-    return (result.astype(wide) + per_channel(bias.astype(wide), result.ndim)).astype(result.dtype)
-
-
-def per_channel(values: Array, ndim: int) -> Array:
-    """`(channels,)` with as many axes as what it is combined with: JAX can be told to refuse fewer (numpy_rank_promotion)."""
-    return values.reshape((1,) * (ndim - 1) + values.shape)
+def _applied(finish: activations.Function | None, result: Array) -> Array:
+    """The result through an activation that the epilogue does not know."""
+    return result if finish is None or isinstance(finish, activations.Activation) else finish(result)
 
 
 def _shapes(arrays: list) -> list[tuple]:
@@ -218,11 +233,24 @@ def _as_arrays(**arguments) -> list:
     for name, a in arguments.items():
         if isinstance(a, (int, str)) and name == "bias":
             raise TypeError(f"`bias` must be an array or None, got {a!r}. Options have names: groups={a!r}.")
-        if not (a is None and name == "bias"):
+        if not (a is None and name in ("bias", "residual")):
             check_array(name, a)
     arrays = [None if a is None else jnp.asarray(a) for a in arguments.values()]
     dtype = jnp.result_type(*(a for a in arrays if a is not None))
     return [None if a is None else a.astype(dtype) for a in arrays]
+
+
+def _check_epilogue(arrays: list, shape: tuple, activation, finish) -> None:
+    """That the residual has the result's shape, and that an activation of the kernels' meets a type that it is made for."""
+    dtype, residual = arrays[0].dtype, arrays[3]
+    if residual is not None and residual.shape != shape:
+        raise ValueError(
+            f"`residual` must have the result's shape, {shape}, got {residual.shape}. What works, where it broadcasts: "
+            f"jnp.broadcast_to(residual, {shape})."
+        )
+    floating = jnp.issubdtype(dtype, jnp.inexact)
+    if not floating and isinstance(finish, activations.Activation) and finish.name != "relu":
+        raise TypeError(f"`activation`={activation!r} needs a floating dtype, got {dtype}. x.astype('float32') would work.")
 
 
 def result_dtype(dtype, precision, preferred):

@@ -21,7 +21,29 @@ PaddingValue = complex | PaddingMode
 Groups = int | Literal["channel-wise"]
 NumChannelsPerGroup = int | Literal["auto"] | None
 Implementation = Literal["native", "xla", "lax"]
-Activation = Literal["silu", "swish"]
+ActivationName = Literal[
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "sigmoid",
+    "silu",
+    "swish",
+    "hard_sigmoid",
+    "hard_silu",
+    "hard_swish",
+    "tanh",
+    "gelu",
+    "gelu_tanh",
+    "gelu_exact",
+    "gelu_erf",
+    "elu",
+    "softplus",
+    "soft_sign",
+    "selu",
+    "celu",
+    "mish",
+]
+Activation = ActivationName | Callable[[Any], Any]
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 Sharding = NamedSharding | PartitionSpec | None
 Solver = Literal["sgdm", "rmsprop", "adam"]
@@ -47,6 +69,7 @@ Schedule = Callable[[jax.Array], jax.Array | float]
 
 __all__ = [
     "Activation",
+    "ActivationName",
     "Array",
     "BiasInit",
     "BiasInitName",

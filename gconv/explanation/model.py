@@ -18,6 +18,7 @@ from gconv import backends, roles
 from gconv.acceleration.equation import read
 from gconv.acceleration.lowering import equation_of, is_taken
 from gconv.dtypes import wider
+from gconv.fusion import epilogue
 
 SCOPE = "gconv:"  # before the number of a layer, in the names of what it traces
 ELSEWHERE = "(elsewhere)"
@@ -197,10 +198,11 @@ def _jaxprs(eqn) -> list:
 def _cost(eqn, platform: str) -> tuple[str, int] | None:
     name, params = eqn.primitive.name, eqn.params
     avals = [v.aval for v in eqn.invars]
-    role = next((r for r, p in roles.PRIMITIVES.items() if p is eqn.primitive), None)
+    own = params.get("role") if eqn.primitive is epilogue.PRIMITIVE else None
+    role = own or next((r for r, p in roles.PRIMITIVES.items() if p is eqn.primitive), None)
     if role is not None:
         g, batch = params["geometry"], avals[0].shape[0]
-        by = backends.choose(role, g, _operand(avals), platform, batch, params["implementation"])
+        by = backends.choose(role, g, _operand(avals[:2]), platform, batch, params["implementation"])
         return by, 2 * backends.products(g, batch)
     if eqn.primitive is lax.conv_general_dilated_p:
         equation = equation_of(avals, params)

@@ -1,4 +1,7 @@
-"""The activations that a convolution can end with: their names, and the functions of JAX that they are."""
+"""What a layer can end with: the names of activations, and the functions of JAX that they are.
+
+Those in FUNCTIONS the kernels know. The names in OTHERS stand for functions of `jax.nn` that are applied to the result.
+"""
 
 import functools
 from collections.abc import Callable
@@ -22,6 +25,7 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
     "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
 }
 ALIASES = {"swish": "silu", "hard_swish": "hard_silu", "gelu_tanh": "gelu", "gelu_erf": "gelu_exact"}
+OTHERS = ("elu", "softplus", "soft_sign", "selu", "celu", "mish")
 # Of leaky_relu, in JAX and in Flax.
 SLOPE = 0.01
 
@@ -41,8 +45,11 @@ class Activation(NamedTuple):
         return jax.nn.leaky_relu(x, self.slope) if self.name == "leaky_relu" else FUNCTIONS[self.name](x)
 
 
-def parse(activation: Any) -> Activation | Callable | None:
-    """What a user may write, as an Activation where the kernels know it, else the function itself, or None.
+Function = Activation | Callable[..., Array]
+
+
+def parse(activation: Any) -> Function | None:
+    """What a user may write, as an Activation where the kernels know it, else as a function, or None.
 
     Raises:
       ValueError: a name that is none of these, with the nearest one.
@@ -53,10 +60,12 @@ def parse(activation: Any) -> Activation | Callable | None:
         name = ALIASES.get(activation, activation)
         if name in FUNCTIONS:
             return Activation(name)
+        if name in OTHERS:
+            return getattr(jax.nn, name)
     elif callable(activation):
         return known(activation) or activation
-    near = did_you_mean(activation, [*FUNCTIONS, *ALIASES]) if isinstance(activation, str) else ""
-    works = near or f" Names that work: {', '.join(FUNCTIONS)}."
+    near = did_you_mean(activation, [*FUNCTIONS, *ALIASES, *OTHERS]) if isinstance(activation, str) else ""
+    works = near or f" Names that work: {', '.join((*FUNCTIONS, *OTHERS))}."
     raise ValueError(f"`activation` must be None, a name or a function of an array, got {activation!r}.{works}")
 
 
@@ -71,3 +80,11 @@ def known(function: Callable) -> Activation | None:
         slope = options.get("negative_slope", SLOPE)
         return Activation("leaky_relu", float(slope)) if isinstance(slope, (int, float)) else None
     return None if options else next((Activation(name) for name, f in FUNCTIONS.items() if f is plain), None)
+
+
+def canonical(activation: Any) -> str | Function | None:
+    """What a user may write, in one form for each activation: a name where there is one that says all."""
+    found = parse(activation)
+    if isinstance(found, Activation):
+        return found.name if found == Activation(found.name) else found
+    return activation

@@ -27,7 +27,6 @@ from gconv.mesh.sharding import equally_varying
 
 PRIMITIVE = Primitive("grouped_conv_epilogue")
 PARTS = backends.native.PARTS
-_CONFIG: Any = jax.config  # its options are attributes that its types do not know
 
 
 def bind(
@@ -55,25 +54,27 @@ def bind(
       is, from the convolution's result in `dtype`, and rounded once.
     """
     dtype = jnp.dtype(dtype)
-    wide = accumulator(dtype)
-    given = {"scale": scale, "shift": shift, "residual": residual}
-    parts = {name: a.astype(dtype if name == "residual" else wide) for name, a in given.items() if a is not None}
-    if not parts and activation is None:
-        return roles.bind(role, operands, geometry=geometry, dtype=dtype, precision=precision, implementation=implementation)
+    parts = typed({"scale": scale, "shift": shift, "residual": residual}, dtype)
     varying = equally_varying({**operands, **parts})
+    options = dict(geometry=geometry, dtype=dtype, precision=precision, implementation=implementation)
+    if not parts and activation is None:
+        return roles.bind(role, varying, **options)
     first, second = (varying[name] for name in roles.OPERANDS[role])
     return PRIMITIVE.bind(
         first,
         second,
         *(varying[name] for name in PARTS if name in parts),
         role=role,
-        geometry=geometry,
-        dtype=dtype,
-        precision=precision,
-        implementation=implementation,
         parts=tuple(name for name in PARTS if name in parts),
         activation=activation,
+        **options,
     )
+
+
+def typed(given: dict[str, Array | None], dtype) -> dict[str, Array]:
+    """The parts that there are, in the types that they have beside a result in `dtype`."""
+    wide = accumulator(dtype)
+    return {name: a.astype(dtype if name == "residual" else wide) for name, a in given.items() if a is not None}
 
 
 def compose(first, second, *operands, role, geometry, dtype, precision, implementation, parts, activation) -> Array:
@@ -113,7 +114,7 @@ def _abstract(first, second, *operands, role, geometry, dtype, parts, **_):
 
 
 def _jvp(primals, tangents, **params):
-    """That of the composition; the value itself is the primitive's, unless something else needs its parts."""
+    """That of the composition, and its value: derivatives need the parts that the primitive does not store."""
     moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
 
     def of_moving(*operands):
@@ -130,21 +131,31 @@ def _jet(primals, series, **params):
 
 
 def _batch(operands, axes, *, role, parts, **params):
-    """Mapped images are more images, as long as all that has no images is the same for all."""
+    """Where all that has images is mapped, and nothing else, there are more images. Otherwise each part goes its own way."""
     names = (*roles.OPERANDS[role], *parts)
-    imaged = [name in ("x", "y", "residual") for name in names]
-    if any(axis is not None and not has_images for axis, has_images in zip(axes, imaged, strict=True)):
+    mapped = [axis is not None for axis in axes]
+    if mapped != [name in ("x", "y", "residual") for name in names]:
         return jax.vmap(partial(compose, role=role, parts=parts, **params), in_axes=tuple(axes))(*operands), 0
-    size = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
-
-    def folded(a, axis):
-        whole = jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-        return whole.reshape(-1 if size else 0, *whole.shape[2:])
-
-    rows = [folded(a, axis) if has else a for a, axis, has in zip(operands, axes, imaged, strict=True)]
+    moved = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(operands, axes, strict=True)]
+    size, images = moved[0].shape[:2]
+    rows = [a.reshape(size * images, *a.shape[2:]) if is_mapped else a for a, is_mapped in zip(moved, mapped, strict=True)]
     result = PRIMITIVE.bind(*rows, role=role, parts=parts, **params)
-    images = operands[0].shape[1 if axes[0] == 0 else 0] if axes[0] is not None else operands[0].shape[0]
     return result.reshape(size, images, *result.shape[1:]), 0
+
+
+def _transpose(ct, *operands, **params):
+    """Of what is linear in all the operands that are unknown: without an activation, in the shift and the residual as well."""
+    unknown = [i for i, a in enumerate(operands) if ad.is_undefined_primal(a)]
+
+    def of_unknown(*values):
+        whole = [*operands]
+        for i, value in zip(unknown, values, strict=True):
+            whole[i] = value
+        return compose(*whole, **params)
+
+    cotangents = jax.linear_transpose(of_unknown, *(operands[i].aval for i in unknown))(ct)
+    found = dict(zip(unknown, cotangents, strict=True))
+    return [found.get(i) for i in range(len(operands))]
 
 
 # --- lowering --------------------------------------------------------------------------------------------------------
@@ -165,7 +176,9 @@ def fits(ctx, platform: str, params: dict) -> bool:
     first, second = ctx.avals_in[:2]
     operand = wider(first.dtype, second.dtype)
     choice = (params["role"], params["geometry"], operand, platform, first.shape[0], params["implementation"])
-    return backends.choose(*choice, roles.must_be_portable(ctx)) == "native" and operand == params["dtype"]
+    if backends.choose(*choice, roles.must_be_portable(ctx)) != "native" or operand != params["dtype"]:
+        return False
+    return not any(0 in aval.shape for aval in (first, second, *ctx.avals_out))  # of which they add up nothing
 
 
 def _by_kernels(first, second, *operands, role, geometry, dtype, precision, parts, activation, **_):
@@ -182,7 +195,9 @@ PRIMITIVE.def_abstract_eval(_abstract)
 PARAMETERS = ("role", "geometry", "dtype", "precision", "implementation", "parts", "activation")
 PRIMITIVE.def_impl(roles.compiled_once(PRIMITIVE, *PARAMETERS))
 ad.primitive_jvps[PRIMITIVE] = _jvp
+ad.primitive_transposes[PRIMITIVE] = _transpose
 batching.primitive_batchers[PRIMITIVE] = _batch
-jet.jet_rules[PRIMITIVE] = _jet
+_jet_rules: Any = jet.jet_rules  # whose types are those of lax's rules
+_jet_rules[PRIMITIVE] = _jet
 mlir.register_lowering(PRIMITIVE, _lowering("another platform"))
 mlir.register_lowering(PRIMITIVE, _lowering("cpu"), platform="cpu")

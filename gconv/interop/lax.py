@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from gconv import roles
 from gconv.backends import lax
+from gconv.fusion import epilogue
 from gconv.interop.swapping import Swap
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,7 +33,7 @@ def as_lax(function: F) -> F:
 
     @functools.wraps(function, updated=())
     def by_lax(*arguments, **options):
-        with _SWAP.inside():
+        with _ROLES.inside(), _EPILOGUES.inside():
             return function(*arguments, **options)
 
     return by_lax  # type: ignore[return-value]
@@ -45,4 +46,12 @@ def _written_out(role: str, operands: dict, *, geometry, dtype, precision, imple
     return getattr(lax, role)(first, second, geometry, dtype=dtype, precision=precision)
 
 
-_SWAP = Swap(roles, "bind", _written_out)
+def _composed(role: str, operands: dict, *, scale=None, shift=None, residual=None, activation=None, **options):
+    """What `epilogue.bind` computes, as operations of lax."""
+    result = _written_out(role, operands, **options)
+    parts = {"scale": scale, "shift": shift, "residual": residual}
+    return epilogue.finish(result, epilogue.typed(parts, result.dtype), activation)
+
+
+_ROLES = Swap(roles, "bind", _written_out)
+_EPILOGUES = Swap(epilogue, "bind", _composed)

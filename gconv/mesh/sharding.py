@@ -16,8 +16,8 @@ def equally_varying(operands: dict) -> dict:
     return {name: lax.pcast(a, missing[name], to="varying") for name, a in operands.items()}
 
 
-def in_auto_axes(run: Callable, out_shape: Sequence, groups: int, batch_axes: int, first, kernel, bias):
-    """`run(first, kernel, bias)`, also on a mesh with explicit axes, where an operation must state its result's sharding.
+def in_auto_axes(run: Callable, out_shape: Sequence, groups: int, batch_axes: int, first, kernel, *others):
+    """`run(first, kernel, *others)`, also on a mesh with explicit axes, where an operation must state its result's sharding.
 
     The compiler partitions the work inside; outside, the result keeps the operands' sharding: of the batch, of the spatial
     axes where it still divides them, and of the channels where it falls between groups.
@@ -25,7 +25,7 @@ def in_auto_axes(run: Callable, out_shape: Sequence, groups: int, batch_axes: in
     typed = [jax.typeof(a).sharding for a in (first, kernel)]
     mesh = next((s.mesh for s in typed if AxisType.Explicit in s.mesh.axis_types), None)
     if mesh is None:
-        return run(first, kernel, bias)
+        return run(first, kernel, *others)
     x_spec, kernel_spec = ([*s.spec] + [None] * (a.ndim - len(s.spec)) for s, a in zip(typed, (first, kernel), strict=True))
 
     def parts(entry) -> int:
@@ -37,7 +37,7 @@ def in_auto_axes(run: Callable, out_shape: Sequence, groups: int, batch_axes: in
     used = {name for entry in spec for name in _names(entry)}
     spec.append(None if used & set(_names(channels)) else channels)
     with use_abstract_mesh(mesh.abstract_mesh if hasattr(mesh, "abstract_mesh") else mesh):
-        return auto_axes(run, out_sharding=PartitionSpec(*spec))(first, kernel, bias)
+        return auto_axes(run, out_sharding=PartitionSpec(*spec))(first, kernel, *others)
 
 
 def _names(entry) -> tuple:

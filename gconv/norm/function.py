@@ -1,6 +1,6 @@
 """`batch_norm`: statistics, normalization, residual and activation in the fewest passes over memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, overload
 
@@ -13,18 +13,15 @@ from jax.typing import ArrayLike
 
 from gconv.arrays import as_array
 from gconv.dtypes import accumulator
+from gconv.fusion import activations
 from gconv.mesh.sharding import equally_varying
 from gconv.naming import translating
 from gconv.norm.plain import along
 from gconv.norm.primitives import bind
-from gconv.options import did_you_mean
+from gconv.typing import Activation
 
-Activation = str | Callable[[Array], Array] | None
 AxisName = str | Sequence[str] | None
-ACTIVATIONS = (
-    *("relu", "relu6", "leaky_relu", "elu", "sigmoid", "silu", "swish", "hard_sigmoid", "hard_swish", "tanh", "gelu"),
-    *("softplus", "soft_sign", "selu", "celu", "mish"),
-)
+RELU = activations.Activation("relu")
 
 
 @overload
@@ -36,7 +33,7 @@ def batch_norm(
     mean: None = None,
     var: None = None,
     epsilon: float = 1e-5,
-    activation: Activation = None,
+    activation: Activation | None = None,
     residual: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> tuple[Array, Array, Array]: ...
@@ -51,7 +48,7 @@ def batch_norm(
     mean: ArrayLike,
     var: ArrayLike,
     epsilon: float = 1e-5,
-    activation: Activation = None,
+    activation: Activation | None = None,
     residual: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> Array: ...
@@ -66,7 +63,7 @@ def batch_norm(
     mean=None,
     var=None,
     epsilon: float = 1e-5,
-    activation: Activation = None,
+    activation: Activation | None = None,
     residual=None,
     axis_name: AxisName = None,
 ):
@@ -222,15 +219,10 @@ def _in_auto_axes(run, x, *operands):
 # --- what a user may write -------------------------------------------------------------------------------------------
 
 
-def activation_of(activation: Any) -> tuple[Callable | None, bool]:
+def activation_of(activation: Any) -> tuple[activations.Function | None, bool]:
     """The function, and whether it is relu, which the kernels know."""
-    if activation is None or callable(activation):
-        return activation, activation is jax.nn.relu
-    if activation not in ACTIVATIONS:
-        near = did_you_mean(activation, ACTIVATIONS) if isinstance(activation, str) else ""
-        works = near or f" Names that work: {', '.join(ACTIVATIONS)}."
-        raise ValueError(f"`activation` must be None, a name of jax.nn's or a function, got {activation!r}.{works}")
-    return getattr(jax.nn, activation), activation == "relu"
+    found = activations.parse(activation)
+    return found, found == RELU
 
 
 def _check(x: Array, given: dict[str, Array], axis_name) -> None:

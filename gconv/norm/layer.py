@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from gconv.dtypes import wider
-from gconv.norm.function import Activation, AxisName, batch_norm
+from gconv.norm.function import AxisName, batch_norm
+from gconv.typing import Activation
 
 
 def why_not(x, axis, axis_index_groups) -> str | None:
@@ -20,7 +21,7 @@ def why_not(x, axis, axis_index_groups) -> str | None:
 
 
 def trained(
-    x, scale, bias, epsilon: float, dtype, activation: Activation, axis_name: AxisName
+    x, scale, bias, epsilon: float, dtype, activation: Activation | None, axis_name: AxisName
 ) -> tuple[Array, Array, Array]:
     """`batch_norm` in Flax's types: y in `dtype` or what x and the parameters promote to, statistics in that or float32."""
     x = jnp.asarray(x)

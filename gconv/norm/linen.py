@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gconv.norm.function import Activation, activation_of
+from gconv.norm.function import activation_of
 from gconv.norm.layer import trained, why_not
+from gconv.typing import Activation
 
 __all__ = ["BatchNorm"]
 
@@ -37,7 +38,7 @@ class BatchNorm(nn.BatchNorm):
       ValueError: when it is called, for an activation that is none.
     """
 
-    activation: Activation = None
+    activation: Activation | None = None
 
     @nn.compact
     def __call__(self, x: Any, use_running_average: bool | None = None, *, mask: jax.Array | None = None) -> jax.Array:

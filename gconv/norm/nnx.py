@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gconv.norm.function import Activation, activation_of
+from gconv.norm.function import activation_of
 from gconv.norm.layer import trained, why_not
+from gconv.typing import Activation
 
 __all__ = ["BatchNorm"]
 
@@ -37,9 +38,9 @@ class BatchNorm(nnx.BatchNorm):
       ValueError: for an activation that is none.
     """
 
-    activation: Activation = None
+    activation: Activation | None = None
 
-    def __init__(self, num_features: int, *, activation: Activation = None, rngs: nnx.Rngs, **options: Any):
+    def __init__(self, num_features: int, *, activation: Activation | None = None, rngs: nnx.Rngs, **options: Any):
         super().__init__(num_features, rngs=rngs, **options)
         activation_of(activation)
         self.activation = activation
@@ -61,7 +62,9 @@ class BatchNorm(nnx.BatchNorm):
         """Normalizes the input and takes relu of it, whatever the layer's own activation."""
         return self._normalize("relu", x, use_running_average, mask)
 
-    def _normalize(self, activation: Activation, x: Any, use_running_average: bool | None, mask: jax.Array | None) -> jax.Array:
+    def _normalize(
+        self, activation: Activation | None, x: Any, use_running_average: bool | None, mask: jax.Array | None
+    ) -> jax.Array:
         running = self.use_running_average if use_running_average is None else use_running_average
         if running is not False or mask is not None or why_not(x, self.axis, self.axis_index_groups):
             function, _ = activation_of(activation)
