@@ -19,7 +19,7 @@ struct Prices {
 // choice loses least. `python -m benchmarks.tune` measures how much it loses.
 const Prices PRICES[] = {
     {Kernel::depthwise, false, 0.59, 6.1, 7.9, 56, 0, 700},
-    {Kernel::winograd, false, 0.67, 4.8, 0, 0, 16, 0},
+    {Kernel::winograd, false, 0.67, 4.8, 0, 0, 32, 0},
     {Kernel::matrix, false, 0.51, 20, 0, 0, 5.7, 740},
     {Kernel::rows, false, 0.55, 22, 49, 3.4, 2.6, 550},
     {Kernel::wide, false, 0.54, 15, 32, 4.6, 5.0, 2800},
@@ -295,8 +295,11 @@ Counts count(Role role, const Problem& p, const Plan& plan, int64_t registers) {
   }
   if (gradient) return wide_gradient(plan, s, p);
   Counts c = plan.kernel == Kernel::wide ? wide(role, p, s) : rows(p, plan, s);
-  // The kernel is packed; that of role x is transposed.
-  c.packed = s.groups * s.taps * s.sources * tiles_in(s.results, s.lanes) * (role == Role::x ? 2 : 1);
+  // The kernel is packed; that of role x is transposed. With few pixels it is read as it is, where it can be
+  // (plan.cc), and with many that counts little: so it does not count, for any number of images.
+  bool as_it_is = role == Role::y && std::fmod(s.results, s.lanes) == 0;
+  if (!as_it_is)
+    c.packed = s.groups * s.taps * s.sources * tiles_in(s.results, s.lanes) * (role == Role::x ? 2 : 1);
   return c;
 }
 

@@ -12,7 +12,7 @@ namespace gconv {
 
 // What the loops of a plan do: in roles y and x of IMAGES images, so that the choice does not depend on the
 // batch and an image has the same bits alone and in any batch; in role w of the batch, which it sums over.
-constexpr int64_t IMAGES = 4;
+constexpr int64_t IMAGES = 2;
 struct Counts {
   double vectors;  // multiply-adds of vectors in the innermost loops, or loads where these are more
   double starts;   // of an innermost loop

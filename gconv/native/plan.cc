@@ -249,12 +249,22 @@ void plan_narrow(const Call& c, Plan& plan) {
   plan.packed = blocks * c.results * c.taps * vectors * c.L, plan.scratch = plan.packed * c.number;
 }
 
+// Numbers of the packed kernel, or none where it is read as it is: to pack it would cost more than its few
+// pixels. Rows of the kernel that lie a power of two apart crowd few sets of a cache, and are packed.
+int64_t packed_or_none(const Call& c) {
+  const Problem& p = c.p;
+  constexpr int64_t FEW = 1024;
+  bool fits = c.role == Role::y && c.element == c.number && c.results % c.L == 0;
+  bool few = p.batch * p.out[0] * p.out[1] * p.out[2] <= FEW;
+  return fits && few ? 0 : packed_filters(c);
+}
+
 void plan_wide(const Call& c, Plan& plan) {
   int64_t tiles = wide_tiles(int(c.registers));
   plan.vectors = minimum(3, ceil_div(c.results, c.L));
   plan.tile = wide_tile(int(c.registers), int(plan.vectors));
   plan.stretch = tiles * maximum(1, minimum(tiles_at_once(c, tiles), 8192 / tiles / c.taps));
-  plan.packed = packed_filters(c), plan.scratch = (plan.packed + c.sources) * c.number;
+  plan.packed = packed_or_none(c), plan.scratch = (plan.packed + c.sources) * c.number;
 }
 
 void plan_rows(const Call& c, Plan& plan) {
@@ -263,6 +273,7 @@ void plan_rows(const Call& c, Plan& plan) {
   plan.packed = packed_filters(c), plan.scratch = plan.packed * c.number;
   int64_t most = c.registers == 32 ? 224 : 192;  // results: eight tiles and more
   if (plan.kernel == Kernel::matrix) {
+    plan.packed = packed_or_none(c), plan.scratch = plan.packed * c.number;
     plan.stretch = most / 8 * tiles_at_once(c, most / 8);
     return;
   }
@@ -279,7 +290,7 @@ void plan_winograd(const Call& c, Plan& plan) {
   int64_t vectors = ceil_div(c.results, c.L), chunks = ceil_div(c.sources, c.L);
   plan.tile = winograd_tile(int(c.registers));
   plan.vectors = minimum(winograd_vectors(int(c.registers)), vectors);
-  plan.packed = p.groups * vectors * 16 * p.window[0] * c.sources * c.L;
+  plan.packed = p.groups * vectors * 16 * (p.window[0] * c.sources * c.L + WINOGRAD_GAP);
   plan.scratch = plan.packed * c.number + p.groups * c.sources * c.element;
   int64_t bytes = 16 * plan.tile * p.window[0] * chunks * c.L * c.number;
   plan.stretch = plan.tile * maximum(1, minimum(tiles_at_once(c, 4 * plan.tile), NEAR / bytes));

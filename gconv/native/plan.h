@@ -112,6 +112,9 @@ constexpr int row_tile(int registers, int vectors) {
 }
 
 constexpr int winograd_tile(int registers) { return registers == 32 ? 7 : 6; }  // squares of 2 x 2 results
+// Numbers between the packed kernel's points: without them the points of a power of two of channels would
+// crowd the same few lines of the nearest cache as they are written.
+constexpr int64_t WINOGRAD_GAP = 16;
 constexpr int winograd_vectors(int registers) { return registers == 32 ? 3 : 2; }
 
 constexpr int narrow_tile(int registers, int filters) {

@@ -149,6 +149,25 @@ struct Gather {
     });
   }
 
+  // The weights of some vectors of a group's filters, as tiles read them: those of a tap, and of each source
+  // channel in it, lie so far apart.
+  template <class A>
+  struct Weights {
+    const A* first;
+    int64_t tap, source;
+  };
+
+  // Those of `vectors` vectors from vector v on: of the packed kernel, or of the kernel as it is.
+  template <class A>
+  Weights<A> weights(const Plan& plan, const A* packed, const void* w, int64_t group, int64_t v,
+                     int64_t vectors) const {
+    constexpr int L = LANES<A>;
+    if (!plan.packed)
+      return {static_cast<const A*>(w) + group * group_stride + v * L, tap_stride, source_stride};
+    return {packed + (group * ceil_div(results, L) + v) * taps * sources * L, sources * vectors * L,
+            vectors * L};
+  }
+
   // Calls f with each stretch and some of the groups, from one to another: as many as keep the threads busy.
   template <class F>
   void for_stretches(const Parallel& parallel, int64_t stretches, const F& f) const {

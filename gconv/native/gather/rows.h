@@ -28,14 +28,14 @@ namespace gconv {
 namespace {
 
 // For Q results whose sources lie one `step` after the other, a row of taps or the single tap: `length`
-// sources.
+// sources. The weights of one and of the next lie `apart`.
 template <class A, int Q, int V>
-ALWAYS_INLINE void multiply_row(Vector<A> (&sums)[Q][V], const A* x, int64_t step, const A* w,
+ALWAYS_INLINE void multiply_row(Vector<A> (&sums)[Q][V], const A* x, int64_t step, const A* w, int64_t apart,
                                 int64_t length) {
   const A* from[(Q + 2) / 3];  // every third has a register, as in narrow.h
   from[0] = x;
   UNROLL for (int i = 1; i < (Q + 2) / 3; ++i) from[i] = from[i - 1] + 3 * step;
-  for (int64_t s = 0; s < length; ++s, w += V * LANES<A>) {
+  for (int64_t s = 0; s < length; ++s, w += apart) {
     Vector<A> weight[V];
     UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<A>);
     UNROLL for (int q = 0; q < Q; ++q) {
@@ -98,14 +98,14 @@ class GatherRows {
     const Axis& width = g.axis[2];
     bool backwards =
         width.phases.size && span > 1 && width.phases[0].taps[0].source > width.phases[0].taps[1].source;
-    g.pack(parallel, type, w, packed, backwards ? span : 1);
+    if (plan.packed) g.pack(parallel, type, w, packed, backwards ? span : 1);
     if (plan.kernel == Kernel::matrix)
       return g.for_stretches(
           parallel, ceil_div(columns, plan.stretch), [&](int64_t unit, int64_t from, int64_t to) {
             Lists lists;
             lists.rows.push({0, 0});
             int64_t first = unit * plan.stretch, count = minimum(plan.stretch, columns - first);
-            pixels(first, count, from, to, x, packed, result, lists);
+            pixels(first, count, from, to, x, packed, w, result, lists);
             finish_pixels(first, count, from, to);
           });
     int64_t rows = g.batch * g.axis[0].results * g.axis[1].results;
@@ -159,13 +159,13 @@ class GatherRows {
 
   // A matrix product: `count` pixels of the groups from one to another.
   void pixels(int64_t first, int64_t count, int64_t from, int64_t to, const char* x, const A* packed,
-              char* result, Lists& lists) const {
+              const void* w, char* result, Lists& lists) const {
     int64_t all = g.source_channels(), outputs = g.result_channels();
     if (numbers) {
       for (int64_t group = from; group < to; ++group)
         blocks<true>({reinterpret_cast<const A*>(x) + group * g.sources, columns, all, first, count,
                       reinterpret_cast<A*>(result) + first * outputs + group * g.results, outputs},
-                     group, packed, lists);
+                     group, packed, w, lists);
       return;
     }
     constexpr int64_t ROOM = 1 << 16;  // numbers
@@ -182,7 +182,7 @@ class GatherRows {
         for (int64_t i = 0; i < many; ++i)
           blocks<true>({lists.sources.data + i * g.sources, count, sources, 0, count,
                         lists.results.data + i * g.results, results},
-                       group + i, packed, lists);
+                       group + i, packed, w, lists);
         for (int64_t i = 0; i < count; ++i)
           write(lists.results.data + i * results, results, ours + i * outputs);
       });
@@ -195,24 +195,24 @@ class GatherRows {
     if (numbers)
       return blocks<false>({reinterpret_cast<const A*>(x), columns, g.sources, column, count,
                             reinterpret_cast<A*>(result), g.results},
-                           0, packed, lists);
+                           0, packed, nullptr, lists);
     int64_t met = (count - 1) * g.axis[2].stride + span;
     copy(x, type, column, met, columns, lists.rows, g.sources, lists.sources);
     for (int64_t i = 0; i < lists.rows.size; ++i) lists.rows[i].source = i * met * g.sources;
     lists.results.reserve(count * g.results);
     blocks<false>({lists.sources.data, met, g.sources, 0, count, lists.results.data, g.results}, 0, packed,
-                  lists);
+                  nullptr, lists);
     write(lists.results.data, count * g.results, type, result);
   }
 
   template <bool MATRIX>
-  void blocks(const Row& row, int64_t group, const A* packed, Lists& lists) const {
+  void blocks(const Row& row, int64_t group, const A* packed, const void* kernel, Lists& lists) const {
     int64_t vectors = ceil_div(g.results, L);
     // Rows that images have in practice are multiples of 7 or of 8.
     bool eights = row.count % 8 == 0 && row.count % 7;
     for (int64_t v = 0, block; v < vectors; v += block) {
       block = block_of(vectors - v, 3);
-      const A* w = packed + (group * vectors + v) * g.taps * g.sources * L;
+      Gather::Weights<A> w = g.weights(plan, packed, kernel, group, v, block);
       int64_t filters = minimum(block * L, g.results - v * L);
       A* to = row.result + v * L;
       with_number<3>(block, [&](auto V) {
@@ -226,7 +226,8 @@ class GatherRows {
   // Results from `begin` to the end of a row. A rest of up to half a tile goes to smaller tiles, a longer one
   // to a tile that ends with it and sums some results to the same again.
   template <bool MATRIX, int Q, int V>
-  void tiles(const Row& row, int64_t begin, const A* w, int64_t filters, A* result, Lists& lists) const {
+  void tiles(const Row& row, int64_t begin, const Gather::Weights<A>& w, int64_t filters, A* result,
+             Lists& lists) const {
     bool streams = numbers && plan.streams && whole_lines<A, V>(result, g.results);
     int64_t stride = g.axis[2].stride, wide = (Q - 1) * stride + span, step = stride * row.channels;
     for (int64_t q = begin; q < row.count; q += Q) {
@@ -237,14 +238,15 @@ class GatherRows {
       int64_t first = row.column + q * stride;
       Vector<A> sums[Q][V] = {};
       if constexpr (MATRIX) {
-        multiply_row<A, Q, V>(sums, row.x + first * step, step, w, g.sources);
+        multiply_row<A, Q, V>(sums, row.x + first * step, step, w.first, w.source, g.sources);
       } else {
         bool inside = first >= 0 && first + wide <= row.columns;
         if (!inside) copy(row.x, NUMBERS, first, wide, row.columns, lists.rows, g.sources, lists.copies);
         for (int64_t i = 0; i < lists.rows.size; ++i) {
           const A* from = inside ? row.x + lists.rows[i].source + first * g.sources
                                  : lists.copies.data + i * wide * g.sources;
-          multiply_row<A, Q, V>(sums, from, step, w + lists.rows[i].weights * V * L, span * g.sources);
+          multiply_row<A, Q, V>(sums, from, step, w.first + lists.rows[i].weights * V * L, V * L,
+                                span * g.sources);
         }
       }
       A* to = result + q * row.step;

@@ -26,8 +26,9 @@ namespace {
 
 // For the pixels from FIRST to LAST.
 template <int FIRST, int LAST, class A, int Q, int V>
-ALWAYS_INLINE void multiply(Vector<A> (&sums)[Q][V], const A* const (&x)[Q], const A* w, int64_t channels) {
-  for (int64_t s = 0; s < channels; ++s, w += V * LANES<A>) {
+ALWAYS_INLINE void multiply(Vector<A> (&sums)[Q][V], const A* const (&x)[Q], const A* w, int64_t apart,
+                            int64_t channels) {
+  for (int64_t s = 0; s < channels; ++s, w += apart) {
     Vector<A> weight[V];
     UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<A>);
     UNROLL for (int q = FIRST; q < LAST; ++q) {
@@ -68,8 +69,14 @@ class GatherWide {
     List<int64_t> from, to;    // of each pixel that is read, and elements of each that is written
     List<A> sources, results;  // [pixel][channel]
   };
+  struct Kernels {
+    const A* packed;
+    const void* w;  // as it is
+  };
   struct Block {  // some vectors of a group's filters, and the group's sources
-    const A *x, *weights, *zeros;
+    const A* x;
+    Gather::Weights<A> weights;
+    const A* zeros;
     A* result;
     int64_t filters;
     bool first_reader;
@@ -83,7 +90,7 @@ class GatherWide {
   void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
     A *packed = static_cast<A*>(scratch), *zeros = packed + plan.packed;
     memset(zeros, 0, g.sources * sizeof(A));
-    g.pack(parallel, type, w, packed, 1);
+    if (plan.packed) g.pack(parallel, type, w, packed, 1);
     List<Stretch> stretches;
     for (int64_t a = 0; a < g.axis[0].phases.size; ++a)
       for (int64_t b = 0; b < g.axis[1].phases.size; ++b)
@@ -94,7 +101,7 @@ class GatherWide {
             stretches.push({d, h, w, i, minimum(plan.stretch, pixels - i)});
         }
     g.for_stretches(parallel, stretches.size, [&](int64_t unit, int64_t from, int64_t to) {
-      results(stretches[unit], from, to, static_cast<const char*>(x), packed, zeros,
+      results(stretches[unit], from, to, static_cast<const char*>(x), {packed, w}, zeros,
               static_cast<char*>(result));
     });
   }
@@ -134,7 +141,7 @@ class GatherWide {
     return from < to;
   }
 
-  void results(const Stretch& pixels, int64_t from, int64_t to, const char* x, const A* packed,
+  void results(const Stretch& pixels, int64_t from, int64_t to, const char* x, const Kernels& kernels,
                const A* zeros, char* result) const {
     Table table;
     table.padded = ceil_div(pixels.count, TILES) * TILES;
@@ -156,7 +163,7 @@ class GatherWide {
         }
     if (numbers) {
       const A* first = reinterpret_cast<const A*>(x) + from * g.sources;
-      groups(table, from, to, first, packed, zeros, reinterpret_cast<A*>(result) + from * g.results);
+      groups(table, from, to, first, kernels, zeros, reinterpret_cast<A*>(result) + from * g.results);
       return finish_groups(table.results, from, to);
     }
     Near near;
@@ -174,7 +181,7 @@ class GatherWide {
         for (int64_t i = 0; i < near.from.size; ++i)
           read(sources + near.from[i] * g.source_channels(), count * g.sources,
                near.sources.data + i * at_once * g.sources);
-        groups(table, group, group + count, near.sources.data, packed, zeros, near.results.data);
+        groups(table, group, group + count, near.sources.data, kernels, zeros, near.results.data);
         for (int64_t i = 0; i < near.to.size; ++i)
           write(near.results.data + i * at_once * g.results, count * g.results, results + near.to[i]);
       });
@@ -215,12 +222,12 @@ class GatherWide {
   }
 
   // The groups from one to another, of which x and the result begin with the first one's.
-  void groups(const Table& table, int64_t from, int64_t to, const A* x, const A* packed, const A* zeros,
-              A* result) const {
+  void groups(const Table& table, int64_t from, int64_t to, const A* x, const Kernels& kernels,
+              const A* zeros, A* result) const {
     for (int64_t group = from; group < to; ++group, x += g.sources, result += g.results)
       for (int64_t v = 0, block; v < vectors; v += block) {
         block = block_of(vectors - v, 3);
-        const A* w = packed + (group * vectors + v) * g.taps * g.sources * L;
+        Gather::Weights<A> w = g.weights(plan, kernels.packed, kernels.w, group, v, block);
         int64_t filters = minimum(block * L, g.results - v * L);
         bool first_reader = numbers && plan.past_caches && v == 0 && table.taps.size;
         with_number<3>(block, [&](auto V) {
@@ -239,7 +246,8 @@ class GatherWide {
 
   template <int Q, int V>
   void tiles(const Table& table, const Block& block) const {
-    const A *x = block.x, *zeros = block.zeros, *weights = block.weights;
+    const A *x = block.x, *zeros = block.zeros, *weights = block.weights.first;
+    int64_t apart = block.weights.source;
     A* result = block.result;
     int64_t filters = block.filters;
     bool streams = numbers && plan.streams && whole_lines<A, V>(result, g.results);
@@ -254,13 +262,13 @@ class GatherWide {
         UNROLL for (int q = 0; q < Q; ++q) missing &= offset[q];
         if (missing == -1) continue;
         UNROLL for (int q = 0; q < Q; ++q) source[q] = offset[q] < 0 ? zeros : x + offset[q];
-        const A* w = weights + table.taps[t] * g.sources * V * L;
+        const A* w = weights + table.taps[t] * block.weights.tap;
         if (offset[0] == -1)
-          multiply<1, Q>(sums, source, w, g.sources);
+          multiply<1, Q>(sums, source, w, apart, g.sources);
         else if (offset[Q - 1] == -1)
-          multiply<0, Q - 1>(sums, source, w, g.sources);
+          multiply<0, Q - 1>(sums, source, w, apart, g.sources);
         else
-          multiply<0, Q>(sums, source, w, g.sources);
+          multiply<0, Q>(sums, source, w, apart, g.sources);
       }
       int64_t count = minimum(Q, table.results.size - first);
       UNROLL for (int q = 0; q < Q; ++q) {

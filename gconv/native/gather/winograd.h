@@ -120,7 +120,9 @@ class GatherWinograd {
     const T* from = w + tap * 9 * g.tap_stride + first * g.source_stride + group * g.group_stride;
     for (int64_t v = 0, block; v < vectors; v += block) {
       block = block_of(vectors - v, VECTORS);
-      A* to = packed + (group * vectors + v) * 16 * rows * L + (tap * g.sources + first) * block * L;
+      A* to = packed + (group * vectors + v) * 16 * (rows * L + WINOGRAD_GAP) +
+              (tap * g.sources + first) * block * L;
+      int64_t point = rows * block * L + WINOGRAD_GAP;
       for (int64_t u = 0; u < block; ++u, to += L) {
         A squares[9][L * L];
         for (int t = 0; t < 9; ++t)
@@ -136,7 +138,7 @@ class GatherWinograd {
           }
           UNROLL for (int i = 0; i < 4; ++i) {
             weights(half[i], points);
-            UNROLL for (int j = 0; j < 4; ++j) store(to + ((i * 4 + j) * rows + s) * block * L, points[j]);
+            UNROLL for (int j = 0; j < 4; ++j) store(to + (i * 4 + j) * point + s * block * L, points[j]);
           }
         }
       }
@@ -166,7 +168,7 @@ class GatherWinograd {
       });
       for (int64_t v = 0, block; v < vectors; v += block) {
         block = block_of(vectors - v, VECTORS);
-        const A* weight = packed + (group * vectors + v) * 16 * p.window[0] * g.sources * L;
+        const A* weight = packed + (group * vectors + v) * 16 * (p.window[0] * g.sources * L + WINOGRAD_GAP);
         char* to_group = result + (group * g.results + v * L) * bytes;
         for (int64_t t = 0; t < tiles; ++t) {
           const A* tile_points = points + t * 16 * point;
@@ -271,7 +273,7 @@ class GatherWinograd {
                                       int64_t filters, const int64_t* results, A* result) const {
     constexpr int P = V == 1 ? P1 : V == 2 ? P2 : 1;  // points at once
     alignas(LINE) A rows[4][2][Q][V * L];             // of points, already taken along their columns
-    int64_t step = p.window[0] * g.sources * V * L;
+    int64_t step = p.window[0] * g.sources * V * L + WINOGRAD_GAP;
     for (int i = 0; i < 4; ++i) {
       Vector<A> row[4][Q][V];
       UNROLL for (int j = 0; j < 4; j += P) {
