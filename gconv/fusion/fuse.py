@@ -56,7 +56,8 @@ def fuse(function: F) -> F:
 
     Raises:
       TypeError: for what is no function; when called, for an argument that is neither an array nor hashable.
-      ValueError: when called, if the function changes its arguments in place, as an NNX batch norm in training does.
+      ValueError: when called, if the function changes its arguments in place, as an NNX batch norm in training does, and does
+        not return what it stores there.
     """
     if isinstance(function, type) or not callable(function):
         kind = f"the class {function.__name__}" if isinstance(function, type) else type(function).__name__
@@ -152,7 +153,7 @@ def _trace(rest: Rest, arrays) -> _Traced:
         except ValueError:  # an Equinox state that has been replaced by a new one may not be looked at any more
             after, rest_after = list(arrays), rest
         if rest_after != rest:
-            _refuse("an argument")
+            _refuse("an argument's structure")
         found[:] = [len(results), tree, names]
         return [*results, *after]
 
@@ -161,9 +162,10 @@ def _trace(rest: Rest, arrays) -> _Traced:
 
 
 def _check_unchanged(program: Program, traced: _Traced) -> None:
+    """Nothing that the function stores in its arguments may get lost: it is one of the results, or an error."""
     before = program.inputs[len(traced.closed.consts) :]
     for name, value, after in zip(traced.names, before, program.others, strict=True):
-        if value is not after:
+        if value is not after and not any(after is result for result in program.outputs):
             _refuse(name)
 
 
