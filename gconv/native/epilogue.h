@@ -28,8 +28,14 @@ struct Epilogue {
   const void* residual = nullptr;  // like the result, or nullptr
   Activation activation = Activation::none;
   double slope = 0;  // of leaky_relu
-
-  bool any() const { return scale || shift || residual || activation != Activation::none; }
 };
+
+namespace {  // compiled once per instruction set (problem.h)
+
+inline bool is_any(const Epilogue& e) {
+  return e.scale || e.shift || e.residual || e.activation != Activation::none;
+}
+
+}  // namespace
 
 }  // namespace gconv

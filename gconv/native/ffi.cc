@@ -272,10 +272,10 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   if (activation < 0 || activation > ACTIVATIONS) return refuse("no activation has this number");
   epilogue.activation = static_cast<Activation>(activation), epilogue.slope = slope;
   if (const char* why = read_epilogue(parts, which, *result, epilogue)) return refuse(why);
-  if (role == Role::w && epilogue.any()) return refuse("role w has no epilogue");
+  if (role == Role::w && is_any(epilogue)) return refuse("role w has no epilogue");
   if (result->element_count() == 0) return ffi::Error::Success();
   if (first.element_count() == 0 || second.element_count() == 0) {
-    if (epilogue.any()) return refuse("an epilogue needs operands that are not empty");
+    if (is_any(epilogue)) return refuse("an epilogue needs operands that are not empty");
     std::memset(result->untyped_data(), 0, result->size_bytes());
     return ffi::Error::Success();
   }
@@ -285,7 +285,7 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
     return refuse(why);
   if (int64_t(scratch->size_bytes()) < plan.scratch)
     return refuse("the scratch is too small: the program was compiled for another instruction set");
-  if (epilogue.any()) plan.streams = false;
+  if (is_any(epilogue)) plan.streams = false;
   const Unit& unit = *in_use().set->units[plan.length][int(type)];
   auto run = [&](const Parallel& parallel) {
     return unit.run(plan, type, role, p, first.untyped_data(), second.untyped_data(), result->untyped_data(),

@@ -51,7 +51,7 @@ class Finish {
   Finish(const Epilogue& epilogue, Type type, void* result)
       : epilogue(epilogue), type(type), result(result) {}
 
-  bool any() const { return epilogue.any(); }
+  bool any() const { return is_any(epilogue); }
 
   // `count` neighbouring channels, from `channel` on, of some pixels.
   __attribute__((noinline)) void operator()(const Places& places, int64_t pixels, int64_t channel,
