@@ -320,6 +320,19 @@ def test_what_is_printed_elsewhere_changes_nothing(capfd):
     assert [row.parts for row in fused.report.convolutions] == [("relu",)]
 
 
+def test_what_is_computed_elsewhere_stays_there():
+    from jax.experimental.compute_on import compute_on
+
+    def hosted(x, w):
+        y = conv(x, w)
+        with compute_on("device_host"):
+            return jax.nn.relu(y * 2)
+
+    fused = gconv.fuse(hosted)
+    assert not epilogues(fused, images(), kernel())
+    assert [row.reason for row in fused.report.convolutions] == ["followed by mul on device_host"]
+
+
 def test_nothing_to_fuse_is_the_same_program():
     plain = lambda x, w: conv(jnp.sin(x), w)
     fused = gconv.fuse(plain)
