@@ -238,6 +238,7 @@ def compiled_once(primitive, *names: str):
         return primitive.bind(*operands, **params)
 
     run.__name__ = run.__qualname__ = primitive.name  # of the program, in profiles and logs
+    run._apply_primitive = True  # type: ignore[attr-defined]  # debug_nans says what was found, and does not run it in parts
     compiled = jax.jit(run, static_argnames=names)
 
     def call(*operands, **params):
