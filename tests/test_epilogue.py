@@ -393,6 +393,16 @@ def test_a_name_and_the_function_that_it_means(name):
     np.testing.assert_allclose(gconv.grouped_conv(X, KERNEL, activation=name), expected, rtol=2e-6, atol=2e-6)
 
 
+def test_a_bias_alone_and_a_function_of_ones_own_are_left_to_xla():
+    """Which puts them into one pass with what follows."""
+    bias, residual = np.ones(6, "float32"), np.ones((2, 4, 3, 6), "float32")
+    text = lambda **o: str(jax.make_jaxpr(lambda x: gconv.grouped_conv(x, KERNEL, bias, **o))(X))
+    for options in ({}, {"activation": jnp.sin}, {"activation": jnp.sin, "residual": residual}):
+        assert "grouped_conv_y[" in text(**options) and "epilogue" not in text(**options)
+    for options in ({"activation": "relu"}, {"residual": residual}):
+        assert "grouped_conv_epilogue[" in text(**options) and " add " not in text(**options)
+
+
 def test_a_function_of_ones_own_and_a_slope():
     plain = gconv.grouped_conv(X, KERNEL)
     y = gconv.grouped_conv(X, KERNEL, activation=lambda y: y**2)

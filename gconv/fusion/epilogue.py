@@ -87,6 +87,8 @@ def compose(first, second, *operands, role, geometry, dtype, precision, implemen
 
 def finish(result: Array, parts: dict[str, Array], activation: Activation | None) -> Array:
     """What follows the convolution, of its result."""
+    if not parts and activation is None:
+        return result
     y = result.astype(accumulator(result.dtype))
     along = lambda a: a.reshape((1,) * (y.ndim - 1) + a.shape)
     if "scale" in parts:
