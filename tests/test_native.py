@@ -604,16 +604,19 @@ GOOD = {
     "filters": np.int64(4),
     "plain": False,
     "kernel": "",
+    "parts": np.int64(0),
+    "activation": np.int64(10),
+    "slope": np.float64(0),
 }
 SHAPES = {"x": (2, 1, 1, 9, 6), "w": (1, 1, 3, 3, 8), "y": (2, 1, 1, 7, 8)}
 HUGE = np.iinfo(np.int64).max
 
 
-def call(*, x=SHAPES["x"], w=SHAPES["w"], y=SHAPES["y"], dtype="float32", other=None, scratch=1 << 16, **attributes):
+def call(*more, x=SHAPES["x"], w=SHAPES["w"], y=SHAPES["y"], dtype="float32", other=None, scratch=1 << 16, **attributes):
     native.register_kernels()
     result = (jax.ShapeDtypeStruct(y, dtype), jax.ShapeDtypeStruct((scratch,), jnp.uint8))
     run = jax.ffi.ffi_call(native.TARGET, result)
-    return run(jnp.ones(x, dtype), jnp.ones(w, other or dtype), **(GOOD | attributes))[0]
+    return run(jnp.ones(x, dtype), jnp.ones(w, other or dtype), *more, **(GOOD | attributes))[0]
 
 
 @built
@@ -636,6 +639,10 @@ def test_a_well_formed_call_runs():
         ({"kernel": "winograd.16"}, "no kernel of this instruction set"),
         ({"kernel": "depthwise." + LONGEST}, "groups of one channel and one filter"),
         ({"role": np.int64(3)}, "role must be"),
+        ({"activation": np.int64(11)}, "no activation has this number"),
+        ({"activation": np.int64(-1)}, "no activation has this number"),
+        ({"parts": np.int64(8)}, "the parts must be a sum of 1, 2 and 4"),
+        ({"parts": np.int64(1)}, "fewer operands than parts"),
         ({"role": np.int64(1)}, "does not fit"),
         ({"strides": np.array([1, 1])}, "three entries"),
         ({"strides": np.array([1, 1, 0])}, "strides must lie"),
@@ -652,6 +659,24 @@ def test_a_well_formed_call_runs():
 def test_a_malformed_call_is_an_error(wrong, message):
     with pytest.raises((ValueError, RuntimeError), match=f"gconv: .*{message}"):
         jax.block_until_ready(call(**wrong))
+
+
+@built
+@pytest.mark.parametrize(
+    ("parts", "operands", "message"),
+    (
+        (0, [jnp.ones(8)], "more operands than parts"),
+        (1, [jnp.ones(7)], "shape does not fit"),
+        (2, [jnp.ones((1, 8))], "shape does not fit"),
+        (4, [jnp.ones(8)], "shape does not fit"),
+        (1, [jnp.ones(8, "bfloat16")], "type does not fit"),
+        (4, [jnp.ones(SHAPES["y"], "bfloat16")], "type does not fit"),
+        (3, [jnp.ones(8)], "fewer operands than parts"),
+    ),
+)
+def test_a_malformed_epilogue_is_an_error(parts, operands, message):
+    with pytest.raises((ValueError, RuntimeError), match=f"gconv: .*{message}"):
+        jax.block_until_ready(call(*operands, parts=np.int64(parts)))
 
 
 @built
