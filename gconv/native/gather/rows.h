@@ -99,15 +99,19 @@ class GatherRows {
     bool backwards =
         width.phases.size && span > 1 && width.phases[0].taps[0].source > width.phases[0].taps[1].source;
     if (plan.packed) g.pack(parallel, type, w, packed, backwards ? span : 1);
-    if (plan.kernel == Kernel::matrix)
-      return g.for_stretches(
-          parallel, ceil_div(columns, plan.stretch), [&](int64_t unit, int64_t from, int64_t to) {
-            Lists lists;
-            lists.rows.push({0, 0});
-            int64_t first = unit * plan.stretch, count = minimum(plan.stretch, columns - first);
-            pixels(first, count, from, to, x, packed, w, result, lists);
-            finish_pixels(first, count, from, to);
-          });
+    if (plan.kernel == Kernel::matrix) {
+      int64_t stretches = ceil_div(columns, plan.stretch);
+      if (numbers && g.groups == 1 && stretches < 8 * parallel.threads)
+        return by_filters(parallel, stretches, reinterpret_cast<const A*>(x), packed, w,
+                          reinterpret_cast<A*>(result));
+      return g.for_stretches(parallel, stretches, [&](int64_t unit, int64_t from, int64_t to) {
+        Lists lists;
+        lists.rows.push({0, 0});
+        int64_t first = unit * plan.stretch, count = minimum(plan.stretch, columns - first);
+        pixels(first, count, from, to, x, packed, w, result, lists);
+        finish_pixels(first, count, from * g.results, (to - from) * g.results);
+      });
+    }
     int64_t rows = g.batch * g.axis[0].results * g.axis[1].results;
     int64_t in_row = ceil_div(width.results, plan.stretch), stretches = rows * in_row;
     int64_t work = minimum(width.results, plan.stretch) * g.taps * g.sources * ceil_div(g.results, L);
@@ -123,7 +127,7 @@ class GatherRows {
         char* to = result + (row * width.results + first) * g.results * bytes;
         int64_t count = minimum(plan.stretch, width.results - first);
         one_row(column, count, x, packed, to, lists);
-        finish_pixels(row * width.results + first, count, 0, 1);
+        finish_pixels(row * width.results + first, count, 0, g.results);
       }
       fence();
     });
@@ -150,11 +154,30 @@ class GatherRows {
     }
   }
 
-  // `count` pixels from one on, of the groups from one to another.
-  void finish_pixels(int64_t first, int64_t count, int64_t from, int64_t to) const {
+  // Some channels of `count` pixels from one on.
+  void finish_pixels(int64_t first, int64_t count, int64_t channel, int64_t channels) const {
     if (finish.any())
-      finish({nullptr, first * g.result_channels() + from * g.results, g.result_channels()}, count,
-             from * g.results, (to - from) * g.results);
+      finish({nullptr, first * g.result_channels() + channel, g.result_channels()}, count, channel, channels);
+  }
+
+  // A matrix product of few pixels: a unit has some of the filters, two vectors at a time as they are packed,
+  // and a thread has all pixels of its filters one after the other. So each weight is read by one thread.
+  void by_filters(const Parallel& parallel, int64_t stretches, const A* x, const A* packed, const void* w,
+                  A* result) const {
+    int64_t vectors = ceil_div(g.results, L), pairs = maximum(1, vectors / 2);
+    int64_t parts = parts_of(parallel, stretches, pairs);
+    for_each(parallel, stretches * parts, 1 << 14, [&](int64_t unit) {
+      Lists lists;
+      lists.rows.push({0, 0});
+      int64_t part = unit / stretches, first = unit % stretches * plan.stretch;
+      int64_t count = minimum(plan.stretch, columns - first);
+      int64_t from = 2 * (pairs * part / parts);
+      int64_t to = part + 1 == parts ? vectors : 2 * (pairs * (part + 1) / parts);
+      Row row{x, columns, g.sources, first, count, result + first * g.results, g.results};
+      blocks<true>(row, 0, packed, w, lists, from, to);
+      finish_pixels(first, count, from * L, minimum(to * L, g.results) - from * L);
+      fence();
+    });
   }
 
   // A matrix product: `count` pixels of the groups from one to another.
@@ -205,12 +228,14 @@ class GatherRows {
     write(lists.results.data, count * g.results, type, result);
   }
 
+  // The vectors of a group's filters from the first to the last.
   template <bool MATRIX>
-  void blocks(const Row& row, int64_t group, const A* packed, const void* kernel, Lists& lists) const {
+  void blocks(const Row& row, int64_t group, const A* packed, const void* kernel, Lists& lists,
+              int64_t first = 0, int64_t last = INT64_MAX) const {
     int64_t vectors = ceil_div(g.results, L);
     // Rows that images have in practice are multiples of 7 or of 8.
     bool eights = row.count % 8 == 0 && row.count % 7;
-    for (int64_t v = 0, block; v < vectors; v += block) {
+    for (int64_t v = first, block; v < minimum(vectors, last); v += block) {
       block = block_of(vectors - v, 3);
       Gather::Weights<A> w = g.weights(plan, packed, kernel, group, v, block);
       int64_t filters = minimum(block * L, g.results - v * L);
