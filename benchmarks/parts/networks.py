@@ -8,7 +8,7 @@ from flax import nnx
 
 from benchmarks.measuring.work import measured
 from benchmarks.parts.common import Budget, wanted
-from benchmarks.programs import memory, networks, steps
+from benchmarks.programs import engines, memory, networks, steps
 from benchmarks.programs import profile as profiles
 
 MODES = (("inference", 1), ("inference", 8), ("training", 8))
@@ -35,6 +35,27 @@ def models(bounds: dict, seconds: float, *, quick=False, only=("",), size=224) -
             "least": flops / bounds["flops"]["float32"],
             "times": measured(prepared, share, quick=quick, dtype="float32", tolerance=1e-3),
         }
+
+
+# By which a user would replace JAX for inference, and what they are compared with.
+OURS = ("nnx.Conv installed", "nnx.Conv fused")
+IMAGES = ("mobilenet_v2", "efficientnet_b0", "resnext50_32x4d", "convnext_t", "regnetx_400mf")
+
+
+def served(bounds: dict, seconds: float, *, quick=False, only=("",), size=224) -> Iterator[dict]:
+    """Inference of the image networks, unchanged models with `install` and `fuse`, against engines that compile a model."""
+    del bounds
+    work = [(name, batch) for name in IMAGES for batch in (1, 8) if wanted(name, only)]
+    if quick:  # the fastest to compile
+        work, size = [("mobilenet_v2", 2)], 32
+    budget = Budget(seconds, len(work))
+    for name, batch in work:
+        share = budget.share()
+        here = {engine: make for engine, make in engines.peers().items() if engine == "ONNX Runtime" or not quick}
+        makers = {peer: steps.peers("inference")[peer] for peer in OURS} | here
+        prepared = {peer: make(name, batch, size) for peer, make in makers.items()}
+        times = measured(prepared, share, quick=quick, dtype="float32", tolerance=1e-3)
+        yield {"part": "served", "case": name, "mode": "inference", "batch": batch, "size": size, "times": times}
 
 
 def _forward_flops(name: str, size: int) -> float:

@@ -61,14 +61,17 @@ def loss_of(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
 
-def flax_inference(name: str, conv: Callable, batch: int, size: int, *, around=contextlib.nullcontext) -> Prepared:
-    """`around` is what the program is compiled in."""
+def flax_inference(
+    name: str, conv: Callable, batch: int, size: int, *, around=contextlib.nullcontext, change: Callable = lambda f: f
+) -> Prepared:
+    """`around` is what the program is compiled in, and `change` what becomes of the function before it is."""
     model = build(name, conv)
     model.eval()
     graph, state = nnx.split(model)
     x = jnp.asarray(example(name, batch, size)[0])
     with around():
-        program, seconds = timed(lambda: jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).compile())
+        function = change(lambda state, x: nnx.merge(graph, state)(x))
+        program, seconds = timed(lambda: jax.jit(function).lower(state, x).compile())
     run = partial(program, state, x)
     return Prepared(run, lambda: np.asarray(run()), seconds)
 
@@ -176,6 +179,10 @@ def peers(mode: str) -> dict[str, Callable[[str, int, int], Prepared]]:
     found["nnx.Conv installed"] = lambda name, batch, size: of_flax(
         name, networks.flax_layer, batch, size, around=gconv.accelerated
     )
+    if mode == "inference":
+        found["nnx.Conv fused"] = lambda name, batch, size: flax_inference(
+            name, networks.flax_layer, batch, size, around=gconv.accelerated, change=gconv.fuse
+        )
     if importlib.util.find_spec("torch"):
         found["PyTorch contiguous"] = partial(of_torch, channels_last=False)
         found["PyTorch channels_last"] = partial(of_torch, channels_last=True)
