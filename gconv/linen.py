@@ -26,6 +26,7 @@ from gconv.norm.linen import BatchNorm as BatchNorm
 from gconv.optim.factor import DEFAULTS, Factor, learn_rate_and_l2
 from gconv.options import integer, metadata_of
 from gconv.typing import (
+    Activation,
     Array,
     BiasInit,
     Groups,
@@ -57,6 +58,7 @@ class _Shell(Facts, nn.Module):
     strides: PerAxis = 1
     padding: Padding = 0
     dilation: PerAxis = 1
+    activation: Activation | None = None
     num_channels_per_group: NumChannelsPerGroup = None
     use_bias: bool = True
     kernel_init: KernelInit = "glorot"
@@ -94,7 +96,7 @@ class _Shell(Facts, nn.Module):
 
     _options = [
         *("kernel_size", "filters_per_group", "groups", "strides", "padding", "dilation", "num_channels_per_group"),
-        *("use_bias", "dtype", "param_dtype", "precision", "implementation", "preferred_element_type"),
+        *("activation", "use_bias", "dtype", "param_dtype", "precision", "implementation", "preferred_element_type"),
     ]
 
     def _parameter(self, name: str, init, shape):

@@ -44,6 +44,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "kernellearnratefactor": ("kernel_learn_rate_factor", "weight_learn_rate_factor"),
     "weightl2factor": ("kernel_l2_factor", "weight_l2_factor"),
     "kernell2factor": ("kernel_l2_factor", "weight_l2_factor"),
+    **dict.fromkeys(("activation", "act", "actlayer", "activationfn", "nonlinearity"), ("activation",)),
     "key": ("rngs",),
     "rng": ("rngs",),
     # Of sequence layers.
@@ -76,7 +77,6 @@ ABSENT: dict[str, str] = {
     "batchgroupcount": "gconv.conv_general_dilated has it",
     "outsharding": "it is an argument of the layer's call, layer(x, out_sharding=...)",
     "device": "leave it out: jax.device_put, or jax.default_device, says where arrays live",
-    "activation": "apply it to the result, as in jax.nn.relu(y)",
     "outputfcn": "write it into the loop",
     **dict.fromkeys(("kernelregularizer", "biasregularizer", "activityregularizer"), "gconv.optim.add_l2 regularizes"),
     **dict.fromkeys(("kernelconstraint", "biasconstraint"), "constrain the parameters after the optimizer's step"),

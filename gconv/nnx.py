@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
 from gconv import layers
 from gconv.layers import Config, attributes, describe
 from gconv.layers.attributes import Fact, FactorOf, Facts, Option
 from gconv.layers.display import parts_of_repr
-from gconv.mesh.placement import natural_specs
+from gconv.mesh.nnx import shardings as shardings
 from gconv.naming import signature_of, translating
 from gconv.norm.nnx import BatchNorm as BatchNorm
 from gconv.optim.factor import learn_rate_and_l2
 from gconv.options import Pairs, integer, metadata_of
 from gconv.typing import (
+    Activation,
     Array,
     BiasInit,
     Groups,
@@ -149,6 +149,7 @@ class _Shell(Facts, nnx.Module):
     strides = Option[tuple[int, ...], PerAxis]()
     padding = Option[str | Pairs, Padding]()
     dilation = Option[tuple[int, ...], PerAxis]()
+    activation = Option[Any, Activation | None]()
     dtype = Option[Any, DTypeLike | None]()
     precision = Option[Any, Precision]()
     implementation = Option[str | None, Implementation | None]()
@@ -182,6 +183,8 @@ class GroupedConv(_Shell):
       groups: a positive integer that divides `in_features`, or `"channel-wise"` (one group per channel).
       strides, padding, dilation, input_dilation, padding_value: as in `gconv.grouped_conv`; the default padding is 0 as in
         MATLAB (in Flax "SAME").
+      activation: what the result goes through, as in `gconv.grouped_conv`: None, a name such as "relu", or a function without
+        parameters of its own.
       num_channels_per_group: None or "auto" derives it; a number is checked.
       use_bias: whether to add a bias.
       kernel_init: `"glorot"`, `"he"`, `"narrow-normal"`, `"orthogonal"`, `"zeros"`, `"ones"` (fans per group, see
@@ -203,8 +206,9 @@ class GroupedConv(_Shell):
       name: shown by the display.
       rngs: `flax.nnx.Rngs`, whose "params" stream draws the initial values.
 
-    The factors, `name`, `mask`, `strides`, `padding`, `dilation`, `input_dilation`, `padding_value`, `dtype`, `precision`,
-    `implementation` and `preferred_element_type` may be given anew as attributes; what shapes or draws the parameters may not.
+    The factors, `name`, `mask`, `strides`, `padding`, `dilation`, `input_dilation`, `padding_value`, `activation`, `dtype`,
+    `precision`, `implementation` and `preferred_element_type` may be given anew as attributes; what shapes or draws the
+    parameters may not.
 
     Raises:
       ValueError, TypeError: at construction, naming the argument, its numbers and a value that works.
@@ -224,6 +228,7 @@ class GroupedConv(_Shell):
         dilation: PerAxis = 1,
         input_dilation: PerAxis = 1,
         padding_value: PaddingValue = 0,
+        activation: Activation | None = None,
         num_channels_per_group: NumChannelsPerGroup = None,
         use_bias: bool = True,
         kernel_init: KernelInit = "glorot",
@@ -281,6 +286,7 @@ class GroupedConvTranspose(_Shell):
         padding: Padding = 0,
         dilation: PerAxis = 1,
         output_padding: PerAxis = 0,
+        activation: Activation | None = None,
         num_channels_per_group: NumChannelsPerGroup = None,
         use_bias: bool = True,
         kernel_init: KernelInit = "glorot",
@@ -303,46 +309,3 @@ class GroupedConvTranspose(_Shell):
         self._set_up(transposed=True, **{key: value for key, value in locals().items() if key != "self"})
 
     output_padding = Option[tuple[int, ...], PerAxis]()
-
-
-@translating
-def shardings(model: nnx.Module, mesh: Mesh, *, groups: str | None = "groups") -> nnx.State:
-    """Where a model's variables live on a mesh: kernels and biases of gconv's layers over their groups, all others everywhere.
-
-    An optimizer made afterwards keeps its state where the parameters are.
-
-    >>> import jax, jax.numpy as jnp, gconv
-    >>> from flax import nnx
-    >>> mesh = jax.make_mesh((1, 1), ("data", "groups"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    >>> model = nnx.Sequential(gconv.nnx.GroupedConv(6, 3, 4, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(0)))
-    >>> nnx.update(model, jax.device_put(nnx.state(model), gconv.nnx.shardings(model, mesh)))
-    >>> model.layers[0].kernel[...].sharding.spec
-    P(None, None, None, 'groups')
-
-    Args:
-      model: any NNX module; stacks of layers, which `nnx.vmap` makes, keep the stack's axes whole.
-      mesh: whose axis `groups` splits the groups of the layers that it divides; see `gconv.natural_specs`.
-
-    Returns:
-      A state like `nnx.state(model)` with a `NamedSharding` in the place of every value, for `jax.device_put`,
-      `jax.lax.with_sharding_constraint` and the arguments of `jax.jit`.
-
-    Raises:
-      TypeError, ValueError: for what is no NNX module; for an axis that the mesh does not have.
-    """
-    if not isinstance(model, nnx.Module):
-        raise TypeError(
-            f"`model` must be a flax.nnx.Module, got {type(model).__name__}. Of other trees of parameters: "
-            "jax.tree.map, with the specs that gconv.natural_specs(layer, mesh) gives for each layer."
-        )
-    specs: dict[tuple, PartitionSpec] = {}
-    for path, module in nnx.iter_modules(model):
-        if isinstance(module, _Shell):
-            found = natural_specs(module, mesh, data=None, groups=groups)
-            specs |= {(*path, name): spec for name, spec in (found._asdict() | {"mask": found.kernel}).items()}
-
-    def place(path, leaf):
-        sharding = NamedSharding(mesh, specs.get(path, PartitionSpec()))
-        return leaf.replace(sharding) if isinstance(leaf, nnx.Variable) else sharding  # a mask is an array by itself
-
-    return nnx.map_state(place, nnx.state(model))

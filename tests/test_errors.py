@@ -182,7 +182,7 @@ NAMES = {
         lambda: layer(6, 3, filters_per_group=2, groups="channel-wise"),
     ),
     "data_format": (lambda: layer(data_format="channels_first"), ["channels are always last"], layer),
-    "activation": (lambda: layer(activation="relu"), ["jax.nn.relu(y)"], lambda: jax.nn.relu(layer()(X))),
+    "act_layer": (lambda: layer(act_layer="relu"), ['activation="relu"'], lambda: layer(activation="relu")),
     "kernel_regularizer": (lambda: layer(kernel_regularizer=None), ["gconv.optim.add_l2 regularizes"], layer),
     "with_bias": (lambda: linen(with_bias=False), ["use_bias=False"], lambda: linen(use_bias=False)),
     "key": (lambda: gconv.nnx.GroupedConv(6, 3, 4, 2, key=jax.random.key(0)), ["`rngs`", "rngs=nnx.Rngs(0)"], layer),

@@ -24,6 +24,7 @@ ORDER = (
     ("optim.factor", "native.copies", "interop.swapping"),
     ("native",),
     ("mesh", "mesh.placement", "mesh.sharding"),
+    ("mesh.nnx",),
     ("geometry",),
     ("backends.convolution", "backends.problem"),
     ("backends.lax", "backends.native", "backends.xla"),

@@ -1,5 +1,7 @@
 """Keras' convolutions and gconv's layers, both ways, on the same inputs: values and gradients, on Keras' JAX backend."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,7 +167,11 @@ def test_what_is_wrong_is_named(keras):
     wrong = {
         "of keras.layers, got Dense": lambda: interop.from_keras(keras.layers.Dense(3)),
         "no parameters yet": lambda: interop.from_keras(keras.layers.Conv2D(3, 3)),
-        "the activation 'relu'": lambda: interop.from_keras(built(keras, "Conv2D", (3, 3), dict(activation="relu"))),
+        "the activation 'softmax'": lambda: interop.from_keras(built(keras, "Conv2D", (3, 3), dict(activation="softmax"))),
+        "Keras has no activation sin": lambda: interop.to_keras(interop.from_arrays(one, activation=jnp.sin)),
+        "without a bias and an activation": lambda: interop.to_keras(
+            (interop.from_arrays(one, activation="relu"), interop.from_arrays(one[:1, :1]))
+        ),
         "no `padding_value`='circular'": lambda: interop.to_keras(
             interop.from_arrays(one, padding=1, padding_value="circular")
         ),
@@ -180,4 +186,38 @@ def test_what_is_wrong_is_named(keras):
         with pytest.raises((ValueError, TypeError), match=message):
             call()
     relu = built(keras, "Conv2D", (3, 3), dict(activation="relu"))
-    assert interop.from_keras(relu, ignore_activation=True).kernel.shape == (3, 3, 4, 3)
+    assert interop.from_keras(relu, ignore_activation=True).config.activation is None
+
+
+THEIRS = [
+    *("relu", "relu6", "leaky_relu", "sigmoid", "silu", "swish", "hard_sigmoid", "hard_silu", "tanh", "gelu"),
+    *("elu", "selu", "celu", "softplus", "softsign", "mish"),
+]
+
+
+@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("kind", ("Conv2D", "SeparableConv2D", "DepthwiseConv2D", "Conv2DTranspose"))
+def test_activations(keras, kind, name):
+    arguments = (3,) if kind == "DepthwiseConv2D" else (6, 3)
+    layer = built(keras, kind, arguments, dict(activation=name))
+    x = np.float32(normal(0, 2, *SIZES[:2], 4))
+    found = interop.from_keras(layer)
+    y = found[1](found[0](x)) if kind == "SeparableConv2D" else found(x)
+    np.testing.assert_allclose(y, run(layer, x), rtol=1e-4, atol=1e-5)
+    back = interop.to_keras(found)
+    np.testing.assert_allclose(run(back, x), run(layer, x), rtol=1e-4, atol=1e-5)
+
+
+def test_activations_with_options(keras):
+    x = np.float32(normal(0, 2, 9, 8, 4))
+    by_tanh = functools.partial(keras.activations.gelu, approximate=True)
+    for theirs, name in (
+        (by_tanh, "gelu"),
+        (functools.partial(keras.activations.leaky_relu, negative_slope=0.4), None),
+        (keras.layers.LeakyReLU(negative_slope=0.3), None),
+    ):
+        layer = built(keras, "Conv2D", (6, 3), dict(activation=theirs))
+        found = interop.from_keras(layer)
+        assert name is None or found.config.activation == name
+        for again in (found(x), run(interop.to_keras(found), x)):
+            np.testing.assert_allclose(again, run(layer, x), rtol=1e-4, atol=1e-5)

@@ -473,9 +473,9 @@ CONSTRUCTOR = [*inspect.signature(gconv.nnx.GroupedConv.__init__).parameters][1:
 def test_no_argument_of_the_constructor_is_ignored_as_an_attribute(name):
     layer = gconv.nnx.GroupedConv(4, 3, 3, 2, rngs=nnx.Rngs(0))
     acts = {"strides", "padding", "dilation", "input_dilation", "padding_value", "name", "mask", *FACTORS}
-    acts |= {"dtype", "precision", "implementation", "preferred_element_type"}
+    acts |= {"activation", "dtype", "precision", "implementation", "preferred_element_type"}
     values = {"padding_value": 1, "dtype": jnp.float16, "precision": "high", "implementation": "lax", "name": "conv"}
-    values |= {"preferred_element_type": jnp.float32, "mask": np.ones((3, 3, 2, 6))}
+    values |= {"preferred_element_type": jnp.float32, "activation": "relu", "mask": np.ones((3, 3, 2, 6))}
     if name in acts:
         setattr(layer, name, values.get(name, 2))
         expected = values.get(name, 2)

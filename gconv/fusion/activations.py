@@ -5,7 +5,8 @@ Those in FUNCTIONS the kernels know. The names in OTHERS stand for functions of 
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax import Array
@@ -30,7 +31,8 @@ OTHERS = ("elu", "softplus", "soft_sign", "selu", "celu", "mish")
 SLOPE = 0.01
 
 
-class Activation(NamedTuple):
+@dataclass(frozen=True)
+class Activation:
     """An activation that the kernels know; hashable.
 
     Attributes:
@@ -40,6 +42,9 @@ class Activation(NamedTuple):
 
     name: str
     slope: float = SLOPE
+
+    def __repr__(self) -> str:
+        return self.name if self.slope == SLOPE else f"{self.name}(slope={self.slope})"
 
     def __call__(self, x: Array) -> Array:
         return jax.nn.leaky_relu(x, self.slope) if self.name == "leaky_relu" else FUNCTIONS[self.name](x)
@@ -87,4 +92,4 @@ def canonical(activation: Any) -> str | Function | None:
     found = parse(activation)
     if isinstance(found, Activation):
         return found.name if found == Activation(found.name) else found
-    return activation
+    return next((name for name in OTHERS if getattr(jax.nn, name) is found), found)

@@ -186,8 +186,8 @@ def fits(ctx, platform: str, params: dict) -> bool:
 
 def _by_kernels(first, second, *operands, role, geometry, dtype, precision, parts, activation, **_):
     run = getattr(backends.native, role)
-    name, slope = activation or (None, 0.0)
-    epilogue = backends.native.Epilogue(dict(zip(parts, operands, strict=True)), name, slope)
+    given = dict(zip(parts, operands, strict=True))
+    epilogue = backends.native.Epilogue(given, *((activation.name, activation.slope) if activation else ()))
     with jax.named_scope(f"gconv_{role}_native"):  # so that a lowered text tells which implementation ran
         return run(first, second, geometry, dtype=dtype, precision=precision, epilogue=epilogue)
 

@@ -16,7 +16,7 @@ from gconv.layers.config import shown
 from gconv.naming import translating
 from gconv.optim.factor import Factor
 from gconv.options import Pairs
-from gconv.typing import Padding, PaddingValue, PerAxis, Precision
+from gconv.typing import Activation, Padding, PaddingValue, PerAxis, Precision
 
 if TYPE_CHECKING:
     from gconv import linen
@@ -108,6 +108,7 @@ class Convolution:
     def _arguments(self) -> dict[str, Any]:
         c = self.config
         values: dict[str, Any] = dict(strides=c.strides, padding=c.padding, dilation=c.dilation, use_bias=c.use_bias)
+        values["activation"] = c.activation
         if c.transposed:
             values["output_padding"] = c.output_padding
         else:
@@ -155,6 +156,7 @@ def from_arrays(
     transposed: bool = False,
     output_padding: PerAxis = 0,
     input_dilation: PerAxis = 1,
+    activation: Activation | None = None,
     dtype: DTypeLike | None = None,
     precision: Precision = None,
     preferred_element_type: DTypeLike | None = None,
@@ -185,6 +187,7 @@ def from_arrays(
         output_padding=output_padding,
         input_dilation=input_dilation,
         transposed=transposed,
+        activation=activation,
         use_bias=bias is not None,
         dtype=dtype,
         precision=precision,
@@ -317,6 +320,15 @@ def no_mask(found: Convolution, library: str) -> None:
         raise ValueError(
             f"{library} has no `input_dilation` in its convolutions, the layer has {found.config.input_dilation}. Without "
             "strides a GroupedConvTranspose with these strides computes the same."
+        )
+
+
+def no_activation(found: Convolution, library: str) -> None:
+    """An error where a layer has an activation, which another library keeps in a layer of its own."""
+    if found.config.activation is not None:
+        raise ValueError(
+            f"{library} has no `activation` in its convolutions, the layer has {shown(found.config.activation)}. What works: "
+            "layer.activation = None, and the activation after the layer there."
         )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask
+from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_activation, no_mask
 from gconv.interop.layouts import array, flipped, from_channels_first, to_channels_first
 from gconv.typing import PaddingValue
 
@@ -59,6 +59,7 @@ def to_equinox(layer: Any) -> Any:
 
     found = from_gconv(layer)
     no_mask(found, "Equinox")
+    no_activation(found, "Equinox")
     c = found.config
     modes: dict[complex | str, str] = {value: name for name, value in PADDING_MODES.items()}
     if c.padding_value not in modes:

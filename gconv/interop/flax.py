@@ -8,6 +8,7 @@ from gconv.interop.convolution import (
     Convolution,
     from_arrays,
     from_gconv,
+    no_activation,
     only_zeros,
     pads_of_dilated,
     transposed_by_pads,
@@ -71,6 +72,7 @@ def to_flax(layer: Any, *, linen: bool = False) -> Any:
     from flax import nnx
 
     found = from_gconv(layer)
+    no_activation(found, "Flax")
     c = found.config
     options: dict[str, Any] = dict(strides=c.strides, kernel_dilation=c.dilation, use_bias=c.use_bias)
     if c.transposed:

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from gconv.geometry import effective_window
-from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask, only_zeros, pads_of_dilated, with_mask
+from gconv.interop.convolution import (
+    Convolution,
+    from_arrays,
+    from_gconv,
+    no_activation,
+    no_mask,
+    only_zeros,
+    pads_of_dilated,
+    with_mask,
+)
 from gconv.interop.flax import lax_transposed
 from gconv.interop.layouts import array, flipped
 from gconv.naming import translating
@@ -105,6 +114,7 @@ def to_haiku(layer: Any) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]
     found = from_gconv(layer)
     c = found.config
     no_mask(replace(found, mask=None), "Haiku")
+    no_activation(found, "Haiku")
     only_zeros(found, "Haiku", "Pad the input before, with jax.numpy.pad.")
     options: dict[str, Any] = dict(
         output_channels=c.out_features(found.in_features), kernel_shape=c.window, stride=c.strides, with_bias=c.use_bias

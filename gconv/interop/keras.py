@@ -1,12 +1,15 @@
 """Keras 3: `Conv1D/2D/3D`, `DepthwiseConv1D/2D`, `SeparableConv1D/2D` and `Conv1D/2D/3DTranspose`, on any of its backends."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask, only_zeros, transposed_by_pads
 from gconv.interop.layouts import array
+from gconv.layers.config import shown
 from gconv.naming import translating
 
 
@@ -20,25 +23,22 @@ def from_keras(layer: Any, *, ignore_activation: bool = False) -> Any:
     Args:
       layer: `Conv1D`, `Conv2D`, `Conv3D`, `DepthwiseConv1D`, `DepthwiseConv2D`, `SeparableConv1D`, `SeparableConv2D`,
         `Conv1DTranspose`, `Conv2DTranspose` or `Conv3DTranspose` of `keras.layers`.
-      ignore_activation: whether to accept a layer with an activation, which a gconv layer has not: apply it yourself.
+      ignore_activation: whether to leave the activation out. Of those of `keras.activations` a gconv layer has relu, relu6,
+        leaky_relu, sigmoid, silu, hard_sigmoid, hard_silu, tanh, gelu, elu, selu, celu, softplus, softsign and mish.
     """
     if not all(hasattr(layer, name) for name in ("dilation_rate", "strides", "padding", "built")):
         raise TypeError(f"`layer` must be a convolution of keras.layers, got {type(layer).__name__}.")
     if not layer.built:
         raise ValueError("`layer` has no parameters yet: call it once, or layer.build((None, 32, 32, channels)).")
-    activation = getattr(layer.activation, "__name__", str(layer.activation))
-    if activation not in ("linear", "None") and not ignore_activation:
-        raise ValueError(
-            f"`layer` has the activation {activation!r}, which a gconv layer has not: with ignore_activation=True it is left "
-            "to you to apply."
-        )
+    activation = None if ignore_activation else _activation(layer.activation)
     bias = array("bias", layer.bias) if layer.use_bias else None
     options: dict[str, Any] = dict(strides=layer.strides, dilation=layer.dilation_rate, padding=layer.padding)
     options["dtype"] = layer.compute_dtype
     if hasattr(layer, "depthwise_kernel"):
         depthwise = _depthwise(array("depthwise_kernel", layer.depthwise_kernel), None, options)
         pointwise = array("pointwise_kernel", layer.pointwise_kernel)
-        return depthwise, from_arrays(pointwise, bias, groups=1, dtype=layer.compute_dtype)
+        return depthwise, from_arrays(pointwise, bias, groups=1, activation=activation, dtype=layer.compute_dtype)
+    options["activation"] = activation
     kernel = array("kernel", layer.kernel)
     if hasattr(layer, "depth_multiplier"):
         return _depthwise(kernel, bias, options)
@@ -53,7 +53,8 @@ def to_keras(layer: Any, *, spatial: Sequence[int] | None = None) -> Any:
     One filter or more per channel becomes a `DepthwiseConv` (in 1-D and 2-D), a pair `(depthwise, pointwise)` as `from_keras`
     makes it a `SeparableConv`, everything else a `Conv`. Where Keras cannot pad alike, the result is a `keras.Sequential`
     of a `ZeroPadding` and the convolution (of a transposed one and a `Cropping`). `dtype` becomes the policy, such as
-    "mixed_bfloat16"; `precision` is no affair of a layer there.
+    "mixed_bfloat16"; `precision` is no affair of a layer there. Nor has it a name for gelu by tanh: the layer computes it, and
+    Keras cannot write the model to a file.
 
     Args:
       layer: a layer of `gconv.nnx`, a pair `(module, variables)` of `gconv.linen`, or a `Convolution`.
@@ -68,6 +69,7 @@ def to_keras(layer: Any, *, spatial: Sequence[int] | None = None) -> Any:
     c, rank = found.config, len(found.config.window)
     only_zeros(found, "Keras", "Pad the input before, with keras.ops.pad.")
     options: dict[str, Any] = dict(strides=c.strides, dilation_rate=c.dilation, use_bias=c.use_bias, dtype=_policy(found))
+    options["activation"] = _their_activation(keras, found)
     _check_strides(found)
     if c.transposed:
         return _transposed(keras, found, options)
@@ -133,10 +135,11 @@ def _transposed(keras, found: Convolution, options):
 def _separable(keras, depthwise: Convolution, pointwise: Convolution):
     c, rank = depthwise.config, len(depthwise.config.window)
     plain = pointwise.config.window == (1,) * rank and pointwise.groups == 1 and not any(sum(pointwise.explicit()[0], ()))
-    if depthwise.kernel.shape[-2] != 1 or not plain or depthwise.bias is not None or rank > 2:
+    if depthwise.kernel.shape[-2] != 1 or not plain or depthwise.bias is not None or rank > 2 or c.activation is not None:
         raise ValueError(
-            "a SeparableConv is a depthwise convolution in 1-D or 2-D without a bias, then one of window 1 and one group: got "
-            f"windows {c.window} and {pointwise.config.window}, groups {depthwise.groups} and {pointwise.groups}."
+            "a SeparableConv is a depthwise convolution in 1-D or 2-D without a bias and an activation, then one of window 1 "
+            f"and one group: got windows {c.window} and {pointwise.config.window}, groups {depthwise.groups} and "
+            f"{pointwise.groups}, activation={shown(c.activation)}."
         )
     only_zeros(depthwise, "Keras", "Pad the input before, with keras.ops.pad.")
     _check_strides(depthwise)
@@ -144,6 +147,7 @@ def _separable(keras, depthwise: Convolution, pointwise: Convolution):
     options: dict[str, Any] = dict(strides=c.strides, dilation_rate=c.dilation, depth_multiplier=c.filters_per_group)
     filters = pointwise.kernel.shape[-1]
     options |= dict(use_bias=pointwise.bias is not None, padding=padding, dtype=_policy(depthwise))
+    options["activation"] = _their_activation(keras, pointwise)
     theirs = getattr(keras.layers, f"SeparableConv{rank}D")(filters, c.window, **options)
     theirs.build((None, *(e + 1 for e in depthwise.effective_window), depthwise.in_features))
     kernel = depthwise.kernel.reshape(*c.window, depthwise.in_features, c.filters_per_group)
@@ -151,6 +155,53 @@ def _separable(keras, depthwise: Convolution, pointwise: Convolution):
     if pairs is None:
         return theirs
     return _padded(keras, depthwise, pairs, theirs)
+
+
+# Names of keras.activations -> ours.
+ACTIVATIONS = {
+    **{n: n for n in ("relu", "relu6", "sigmoid", "silu", "hard_sigmoid", "hard_silu", "tanh")},
+    **{n: n for n in ("elu", "selu", "celu", "softplus", "mish")},
+    "softsign": "soft_sign",
+    "gelu": "gelu_exact",
+}
+SLOPE = 0.2  # of Keras' leaky_relu
+
+
+def _activation(theirs) -> Any:
+    """A function of `keras.activations`, also with options by `functools.partial`, or a `LeakyReLU`, as ours."""
+    function, options = theirs, {}
+    if isinstance(theirs, functools.partial) and not theirs.args:
+        function, options = theirs.func, theirs.keywords
+    name = getattr(function, "__name__", type(function).__name__)
+    if function is None or name == "linear":
+        return None
+    if getattr(function, "__module__", "").startswith("keras."):
+        if name == "LeakyReLU" and hasattr(function, "negative_slope"):
+            return functools.partial(jax.nn.leaky_relu, negative_slope=float(function.negative_slope))
+        if name == "leaky_relu" and options.keys() <= {"negative_slope"}:
+            return functools.partial(jax.nn.leaky_relu, negative_slope=options.get("negative_slope", SLOPE))
+        if name == "gelu" and options.get("approximate"):
+            return "gelu"
+        if name in ACTIVATIONS and not options:
+            return ACTIVATIONS[name]
+    raise ValueError(
+        f"`layer` has the activation {name!r}, which a gconv layer cannot take over: with ignore_activation=True it is left to "
+        "you to apply."
+    )
+
+
+def _their_activation(keras, found: Convolution) -> Any:
+    ours = found.config.activation
+    name, slope = ("leaky_relu", 0.01) if ours == "leaky_relu" else (getattr(ours, "name", ours), getattr(ours, "slope", 0.0))
+    if name == "leaky_relu":
+        return keras.layers.LeakyReLU(negative_slope=slope)
+    if name == "gelu":
+        return functools.partial(keras.activations.gelu, approximate=True)
+    known = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    if ours is not None and (not isinstance(ours, str) or ours not in known):
+        works = "What works: layer.activation = None, and a layer for it there."
+        raise ValueError(f"Keras has no activation {shown(ours)}. {works}")
+    return None if ours is None else getattr(keras.activations, known[ours])
 
 
 def _padding(found: Convolution, spatial) -> tuple[str, tuple | None]:
@@ -165,8 +216,6 @@ def _padding(found: Convolution, spatial) -> tuple[str, tuple | None]:
 
 def _policy(found: Convolution) -> str:
     """Keras' name for a type of the computation and one of the parameters; without `dtype` both are the parameters'."""
-    import jax
-
     held = jax.dtypes.canonicalize_dtype(found.kernel.dtype).name
     computed = found.config.dtype.name if found.config.dtype is not None else held
     if computed == held:

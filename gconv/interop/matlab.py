@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask
+from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_activation, no_mask
 from gconv.interop.layouts import array
 from gconv.interop.mat_files import look_up, read
 from gconv.layout import bias_from_per_group, bias_to_per_group, kernel_from_per_group, kernel_to_per_group
@@ -112,6 +112,7 @@ def to_matlab(layer: Any) -> dict[str, np.ndarray[Any, Any]]:
     """
     found = from_gconv(layer)
     no_mask(found, "MATLAB")
+    no_activation(found, "MATLAB")
     if found.config.transposed:
         raise ValueError("MATLAB has no grouped transposed convolution: a GroupedConv would work.")
     values = {"Weights": kernel_to_matlab(found.kernel, groups=found.groups)}

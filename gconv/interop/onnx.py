@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gconv.geometry import effective_window
-from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask
+from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_activation, no_mask
 from gconv.interop.layouts import array, from_channels_first, to_channels_first
 from gconv.naming import translating
 
@@ -96,6 +96,7 @@ def to_onnx(
 
     found = from_gconv(layer)
     no_mask(found, "ONNX")
+    no_activation(found, "ONNX")
     c = found.config
     nodes, tensors = [], {f"{name}.weight": to_channels_first(found.kernel)}
     if found.bias is not None:

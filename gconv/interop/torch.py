@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask
+from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_activation, no_mask
 from gconv.interop.layouts import array, from_channels_first, to_channels_first
 from gconv.naming import translating
 from gconv.options import did_you_mean
@@ -116,6 +116,7 @@ def to_torch(layer: Any, *, spatial: Sequence[int] | None = None) -> Any:
 
     found = from_gconv(layer)
     no_mask(found, "PyTorch")
+    no_activation(found, "PyTorch")
     c, rank = found.config, len(found.config.window)
     out_features = c.out_features(found.in_features)
     common: dict[str, Any] = dict(stride=c.strides, dilation=c.dilation, groups=found.groups, bias=c.use_bias)

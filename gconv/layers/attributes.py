@@ -27,7 +27,7 @@ FIXED = {
 }
 OPTIONS = (
     *("strides", "padding", "dilation", "input_dilation", "padding_value", "output_padding"),
-    *("dtype", "precision", "implementation", "preferred_element_type"),
+    *("activation", "dtype", "precision", "implementation", "preferred_element_type"),
 )
 MATLAB = {
     "Name": "name",

@@ -3,11 +3,13 @@
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from gconv import backends, geometry, options
+from gconv.fusion import activations
 from gconv.op import result_dtype
 
 FLOATS = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
@@ -34,6 +36,7 @@ class Config:
     output_padding: tuple[int, ...] = ()
     input_dilation: tuple[int, ...] = ()  # () of a transposed one, which has none
     transposed: bool = False
+    activation: Any = None
     use_bias: bool = True
     channels_per_group: int | None = None
     dtype: Any = None
@@ -117,6 +120,7 @@ def configure(
     output_padding=0,
     input_dilation=1,
     transposed: bool = False,
+    activation=None,
     num_channels_per_group=None,
     use_bias: bool = True,
     dtype: DTypeLike | None = None,
@@ -160,6 +164,7 @@ def configure(
         output_padding=output_padding,
         input_dilation=factors,
         transposed=transposed,
+        activation=_activation(activation),
         use_bias=use_bias,
         channels_per_group=None if auto else options.integer("num_channels_per_group", num_channels_per_group, 1),
         dtype=dtype,
@@ -180,12 +185,22 @@ def reconfigured(config: Config, name: str, value) -> Config:
 
 
 def shown(value) -> str:
-    """A value of a configuration in a line: types by their names."""
-    return repr(value.name) if isinstance(value, np.dtype) else repr(value)
+    """A value of a configuration in a line: types and functions by their names."""
+    return repr(value.name) if isinstance(value, np.dtype) else getattr(value, "__name__", None) or repr(value)
 
 
 # Fields whose argument has another name.
 _ARGUMENTS = {"window": "kernel_size", "channels_per_group": "num_channels_per_group"}
+
+
+def _activation(activation):
+    """In one form for each activation. A function with arrays in it would hide them from the optimizer."""
+    if any(leaf is not activation for leaf in jax.tree.leaves(activation)):
+        raise TypeError(
+            f"`activation` must be a function without parameters, got {type(activation).__name__}. A layer with parameters "
+            "comes after this one, as in nnx.Sequential(conv, activation)."
+        )
+    return activations.canonical(activation)
 
 
 def _inexact(name: str, dtype):

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from gconv.layers.config import Config
+import numpy as np
+
+from gconv.layers.config import Config, shown
 from gconv.naming import translating
 
 
@@ -52,6 +54,8 @@ def describe(layer: Any, params: Mapping[str, Any] | None = None) -> str:
         hyper["PaddingValue"] = c.padding_value
     if max(c.input_dilation, default=1) > 1:  # which MATLAB's layer has not, nor a mask
         hyper["InputDilation"] = c.input_dilation
+    if c.activation is not None:  # which is a layer of its own in MATLAB
+        hyper["Activation"] = c.activation if isinstance(c.activation, str) else _Size(shown(c.activation))
     sizes = {name: _per_group_size(name, params.get(key), groups, c.window) for name, key in _LEARNABLE.items()}
     width = max(map(len, hyper)) + 3
 
@@ -70,7 +74,8 @@ def parts_of_repr(parts: Iterable[Any]) -> Iterator[Any]:
     for part in parts:
         key, value = getattr(part, "key", None), getattr(part, "value", None)
         if key == "config" and isinstance(value, Config):
-            yield from (type(part)(name, getattr(option, "name", option)) for name, option in value.told().items())
+            told = value.told().items()
+            yield from (type(part)(name, option.name if isinstance(option, np.dtype) else option) for name, option in told)
         elif key != "out_features" and not (key in ("mask", "bias") and value is None or key == "name" and not value):
             yield part
 

@@ -27,6 +27,8 @@ y = gconv.grouped_conv(x, kernel, padding=((1, 1), (0, 2)), padding_value=1.5, p
 y = gconv.grouped_conv(x, kernel, input_dilation=(2, 1), precision=jax.lax.Precision.HIGHEST)
 back = gconv.grouped_conv_transpose(jnp.ones((2, 8, 8, 8)), kernel, groups=2, strides=2, padding=1, output_padding=1)
 assert_type(back, jax.Array)
+y = gconv.grouped_conv(x, kernel, activation="relu", residual=jnp.ones((2, 14, 14, 8)))
+y = gconv.grouped_conv(x, kernel, activation=jax.nn.gelu)
 out, state = gconv.causal_conv1d(jnp.ones((1, 8, 3)), jnp.ones((4, 1, 3)), activation="silu")
 assert_type(state, jax.Array)
 y = gconv.conv_general_dilated(jnp.ones((2, 6, 32)), jnp.ones((12, 2, 5)), (2,), "SAME", feature_group_count=3)
@@ -55,6 +57,7 @@ assert_type(layer.kernel_learn_rate_factor, float | None)
 layer.strides = 2
 layer.padding = [(1, 1), (0, 0)]
 layer.padding_value = "circular"
+layer.activation = "silu"
 layer.kernel_l2_factor = 0.5
 up = gconv.nnx.GroupedConvTranspose(8, 3, 3, 2, strides=2, kernel_init=jax.nn.initializers.lecun_normal(), rngs=nnx.Rngs(0))
 assert_type(up.output_padding, tuple[int, ...])

@@ -12,6 +12,7 @@ gconv.grouped_conv(x, kernel, groups="depthwise")  # wrong
 gconv.grouped_conv(x, kernel, implementation="cudnn")  # wrong
 gconv.grouped_conv(x, kernel, stride=2)  # wrong
 gconv.causal_conv1d(x, kernel, activation="relu")  # wrong
+gconv.grouped_conv(x, kernel, activation="rely")  # wrong
 gconv.nnx.GroupedConv(6, 3, 4, 2, kernel_init="xavier", rngs=rngs)  # wrong
 gconv.nnx.GroupedConv(6, 3, 4, 2, kernel_init=gconv.initializers.he, rngs=rngs)  # wrong
 gconv.nnx.GroupedConv(6, 3, 4, 2, bias_init="glorot", rngs=rngs)  # wrong
