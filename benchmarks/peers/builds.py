@@ -4,6 +4,7 @@ A build tells by `gconv_interface` which attributes its calls take, so that an o
 
     1   those of the first release; a library without the function
     2   also `kernel`, a string: the kernel to run, or "" for what the library plans
+    3   also `parts`, `activation` and `slope`: what follows the convolution, here nothing
 """
 
 import ctypes
@@ -17,11 +18,12 @@ from benchmarks.measuring.work import Prepared
 from benchmarks.peers.base import Problem
 from benchmarks.peers.jax import prepared
 from gconv import roles
+from gconv.backends.native import ACTIVATIONS
 from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
 TYPES = ("float32", "float64", "bfloat16", "float16")
-INTERFACES = (1, 2)
+INTERFACES = (1, 2, 3)
 
 
 class Build:
@@ -67,6 +69,8 @@ class Build:
         attributes |= {"role": np.int64(ROLES.index(role)), "plain": False}
         if self.interface >= 2:
             attributes["kernel"] = ""
+        if self.interface >= 3:
+            attributes |= {"parts": np.int64(0), "activation": np.int64(len(ACTIVATIONS)), "slope": np.float64(0)}
         results = (jax.ShapeDtypeStruct(shapes[role], first.dtype), jax.ShapeDtypeStruct((scratch,), jnp.uint8))
         operands = (a.reshape(shapes[name]) for name, a in zip(roles.OPERANDS[role], (first, second), strict=True))
         result, _ = jax.ffi.ffi_call(self.target, results)(*operands, **attributes)
