@@ -44,6 +44,7 @@ ActivationName = Literal[
     "mish",
 ]
 Activation = ActivationName | Callable[[Any], Any]
+Norm = Literal["batch"] | None
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 Sharding = NamedSharding | PartitionSpec | None
 Solver = Literal["sgdm", "rmsprop", "adam"]
@@ -80,6 +81,7 @@ __all__ = [
     "KernelInit",
     "KernelInitName",
     "LearnRateSchedule",
+    "Norm",
     "NumChannelsPerGroup",
     "Padding",
     "PaddingMode",

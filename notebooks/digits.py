@@ -60,8 +60,8 @@ keep(figure, "digits.png")
 # 2. a **channel-wise** one filters each channel by itself. It has 32 windows of 3 x 3, where a dense one has 32 x 32;
 # 3. a **pointwise** one (1 x 1) mixes the channels.
 #
-# Batch norm and ReLU stand between. The biases of the last two train at twice the rate and without decay: layers declare such
-# factors, and the optimizer below reads them.
+# Batch norm and ReLU follow each. The last two with what follows them are a `SeparableConv`. Their biases train at twice the
+# rate and without decay: layers declare such factors, and the optimizer below reads them.
 
 
 # %%
@@ -71,34 +71,24 @@ class Network(nnx.Module):
         self.conv = gconv.nnx.GroupedConv(
             channels, 3, filters_per_group=32, groups=1, padding="same", name="conv", rngs=rngs
         )
-        self.channel_wise = gconv.nnx.GroupedConv(
-            32, 3, filters_per_group=1, groups="channel-wise", strides=2, padding="same",
-            bias_learn_rate_factor=2, name="channel-wise", rngs=rngs,
+        self.norm = gconv.nnx.BatchNorm(32, momentum=0.9, activation="relu", rngs=rngs)
+        self.separable = gconv.nnx.SeparableConv(
+            32, 3, 16, strides=2, padding="same", norm="batch", activation="relu", use_bias=True,
+            depthwise_options={"bias_learn_rate_factor": 2, "name": "channel-wise"},
+            pointwise_options={"bias_learn_rate_factor": 2, "name": "pointwise"},
+            norm_options={"momentum": 0.9}, rngs=rngs,
         )  # fmt: skip
-        self.pointwise = gconv.nnx.GroupedConv(
-            32,
-            1,
-            filters_per_group=16,
-            groups=1,
-            bias_learn_rate_factor=2,
-            name="pointwise",
-            rngs=rngs,
-        )
-        self.norms = nnx.List([nnx.BatchNorm(n, momentum=0.9, rngs=rngs) for n in (32, 32, 16)])
         pooled = -(-height // 2) // 2 * (-(-width // 2) // 2)
         self.head = nnx.Linear(pooled * 16, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        for layer, norm in zip(
-            (self.conv, self.channel_wise, self.pointwise), self.norms, strict=True
-        ):
-            x = nnx.relu(norm(layer(x)))
+        x = self.separable(self.norm(self.conv(x)))
         x = nnx.max_pool(x, (2, 2), strides=(2, 2))
         return self.head(x.reshape(len(x), -1))
 
 
 model = Network(images.shape[1:], 10, rngs=nnx.Rngs(0))
-print(model.channel_wise)
+print(model.separable.depthwise)
 
 # %% [markdown]
 # ## The optimizer
@@ -181,7 +171,7 @@ keep(figure, "curves.png")
 # itself: edges, corners and blurs.
 
 # %%
-filters = np.asarray(model.channel_wise.kernel[...])[:, :, 0, :]
+filters = np.asarray(model.separable.depthwise.kernel[...])[:, :, 0, :]
 figure, axes = plt.subplots(4, 8, figsize=(8, 4.4), layout="constrained")
 limit = np.abs(filters).max()
 for channel, axis in enumerate(axes.flat):

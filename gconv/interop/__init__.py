@@ -30,11 +30,13 @@ from gconv.interop.matlab import save_mat as save_mat
 from gconv.interop.matlab import to_matlab as to_matlab
 from gconv.interop.onnx import from_onnx as from_onnx
 from gconv.interop.onnx import to_onnx as to_onnx
+from gconv.interop.separable import Separable as Separable
 from gconv.interop.torch import from_torch as from_torch
 from gconv.interop.torch import to_torch as to_torch
 
 __all__ = [
     "Convolution",
+    "Separable",
     "as_lax",
     "bias_from_matlab",
     "bias_to_matlab",

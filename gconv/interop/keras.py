@@ -9,13 +9,16 @@ import numpy as np
 
 from gconv.interop.convolution import Convolution, from_arrays, from_gconv, no_mask, only_zeros, transposed_by_pads
 from gconv.interop.layouts import array
+from gconv.interop.separable import Separable, separable_from_gconv
 from gconv.layers.config import shown
 from gconv.naming import translating
 
 
 @translating
 def from_keras(layer: Any, *, ignore_activation: bool = False) -> Any:
-    """A convolution of Keras as a `Convolution`; a separable one as two, `(depthwise, pointwise)`.
+    """A convolution of Keras as a `Convolution`; a separable one as two, the pair `Separable(depthwise, pointwise)`.
+
+    A `Separable` makes a `gconv.nnx.SeparableConv` by its `to_nnx()`, and one of Linen by `to_linen()`.
 
     The parameters are read, so the layer must have been built. Where it says `data_format="channels_first"`, its inputs differ
     from gconv's, which are channels last, and its parameters do not.
@@ -37,7 +40,7 @@ def from_keras(layer: Any, *, ignore_activation: bool = False) -> Any:
     if hasattr(layer, "depthwise_kernel"):
         depthwise = _depthwise(array("depthwise_kernel", layer.depthwise_kernel), None, options)
         pointwise = array("pointwise_kernel", layer.pointwise_kernel)
-        return depthwise, from_arrays(pointwise, bias, groups=1, activation=activation, dtype=layer.compute_dtype)
+        return Separable(depthwise, from_arrays(pointwise, bias, groups=1, activation=activation, dtype=layer.compute_dtype))
     options["activation"] = activation
     kernel = array("kernel", layer.kernel)
     if hasattr(layer, "depth_multiplier"):
@@ -50,11 +53,11 @@ def from_keras(layer: Any, *, ignore_activation: bool = False) -> Any:
 def to_keras(layer: Any, *, spatial: Sequence[int] | None = None) -> Any:
     """A gconv layer as a layer of Keras, with its parameters; needs Keras.
 
-    One filter or more per channel becomes a `DepthwiseConv` (in 1-D and 2-D), a pair `(depthwise, pointwise)` as `from_keras`
-    makes it a `SeparableConv`, everything else a `Conv`. Where Keras cannot pad alike, the result is a `keras.Sequential`
-    of a `ZeroPadding` and the convolution (of a transposed one and a `Cropping`). `dtype` becomes the policy, such as
-    "mixed_bfloat16"; `precision` is no affair of a layer there. Nor has it a name for gelu by tanh: the layer computes it, and
-    Keras cannot write the model to a file.
+    One filter or more per channel becomes a `DepthwiseConv` (in 1-D and 2-D), a `SeparableConv` without norms and a pair
+    `(depthwise, pointwise)` become a `SeparableConv`, everything else a `Conv`. Where Keras cannot pad alike, the result is a
+    `keras.Sequential` of a `ZeroPadding` and the convolution (of a transposed one and a `Cropping`). `dtype` becomes the
+    policy, such as "mixed_bfloat16"; `precision` is no affair of a layer there. Nor has Keras a name for gelu by tanh: the
+    layer computes it, and Keras cannot write the model to a file.
 
     Args:
       layer: a layer of `gconv.nnx`, a pair `(module, variables)` of `gconv.linen`, or a `Convolution`.
@@ -62,8 +65,8 @@ def to_keras(layer: Any, *, spatial: Sequence[int] | None = None) -> Any:
     """
     import keras
 
-    if isinstance(layer, tuple) and len(layer) == 2 and not isinstance(layer[1], dict):
-        return _separable(keras, *map(from_gconv, layer))
+    if separable := separable_from_gconv(layer):
+        return _separable(keras, *separable)
     found = from_gconv(layer)
     no_mask(found, "Keras")
     c, rank = found.config, len(found.config.window)
