@@ -13,7 +13,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gconv
-from gconv.fusion import epilogue
+from gconv.fusion import epilogue, program, rewrite
 from gconv.fusion.spellings import spellings
 
 C = 8
@@ -320,6 +320,11 @@ def test_what_is_printed_elsewhere_changes_nothing(capfd):
     assert [row.parts for row in fused.report.convolutions] == [("relu",)]
 
 
+def hosted_tanh(y, compute_on):
+    with compute_on("device_host"):
+        return jnp.tanh(y)
+
+
 def test_what_is_computed_elsewhere_stays_there():
     from jax.experimental.compute_on import compute_on
 
@@ -331,6 +336,18 @@ def test_what_is_computed_elsewhere_stays_there():
     fused = gconv.fuse(hosted)
     assert not epilogues(fused, images(), kernel())
     assert [row.reason for row in fused.report.convolutions] == ["followed by mul on device_host"]
+    tanh = compute_on("device_host")(jnp.tanh)
+    for function in (lambda y: hosted_tanh(y, compute_on), tanh, jax.jit(tanh)):
+        assert not epilogues(gconv.fuse(lambda x, w: function(conv(x, w))), images(), kernel())  # noqa: B023
+
+
+def test_readers_whose_results_nothing_reads_do_not_count():
+    def function(x, w):
+        y = conv(x, w)
+        y.mean()
+        return jax.nn.relu(y)
+
+    check(function, images(), kernel(), parts=[("relu",)])
 
 
 def test_nothing_to_fuse_is_the_same_program():
@@ -360,6 +377,8 @@ def test_a_result_in_a_wider_type_than_the_convolution_is_not_rounded():
     check(function, images("bfloat16"), kernel(dtype="bfloat16"), parts=[()])
     narrow = lambda x, w: jax.nn.relu((conv(x, w) + along(b)).astype("bfloat16")).astype("float32")
     check(narrow, images(), kernel(), parts=[("shift",)])
+    twice = lambda x, w: jnp.tanh(jax.nn.relu(conv(x, w).astype("float32") + along(b))).astype("bfloat16")
+    check(twice, images("bfloat16"), kernel(dtype="bfloat16"), parts=[()], tolerance=4e-2)
     rounded_residual = lambda x, w, r: (conv(x, w).astype("float32") + r).astype("bfloat16")
     check(rounded_residual, images("bfloat16"), kernel(dtype="bfloat16"), images(), parts=[()])
 
@@ -408,6 +427,9 @@ SHAPES = {
     "an axis of one": (lambda y, b: jnp.squeeze(y[None] + along(b, 5), 0) * 2, ("scale", "shift")),
     "all in one axis": (lambda y, b: y.reshape(2, -1) * 2, ()),
     "channels in two": (lambda y, b: y.reshape(2, 6, 5, 2, C // 2) + b.reshape(1, 1, 1, 2, C // 2), ()),
+    "as many pixels as channels": (lambda y, b: y.reshape(C, 60) + b[:, None], ()),
+    "a factor for each half of the channels": (lambda y, b: y.reshape(2, 6, 5, 2, 4) * b[:2].reshape(1, 1, 1, 2, 1), ()),
+    "repeated": (lambda y, b: jnp.broadcast_to(jnp.moveaxis(y, 3, 1)[..., None], (2, C, 6, 5, 3)) * 2, ()),
     "a residual of another shape": (
         lambda y, b: y.reshape(2, 30, C).swapaxes(1, 2) + array(6, 2, C, 30),
         ("residual",),
@@ -508,6 +530,16 @@ def test_loops_and_conditions():
     check(either, images(), kernel(), jnp.asarray(False), parts=[(), ("shift", "relu")])
 
 
+def test_a_body_that_would_get_other_types_stays():
+    class Rounded:
+        def run(self, x):
+            return [x.astype("bfloat16")]
+
+    body = jax.make_jaxpr(lambda x: x + 1)(images())
+    assert rewrite._retraced(body, Rounded()) is None
+    assert rewrite._retraced(body, rewrite.Rewritten(program.Program(body))) is not None
+
+
 def test_what_is_recomputed_or_has_rules_of_its_own_is_seen_through():
     relu_of = {
         "remat": jax.checkpoint(lambda y: jax.nn.relu(y + along(b))),
@@ -553,8 +585,8 @@ def test_a_jit_that_asks_for_a_sharding_is_kept():
     fused = gconv.fuse(lambda x, w: inner(x, w) + 1)
     got = fused(images(), kernel())
     close(got, jax.nn.relu(conv(images(), kernel())) + 1, 2e-5)
-    program = jax.make_jaxpr(fused)(images(), kernel())
-    assert len([e for e in equations(program.jaxpr) if e.params.get("out_shardings") == (sharding,)]) == 1
+    traced = jax.make_jaxpr(fused)(images(), kernel())
+    assert len([e for e in equations(traced.jaxpr) if e.params.get("out_shardings") == (sharding,)]) == 1
     assert [row.parts for row in fused.report.convolutions] == [("relu",)]
 
 
@@ -629,6 +661,11 @@ def test_on_a_mesh(kind):
     got = gconv.fuse(bottleneck)(placed, ws, ps)
     close(np.asarray(got), np.asarray(bottleneck(x, ws, ps)), 2e-5)
     assert len(got.sharding.device_set) == 4
+    fused = gconv.fuse(bottleneck)
+    jax.eval_shape(fused, placed, ws, ps)
+    left = [((), "on a mesh with explicit axes")] * 3
+    rows = [(row.parts, row.reason) for row in fused.report.convolutions]
+    assert rows == left if kind == AxisType.Explicit else [parts for parts, _ in rows] == BOTTLENECK
 
 
 @pytest.mark.parametrize("checked", (True, False))
@@ -646,8 +683,10 @@ def test_inside_and_around_shard_map(checked):
     assert [row.reason for row in around.report.convolutions] == ["inside a shard_map"] * 3
     negated = lambda x, w: 1 - lax.fori_loop(0, 2, lambda _, x: b - conv(x, w) * -along(b), x)
     specs["in_specs"] = specs["in_specs"][:2]
+    fused = gconv.fuse(negated)
     with jax.numpy_rank_promotion("allow"):
-        close(mapped(gconv.fuse(negated))(x, kernel()), negated(x, kernel()), 1e-3)
+        close(mapped(fused)(x, kernel()), negated(x, kernel()), 1e-3)
+    assert [row.parts for row in fused.report.convolutions] == [("scale", "shift")]
 
 
 # --- arguments and results -------------------------------------------------------------------------------------------

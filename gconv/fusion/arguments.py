@@ -21,16 +21,16 @@ class Rest:
     """All of a call that is no array; hashable.
 
     Attributes:
-      leaves: each with its type, which tells True from 1; DYNAMIC where an array stands.
+      leaves: DYNAMIC where an array stands.
     """
 
     tree: Any
-    leaves: tuple[tuple[type, Any], ...]
+    leaves: tuple[Any, ...]
 
     def together(self, arrays: Sequence) -> Any:
         """The call again, with these arrays."""
         following = iter(arrays)
-        return self.tree.unflatten([next(following) if leaf is DYNAMIC else leaf for _, leaf in self.leaves])
+        return self.tree.unflatten([next(following) if leaf is DYNAMIC else leaf for leaf in self.leaves])
 
 
 def apart(call: Any) -> tuple[list, Rest]:
@@ -41,11 +41,11 @@ def apart(call: Any) -> tuple[list, Rest]:
     """
     found, tree = jax.tree.flatten(call)
     arrays: list[Any] = []
-    leaves: list[tuple[type, Any]] = []
+    leaves: list[Any] = []
     for i, leaf in enumerate(found):
         if is_array(leaf):
             arrays.append(leaf.__jax_array__() if _converts(leaf) else leaf)
-            leaves.append((_Dynamic, DYNAMIC))
+            leaves.append(DYNAMIC)
             continue
         try:
             hash(leaf)
@@ -54,7 +54,7 @@ def apart(call: Any) -> tuple[list, Rest]:
                 f"The argument {names(call)[i]} is neither an array nor hashable: {type(leaf).__name__}. What works: an array, "
                 "a pytree of arrays, or a value with a hash, for each of which the function is traced."
             ) from None
-        leaves.append((type(leaf), leaf))
+        leaves.append(leaf)
     return arrays, Rest(tree, tuple(leaves))
 
 

@@ -145,7 +145,7 @@ def _trace(rest: Rest, arrays) -> _Traced:
 
     def flat(*arrays):
         call = rest.together(arrays)
-        names = [name for name, (_, leaf) in zip(arguments.names(call), rest.leaves, strict=True) if leaf is arguments.DYNAMIC]
+        names = [name for name, leaf in zip(arguments.names(call), rest.leaves, strict=True) if leaf is arguments.DYNAMIC]
         function, args, kwargs = call
         results, tree = jax.tree.flatten(function(*args, **kwargs))
         try:

@@ -102,18 +102,18 @@ class Rewritten:
         chains, reason = follow(node, conv)
         for chain in reversed(chains):
             plan = _plan(node, conv, chain)
-            if self._fits(plan, node):
+            if self._fits(plan):
                 self._plans[plan.place] = plan
                 self._left_out.update(chain.nodes, [node])
                 return Fused(what, plan.parts, reason)
             reason = "what follows it is taken in by another convolution"
         return Fused(what, (), reason)
 
-    def _fits(self, plan: Plan, node: Node) -> bool:
-        """Whether no plan leaves out what another one reads or runs."""
+    def _fits(self, plan: Plan) -> bool:
+        """Whether no plan leaves out what another one reads."""
         plans = [*self._plans.values(), plan]
         hidden, needed = ({v for p in plans for v in getattr(p, name)} for name in ("hidden", "needed"))
-        return not hidden & needed and self._left_out.isdisjoint([*plan.chain.nodes, node])
+        return not hidden & needed
 
     def _rewrite_inner(self, node: Node) -> list[Fused]:
         """Rewrites the programs of a loop, a condition or a jit, as long as their types stay what they are."""
@@ -159,8 +159,7 @@ def _retraced(closed: ClosedJaxpr, written: Rewritten) -> ClosedJaxpr | None:
     avals = closed.in_avals
     if not all(isinstance(aval, ShapedArray) for aval in avals):
         return None
-    like = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
-    traced = jax.make_jaxpr(partial(written.run, *closed.consts))(*like)
+    traced = jax.make_jaxpr(partial(written.run, *closed.consts))(*avals)
     same = traced.in_avals == closed.in_avals and traced.out_avals == closed.out_avals and traced.effects == closed.effects
     return traced if same else None
 
