@@ -27,7 +27,7 @@ def close(got, expected):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("activation", ("relu", jax.nn.gelu, STEEP, "mish", jnp.sin), ids=str)
+@pytest.mark.parametrize("activation", ("relu", jax.nn.gelu, STEEP, "mish", jnp.sin))
 @pytest.mark.parametrize("kind", ("GroupedConv", "GroupedConvTranspose"))
 def test_a_layer_ends_with_its_activation(kind, activation):
     function = activations.parse(activation)
