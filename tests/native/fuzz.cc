@@ -3,7 +3,8 @@
 //
 //   fuzz COUNT [SEED]
 //
-// Roles y and x run once more with a random epilogue, whose results are compared with those of the plain ones.
+// Roles y and x run once more with a random epilogue, whose results are compared with those of the plain
+// ones.
 //
 // Buffers are exactly as large as their shapes, so that the sanitizers see whatever reaches beyond them. Each
 // problem also runs with 1, 2 and 8 threads, whose results must be the same to the last bit. Of some, each
@@ -180,7 +181,7 @@ int64_t runs = 0;  // of a kernel on a problem
 int64_t survived = 0,
         reported = 0;  // calls to which memory was refused: that gave their results, and that said so
 
-// --- what follows a convolution ------------------------------------------------------------------------------
+// --- what follows a convolution ----------------------------------------------------------------------------
 
 double activated(Activation kind, double x, double slope) {
   double six = std::fmin(std::fmax(x + 3, 0), 6) / 6;
@@ -287,7 +288,8 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
     }
     for (int64_t i = 0; i < result.size; ++i) {
       double terms[] = {plain.get(i) * (epilogue.scale ? scale.get(i % channels) : 1),
-                        epilogue.shift ? shift.get(i % channels) : 0, epilogue.residual ? residual.get(i) : 0};
+                        epilogue.shift ? shift.get(i % channels) : 0,
+                        epilogue.residual ? residual.get(i) : 0};
       double wanted = activated(epilogue.activation, terms[0] + terms[1] + terms[2], 0.25);
       double magnitude = 1 + std::fabs(terms[0]) + std::fabs(terms[1]) + std::fabs(terms[2]);
       if (!(std::fabs(result.get(i) - wanted) <= half * std::fabs(wanted) + sum * magnitude)) {
