@@ -227,6 +227,27 @@ def split_by_xla(ctx) -> bool:
     return getattr(axes, "num_devices", 1) > 1
 
 
+# --- primitives that have a plain form: their derivatives are those of a function of the same operands ----------------
+
+
+def of_some(function, operands, some):
+    """The function of the operands at these places; the others are as they are."""
+
+    def run(*values):
+        whole = [*operands]
+        for i, value in zip(some, values, strict=True):
+            whole[i] = value
+        return function(*whole)
+
+    return run
+
+
+def derivative(function, primals, tangents):
+    """The function's value and its tangent; tangents that are zero are not followed."""
+    moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
+    return jax.jvp(of_some(function, primals, moving), [primals[i] for i in moving], [tangents[i] for i in moving])
+
+
 # --- outside jit ------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ Their numbers are compared with the oracle where all implementations are; `make 
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -605,7 +606,7 @@ GOOD = {
     "plain": False,
     "kernel": "",
     "parts": np.int64(0),
-    "activation": np.int64(10),
+    "activation": np.int64(0),
     "slope": np.float64(0),
 }
 SHAPES = {"x": (2, 1, 1, 9, 6), "w": (1, 1, 3, 3, 8), "y": (2, 1, 1, 7, 8)}
@@ -700,6 +701,29 @@ def test_an_empty_batch(role):
 
 
 # --- NaN, memory, choice ---------------------------------------------------------------------------------------------------
+
+
+@built
+@pytest.mark.parametrize(
+    "spatial, window, groups, channels, filters",
+    [
+        pytest.param((4, 9), (3, 3), 1, 3, 4, id="one group of few channels"),
+        pytest.param((1, 1), (1, 1), 1, 3, 4, id="images smaller than a vector"),
+        pytest.param((1, 2), (1, 2), 5, 3, 2, id="small images, several groups"),
+        pytest.param((3, 7), (1, 1), 1, 20, 48, id="a matrix product of few pixels"),
+        pytest.param((5, 6), (3, 3), 2, 24, 32, id="wide groups of few pixels"),
+    ],
+)
+def test_in_every_kernel_a_nan_stays_with_its_image_and_pixel(spatial, window, groups, channels, filters):
+    x, kernel = np.array(random((4, *spatial, groups * channels))), random((*window, channels, groups * filters), seed=1)
+    x[1, 0, -1] = x[3, 0, 0] = np.nan
+    facts = geometry(x.shape, kernel.shape, groups=groups)[1]
+    expected = oracle.conv(x, kernel, groups=groups, strides=(1, 1), pads=((0, 0), (0, 0)), dilation=(1, 1))
+    able = [n for n, reason in backends.native.kernels("y", facts, jnp.dtype("float32"), 4).items() if reason is None]
+    assert len(able) > 2
+    for name in able:
+        run = jax.jit(functools.partial(backends.native.y, geometry=facts, dtype=jnp.float32, precision=None, forced=name))
+        np.testing.assert_allclose(np.asarray(run(x, kernel)), expected, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 @built

@@ -18,7 +18,6 @@ from benchmarks.measuring.work import Prepared
 from benchmarks.peers.base import Problem
 from benchmarks.peers.jax import prepared
 from gconv import roles
-from gconv.backends.native import ACTIVATIONS
 from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
@@ -70,7 +69,7 @@ class Build:
         if self.interface >= 2:
             attributes["kernel"] = ""
         if self.interface >= 3:
-            attributes |= {"parts": np.int64(0), "activation": np.int64(len(ACTIVATIONS)), "slope": np.float64(0)}
+            attributes |= {"parts": np.int64(0), "activation": np.int64(0), "slope": np.float64(0)}
         results = (jax.ShapeDtypeStruct(shapes[role], first.dtype), jax.ShapeDtypeStruct((scratch,), jnp.uint8))
         operands = (a.reshape(shapes[name]) for name, a in zip(roles.OPERANDS[role], (first, second), strict=True))
         result, _ = jax.ffi.ffi_call(self.target, results)(*operands, **attributes)

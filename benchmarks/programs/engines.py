@@ -5,7 +5,6 @@ import importlib.util
 import io
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -80,4 +79,4 @@ ENGINES: dict[str, tuple[tuple[str, ...], Callable[[str, int, int], Prepared]]] 
 def peers() -> dict[str, Callable[[str, int, int], Prepared]]:
     """Those whose packages are here: functions of a network's name, batch and size."""
     here = lambda packages: all(importlib.util.find_spec(package) for package in packages)
-    return {engine: partial(make) for engine, (packages, make) in ENGINES.items() if here(packages)}
+    return {engine: make for engine, (packages, make) in ENGINES.items() if here(packages)}

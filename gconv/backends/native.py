@@ -44,18 +44,16 @@ class Epilogue:
 
     Attributes:
       parts: by their names in PARTS, those that there are: `(channels,)` in the type of the sums; the residual like the result.
-      activation: where it stands in ACTIVATIONS, or None.
+      activation: its number in gconv/native/epilogue.h, 0 for none.
       slope: of leaky_relu.
     """
 
     parts: dict[str, Array] = field(default_factory=dict)
-    activation: str | None = None
+    activation: int = 0
     slope: float = 0.0
 
 
 PARTS = ("scale", "shift", "residual")
-# In the order of gconv/native/epilogue.h.
-ACTIVATIONS = ("relu", "relu6", "leaky_relu", "sigmoid", "silu", "hard_sigmoid", "hard_silu", "tanh", "gelu", "gelu_exact")
 NOTHING = Epilogue()
 
 
@@ -197,7 +195,7 @@ def _call(
         plain=plain,
         kernel=forced,
         parts=np.int64(sum(1 << i for i, name in enumerate(PARTS) if name in parts)),
-        activation=np.int64(len(ACTIVATIONS) if epilogue.activation is None else ACTIVATIONS.index(epilogue.activation)),
+        activation=np.int64(epilogue.activation),
         slope=np.float64(epilogue.slope),
         **{name: np.array(sizes, np.int64) for name, sizes in spatial.items()},
     )

@@ -13,6 +13,7 @@ from jax import Array
 
 from gconv.options import did_you_mean
 
+# In the order of gconv/native/epilogue.h.
 FUNCTIONS: dict[str, Callable[..., Array]] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
@@ -45,6 +46,11 @@ class Activation:
 
     def __repr__(self) -> str:
         return self.name if self.slope == SLOPE else f"{self.name}(slope={self.slope})"
+
+    @property
+    def number(self) -> int:
+        """By which the kernels know it; 0 is none."""
+        return 1 + [*FUNCTIONS].index(self.name)
 
     def __call__(self, x: Array) -> Array:
         return jax.nn.leaky_relu(x, self.slope) if self.name == "leaky_relu" else FUNCTIONS[self.name](x)

@@ -24,6 +24,7 @@ from gconv.fusion.activations import Activation
 from gconv.geometry import Geometry
 from gconv.mesh import partition
 from gconv.mesh.sharding import equally_varying
+from gconv.roles import derivative, of_some
 
 PRIMITIVE = Primitive("grouped_conv_epilogue")
 PARTS = backends.native.PARTS
@@ -117,15 +118,7 @@ def _abstract(first, second, *operands, role, geometry, dtype, parts, **_):
 
 def _jvp(primals, tangents, **params):
     """That of the composition, and its value: derivatives need the parts that the primitive does not store."""
-    moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
-
-    def of_moving(*operands):
-        whole = [*primals]
-        for i, operand in zip(moving, operands, strict=True):
-            whole[i] = operand
-        return compose(*whole, **params)
-
-    return jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
+    return derivative(partial(compose, **params), primals, tangents)
 
 
 def _jet(primals, series, **params):
@@ -149,14 +142,8 @@ def _batch(operands, axes, *, role, parts, **params):
 def _transpose(ct, *operands, **params):
     """Of what is linear in all the operands that are unknown: without an activation, in the shift and the residual as well."""
     unknown = [i for i, a in enumerate(operands) if ad.is_undefined_primal(a)]
-
-    def of_unknown(*values):
-        whole = [*operands]
-        for i, value in zip(unknown, values, strict=True):
-            whole[i] = value
-        return compose(*whole, **params)
-
-    cotangents = jax.linear_transpose(of_unknown, *(operands[i].aval for i in unknown))(ct)
+    function = of_some(partial(compose, **params), operands, unknown)
+    cotangents = jax.linear_transpose(function, *(operands[i].aval for i in unknown))(ct)
     found = dict(zip(unknown, cotangents, strict=True))
     return [found.get(i) for i in range(len(operands))]
 
@@ -187,7 +174,7 @@ def fits(ctx, platform: str, params: dict) -> bool:
 def _by_kernels(first, second, *operands, role, geometry, dtype, precision, parts, activation, **_):
     run = getattr(backends.native, role)
     given = dict(zip(parts, operands, strict=True))
-    epilogue = backends.native.Epilogue(given, *((activation.name, activation.slope) if activation else ()))
+    epilogue = backends.native.Epilogue(given, *((activation.number, activation.slope) if activation else ()))
     with jax.named_scope(f"gconv_{role}_native"):  # so that a lowered text tells which implementation ran
         return run(first, second, geometry, dtype=dtype, precision=precision, epilogue=epilogue)
 

@@ -16,7 +16,8 @@ struct Prices {
 // Fitted to measured times, float32, with both lengths of AVX-512's vectors on Zen 4 (2026-11-28): about
 // 7,000 runs of all kernels, on one thread for the layers of `benchmarks`, samples of its seeds 1 to 3 and 3
 // x 3 windows, on two for the rows of benchmarks/results/tune. First by least squares, then so that the
-// choice loses least. `python -m benchmarks.tune` measures how much it loses.
+// choice loses least. Winograd's price of packing was then doubled, after kernels of 2^20 to 2^22 weights.
+// `python -m benchmarks.tune` measures how much the choice loses.
 const Prices PRICES[] = {
     {Kernel::depthwise, false, 0.59, 6.1, 7.9, 56, 0, 700},
     {Kernel::winograd, false, 0.67, 4.8, 0, 0, 32, 0},

@@ -6,8 +6,9 @@
 
 namespace gconv {
 
-// In the order of gconv/fusion/activations.py.
+// In the order of gconv/fusion/activations.py, after none.
 enum class Activation : int64_t {
+  none,
   relu,
   relu6,
   leaky_relu,
@@ -17,10 +18,9 @@ enum class Activation : int64_t {
   hard_silu,
   tanh,
   gelu,
-  gelu_exact,
-  none
+  gelu_exact
 };
-constexpr int64_t ACTIVATIONS = int64_t(Activation::none);
+constexpr int64_t LAST_ACTIVATION = int64_t(Activation::gelu_exact);
 
 struct Epilogue {
   // By channel, in the type that sums are formed in, or nullptr.

@@ -269,7 +269,7 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   if (second.element_type() != first.element_type() || result->element_type() != first.element_type())
     return refuse("operands and result must have one type");
   Epilogue epilogue;
-  if (activation < 0 || activation > ACTIVATIONS) return refuse("no activation has this number");
+  if (activation < 0 || activation > LAST_ACTIVATION) return refuse("no activation has this number");
   epilogue.activation = static_cast<Activation>(activation), epilogue.slope = slope;
   if (const char* why = read_epilogue(parts, which, *result, epilogue)) return refuse(why);
   if (role == Role::w && is_any(epilogue)) return refuse("role w has no epilogue");

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 
 from gconv.dtypes import accumulator
 from gconv.norm import kernels, plain
-from gconv.roles import compiled_once, must_be_portable
+from gconv.roles import compiled_once, derivative, must_be_portable
 
 NAMES = ("moments", "apply", "inner", "outer", "sums", "backward")
 SEVERAL = ("inner", "backward")  # results
@@ -67,15 +67,7 @@ def _like(x):
 
 def _jvp(name: str, primals, tangents, **params):
     """The derivative of the plain form; the values themselves are the primitive's."""
-    moving = [i for i, t in enumerate(tangents) if not isinstance(t, ad.Zero)]
-
-    def of_moving(*operands):
-        whole = [*primals]
-        for i, operand in zip(moving, operands, strict=True):
-            whole[i] = operand
-        return _plain(name, params)(*whole)
-
-    _, found = jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
+    _, found = derivative(_plain(name, params), primals, tangents)
     return bind(name, *primals, **params), _results(name, found)
 
 

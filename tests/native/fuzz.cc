@@ -275,7 +275,7 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
     Buffer scale(wide, channels), shift(wide, channels), residual(type, result.size), plain = result;
     scale.fill(random), shift.fill(random), residual.fill(random);
     Epilogue epilogue;
-    epilogue.activation = static_cast<Activation>(random() % (ACTIVATIONS + 1)), epilogue.slope = 0.25;
+    epilogue.activation = static_cast<Activation>(random() % (LAST_ACTIVATION + 1)), epilogue.slope = 0.25;
     if (random() % 2) epilogue.scale = scale.bytes.data();
     if (random() % 2) epilogue.shift = shift.bytes.data();
     if (random() % 2) epilogue.residual = residual.bytes.data();

@@ -57,7 +57,7 @@ class Finish {
   __attribute__((noinline)) void operator()(const Places& places, int64_t pixels, int64_t channel,
                                             int64_t count) const {
     with_element<A>(type, [&](auto element) {
-      with_kind<ACTIVATIONS>([&](auto kind) {
+      with_kind<LAST_ACTIVATION>([&](auto kind) {
         using T = decltype(element);
         constexpr Activation KIND = static_cast<Activation>(int64_t(kind));
         epilogue.residual ? loop<T, KIND, true>(places, pixels, channel, count)

@@ -117,12 +117,16 @@ struct Gather {
   }
 
   // The kernel as tiles of results' vectors read it: [group][block of V vectors][tap][source channel][lane],
-  // zeros beyond the last filter; of each `reversed` taps, which is a row's or 1, the last comes first.
+  // zeros beyond the last filter; of each `reversed` taps, which is a row's or 1, the last comes first. Or
+  // the kernel as it is, where the plan has no room for a packed one.
   template <class A>
-  void pack(const Parallel& parallel, Type type, const void* w, A* packed, int64_t reversed) const {
-    with_element<A>(type, [&](auto element) {
-      pack(parallel, static_cast<const decltype(element)*>(w), packed, reversed);
-    });
+  const A* packed(const Plan& plan, const Parallel& parallel, Type type, const void* w, void* scratch,
+                  int64_t reversed) const {
+    if (!plan.packed) return static_cast<const A*>(w);
+    A* to = static_cast<A*>(scratch);
+    with_element<A>(
+        type, [&](auto element) { pack(parallel, static_cast<const decltype(element)*>(w), to, reversed); });
+    return to;
   }
   template <class T>
   void pack(const Parallel& parallel, const T* w, Wide<T>* packed, int64_t reversed) const {
@@ -157,14 +161,12 @@ struct Gather {
     int64_t tap, source;
   };
 
-  // Those of `vectors` vectors from vector v on: of the packed kernel, or of the kernel as it is.
+  // Those of `vectors` vectors from vector v on, in what packed() gives.
   template <class A>
-  Weights<A> weights(const Plan& plan, const A* packed, const void* w, int64_t group, int64_t v,
-                     int64_t vectors) const {
+  Weights<A> weights(const Plan& plan, const A* kernel, int64_t group, int64_t v, int64_t vectors) const {
     constexpr int L = LANES<A>;
-    if (!plan.packed)
-      return {static_cast<const A*>(w) + group * group_stride + v * L, tap_stride, source_stride};
-    return {packed + (group * ceil_div(results, L) + v) * taps * sources * L, sources * vectors * L,
+    if (!plan.packed) return {kernel + group * group_stride + v * L, tap_stride, source_stride};
+    return {kernel + (group * ceil_div(results, L) + v) * taps * sources * L, sources * vectors * L,
             vectors * L};
   }
 

@@ -94,21 +94,20 @@ class GatherRows {
   void run(const void* sources, const void* w, void* results, void* scratch, const Parallel& parallel) const {
     const char* x = static_cast<const char*>(sources);
     char* result = static_cast<char*>(results);
-    A* packed = static_cast<A*>(scratch);
     const Axis& width = g.axis[2];
     bool backwards =
         width.phases.size && span > 1 && width.phases[0].taps[0].source > width.phases[0].taps[1].source;
-    if (plan.packed) g.pack(parallel, type, w, packed, backwards ? span : 1);
+    const A* kernel = g.packed<A>(plan, parallel, type, w, scratch, backwards ? span : 1);
     if (plan.kernel == Kernel::matrix) {
       int64_t stretches = ceil_div(columns, plan.stretch);
       if (numbers && g.groups == 1 && stretches < 8 * parallel.threads)
-        return by_filters(parallel, stretches, reinterpret_cast<const A*>(x), packed, w,
+        return by_filters(parallel, stretches, reinterpret_cast<const A*>(x), kernel,
                           reinterpret_cast<A*>(result));
       return g.for_stretches(parallel, stretches, [&](int64_t unit, int64_t from, int64_t to) {
         Lists lists;
         lists.rows.push({0, 0});
         int64_t first = unit * plan.stretch, count = minimum(plan.stretch, columns - first);
-        pixels(first, count, from, to, x, packed, w, result, lists);
+        pixels(first, count, from, to, x, kernel, result, lists);
         finish_pixels(first, count, from * g.results, (to - from) * g.results);
       });
     }
@@ -126,7 +125,7 @@ class GatherRows {
         int64_t column = minimum(taps.taps[0].source, taps.taps[taps.size - 1].source) + first * width.stride;
         char* to = result + (row * width.results + first) * g.results * bytes;
         int64_t count = minimum(plan.stretch, width.results - first);
-        one_row(column, count, x, packed, to, lists);
+        one_row(column, count, x, kernel, to, lists);
         finish_pixels(row * width.results + first, count, 0, g.results);
       }
       fence();
@@ -162,8 +161,7 @@ class GatherRows {
 
   // A matrix product of few pixels: a unit has some of the filters, two vectors at a time as they are packed,
   // and a thread has all pixels of its filters one after the other. So each weight is read by one thread.
-  void by_filters(const Parallel& parallel, int64_t stretches, const A* x, const A* packed, const void* w,
-                  A* result) const {
+  void by_filters(const Parallel& parallel, int64_t stretches, const A* x, const A* kernel, A* result) const {
     int64_t vectors = ceil_div(g.results, L), pairs = maximum(1, vectors / 2);
     int64_t parts = parts_of(parallel, stretches, pairs);
     for_each(parallel, stretches * parts, 1 << 14, [&](int64_t unit) {
@@ -174,21 +172,21 @@ class GatherRows {
       int64_t from = 2 * (pairs * part / parts);
       int64_t to = part + 1 == parts ? vectors : 2 * (pairs * (part + 1) / parts);
       Row row{x, columns, g.sources, first, count, result + first * g.results, g.results};
-      blocks<true>(row, 0, packed, w, lists, from, to);
+      blocks<true>(row, 0, kernel, lists, from, to);
       finish_pixels(first, count, from * L, minimum(to * L, g.results) - from * L);
       fence();
     });
   }
 
   // A matrix product: `count` pixels of the groups from one to another.
-  void pixels(int64_t first, int64_t count, int64_t from, int64_t to, const char* x, const A* packed,
-              const void* w, char* result, Lists& lists) const {
+  void pixels(int64_t first, int64_t count, int64_t from, int64_t to, const char* x, const A* kernel,
+              char* result, Lists& lists) const {
     int64_t all = g.source_channels(), outputs = g.result_channels();
     if (numbers) {
       for (int64_t group = from; group < to; ++group)
         blocks<true>({reinterpret_cast<const A*>(x) + group * g.sources, columns, all, first, count,
                       reinterpret_cast<A*>(result) + first * outputs + group * g.results, outputs},
-                     group, packed, w, lists);
+                     group, kernel, lists);
       return;
     }
     constexpr int64_t ROOM = 1 << 16;  // numbers
@@ -205,7 +203,7 @@ class GatherRows {
         for (int64_t i = 0; i < many; ++i)
           blocks<true>({lists.sources.data + i * g.sources, count, sources, 0, count,
                         lists.results.data + i * g.results, results},
-                       group + i, packed, w, lists);
+                       group + i, kernel, lists);
         for (int64_t i = 0; i < count; ++i)
           write(lists.results.data + i * results, results, ours + i * outputs);
       });
@@ -213,31 +211,31 @@ class GatherRows {
   }
 
   // `count` results of a row of the only group, the first of which finds its first source in `column`.
-  void one_row(int64_t column, int64_t count, const char* x, const A* packed, char* result,
+  void one_row(int64_t column, int64_t count, const char* x, const A* kernel, char* result,
                Lists& lists) const {
     if (numbers)
       return blocks<false>({reinterpret_cast<const A*>(x), columns, g.sources, column, count,
                             reinterpret_cast<A*>(result), g.results},
-                           0, packed, nullptr, lists);
+                           0, kernel, lists);
     int64_t met = (count - 1) * g.axis[2].stride + span;
     copy(x, type, column, met, columns, lists.rows, g.sources, lists.sources);
     for (int64_t i = 0; i < lists.rows.size; ++i) lists.rows[i].source = i * met * g.sources;
     lists.results.reserve(count * g.results);
-    blocks<false>({lists.sources.data, met, g.sources, 0, count, lists.results.data, g.results}, 0, packed,
-                  nullptr, lists);
+    blocks<false>({lists.sources.data, met, g.sources, 0, count, lists.results.data, g.results}, 0, kernel,
+                  lists);
     write(lists.results.data, count * g.results, type, result);
   }
 
   // The vectors of a group's filters from the first to the last.
   template <bool MATRIX>
-  void blocks(const Row& row, int64_t group, const A* packed, const void* kernel, Lists& lists,
-              int64_t first = 0, int64_t last = INT64_MAX) const {
+  void blocks(const Row& row, int64_t group, const A* kernel, Lists& lists, int64_t first = 0,
+              int64_t last = INT64_MAX) const {
     int64_t vectors = ceil_div(g.results, L);
     // Rows that images have in practice are multiples of 7 or of 8.
     bool eights = row.count % 8 == 0 && row.count % 7;
     for (int64_t v = first, block; v < minimum(vectors, last); v += block) {
       block = block_of(vectors - v, 3);
-      Gather::Weights<A> w = g.weights(plan, packed, kernel, group, v, block);
+      Gather::Weights<A> w = g.weights(plan, kernel, group, v, block);
       int64_t filters = minimum(block * L, g.results - v * L);
       A* to = row.result + v * L;
       with_number<3>(block, [&](auto V) {

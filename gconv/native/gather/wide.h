@@ -69,10 +69,6 @@ class GatherWide {
     List<int64_t> from, to;    // of each pixel that is read, and elements of each that is written
     List<A> sources, results;  // [pixel][channel]
   };
-  struct Kernels {
-    const A* packed;
-    const void* w;  // as it is
-  };
   struct Block {  // some vectors of a group's filters, and the group's sources
     const A* x;
     Gather::Weights<A> weights;
@@ -88,9 +84,9 @@ class GatherWide {
         unit(numbers ? g.source_channels() : 1), vectors(ceil_div(g.results, L)) {}
 
   void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
-    A *packed = static_cast<A*>(scratch), *zeros = packed + plan.packed;
+    A* zeros = static_cast<A*>(scratch) + plan.packed;
     memset(zeros, 0, g.sources * sizeof(A));
-    if (plan.packed) g.pack(parallel, type, w, packed, 1);
+    const A* kernel = g.packed<A>(plan, parallel, type, w, scratch, 1);
     List<Stretch> stretches;
     for (int64_t a = 0; a < g.axis[0].phases.size; ++a)
       for (int64_t b = 0; b < g.axis[1].phases.size; ++b)
@@ -101,7 +97,7 @@ class GatherWide {
             stretches.push({d, h, w, i, minimum(plan.stretch, pixels - i)});
         }
     g.for_stretches(parallel, stretches.size, [&](int64_t unit, int64_t from, int64_t to) {
-      results(stretches[unit], from, to, static_cast<const char*>(x), {packed, w}, zeros,
+      results(stretches[unit], from, to, static_cast<const char*>(x), kernel, zeros,
               static_cast<char*>(result));
     });
   }
@@ -141,7 +137,7 @@ class GatherWide {
     return from < to;
   }
 
-  void results(const Stretch& pixels, int64_t from, int64_t to, const char* x, const Kernels& kernels,
+  void results(const Stretch& pixels, int64_t from, int64_t to, const char* x, const A* kernel,
                const A* zeros, char* result) const {
     Table table;
     table.padded = ceil_div(pixels.count, TILES) * TILES;
@@ -163,7 +159,7 @@ class GatherWide {
         }
     if (numbers) {
       const A* first = reinterpret_cast<const A*>(x) + from * g.sources;
-      groups(table, from, to, first, kernels, zeros, reinterpret_cast<A*>(result) + from * g.results);
+      groups(table, from, to, first, kernel, zeros, reinterpret_cast<A*>(result) + from * g.results);
       return finish_groups(table.results, from, to);
     }
     Near near;
@@ -181,7 +177,7 @@ class GatherWide {
         for (int64_t i = 0; i < near.from.size; ++i)
           read(sources + near.from[i] * g.source_channels(), count * g.sources,
                near.sources.data + i * at_once * g.sources);
-        groups(table, group, group + count, near.sources.data, kernels, zeros, near.results.data);
+        groups(table, group, group + count, near.sources.data, kernel, zeros, near.results.data);
         for (int64_t i = 0; i < near.to.size; ++i)
           write(near.results.data + i * at_once * g.results, count * g.results, results + near.to[i]);
       });
@@ -222,12 +218,12 @@ class GatherWide {
   }
 
   // The groups from one to another, of which x and the result begin with the first one's.
-  void groups(const Table& table, int64_t from, int64_t to, const A* x, const Kernels& kernels,
-              const A* zeros, A* result) const {
+  void groups(const Table& table, int64_t from, int64_t to, const A* x, const A* kernel, const A* zeros,
+              A* result) const {
     for (int64_t group = from; group < to; ++group, x += g.sources, result += g.results)
       for (int64_t v = 0, block; v < vectors; v += block) {
         block = block_of(vectors - v, 3);
-        Gather::Weights<A> w = g.weights(plan, kernels.packed, kernels.w, group, v, block);
+        Gather::Weights<A> w = g.weights(plan, kernel, group, v, block);
         int64_t filters = minimum(block * L, g.results - v * L);
         bool first_reader = numbers && plan.past_caches && v == 0 && table.taps.size;
         with_number<3>(block, [&](auto V) {
