@@ -33,6 +33,17 @@ def x64():
         yield
 
 
+@pytest.fixture(scope="module")
+def keras():
+    """Keras on JAX, or a skip."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "jax")
+        keras = pytest.importorskip("keras", reason="keras is not installed: pip install keras")
+    if keras.backend.backend() != "jax":
+        pytest.skip("keras was imported with another backend than jax")
+    return keras
+
+
 @pytest.fixture(params=[*backends.TABLE])
 def implementation(request) -> str:
     """Each implementation by name."""

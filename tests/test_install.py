@@ -487,11 +487,7 @@ def test_models_of_other_libraries(make, how):
             assert report.taken.total() >= 8, report
 
 
-def test_keras_fits_and_predicts_before_and_after(monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    keras = pytest.importorskip("keras", reason="keras is not installed: pip install keras")
-    if keras.backend.backend() != "jax":
-        pytest.skip("Keras runs on another backend here")
+def test_keras_fits_and_predicts_before_and_after(keras):
     layers = keras.layers
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         stack = [layers.Conv2D(8, 3), layers.DepthwiseConv2D(3), layers.Conv2DTranspose(4, 3, strides=2), layers.Flatten()]

@@ -15,16 +15,6 @@ from gconv import interop
 SIZES = (9, 8, 7)
 
 
-@pytest.fixture(scope="module")
-def keras():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERAS_BACKEND", "jax")
-        keras = pytest.importorskip("keras", reason="keras is not installed: pip install keras")
-    if keras.backend.backend() != "jax":
-        pytest.skip("keras was imported with another backend than jax")
-    return keras
-
-
 LAYERS = [
     ("Conv1D", (6, 3), dict(padding="causal", dilation_rate=2, groups=2)),
     ("Conv2D", (6, (4, 3)), dict(padding="same", strides=(2, 3), groups=2)),

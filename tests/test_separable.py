@@ -166,16 +166,6 @@ def test_errors(name):
 # --- Keras -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def keras():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KERAS_BACKEND", "jax")
-        keras = pytest.importorskip("keras", reason="keras is not installed: pip install keras")
-    if keras.backend.backend() != "jax":
-        pytest.skip("keras was imported with another backend than jax")
-    return keras
-
-
 KINDS = [
     ("SeparableConv1D", dict(dilation_rate=2, depth_multiplier=2)),
     ("SeparableConv2D", dict(strides=2, activation="gelu")),

@@ -12,7 +12,8 @@
     unit.h, .cc   the kernels of one length of vectors, with sums in float or in double: compiled once for each
     parallel.h    loops on XLA's threads
     processor.h   which instruction sets the processor has
-    ffi.cc        the door to XLA: checks, the instruction set in use, the plan, threads
+    in_use.h, .cc the instruction set and the kernels in use, and the last plans
+    ffi.cc        the door to XLA: checks, the call, threads
 
 Ten words are used throughout, each for one thing:
 

@@ -1,19 +1,16 @@
-// The door to XLA: checks everything about a call, chooses the instruction set, and hands the buffers to its
-// kernels.
+// The door to XLA: checks everything about a call, and hands the buffers to the kernels in use.
 //
 // Nothing here trusts its caller: a shape, a type or an attribute that does not fit gives an error, never an
 // access.
 
 #include <algorithm>
-#include <array>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 
+#include "in_use.h"
 #include "parallel.h"
 #include "plan.h"
-#include "processor.h"
 #include "unit.h"
 #include "xla/ffi/api/c_api.h"
 #include "xla/ffi/api/ffi.h"
@@ -23,103 +20,6 @@ namespace ffi = xla::ffi;
 namespace gconv {
 
 namespace {
-
-// --- instruction sets --------------------------------------------------------------------------------------
-
-// The kernels of one instruction set: for each length of its vectors, the longest first, the units of all
-// types.
-struct Set {
-  const char* name;
-  bool here;  // whether this processor has it
-  const Unit* units[2][4];
-};
-
-// By types: float32, float64, bfloat16 and float16, of which all but the second are computed in float.
-#define UNITS_OF(set) {&set##_float, &set##_double, &set##_float, &set##_float}
-
-// The best set first.
-const Set SETS[] = {
-#ifdef __x86_64__
-    {"avx512", has_avx512(), {UNITS_OF(avx512), UNITS_OF(avx512_short)}},
-    {"avx2", has_avx2(), {UNITS_OF(avx2), {}}},
-#endif
-    {"baseline", true, {UNITS_OF(baseline), {}}},
-};
-
-// Of the cache that a processor shares with its neighbours, where Linux tells (sysconf counts those of all
-// neighbourhoods together).
-double last_cache_bytes() {
-  int kilobytes = 0;
-  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
-    if (std::fscanf(file, "%d", &kilobytes) != 1) kilobytes = 0;  // as in 32768K
-    std::fclose(file);
-  }
-  return 1024.0 * (kilobytes > 0 ? kilobytes : 32 << 10);
-}
-
-// The set in use: the best that this processor has, or the one that GCONV_NATIVE_ISA names; none if it has
-// not got it.
-struct InUse {
-  const Set* set = nullptr;
-  Processor processor{};
-  std::string forced;  // the kernel that GCONV_NATIVE_KERNEL names for every call that it can do
-
-  InUse() {
-    const char *named = std::getenv("GCONV_NATIVE_ISA"), *kernel = std::getenv("GCONV_NATIVE_KERNEL");
-    for (const Set& candidate : SETS)
-      if (!set && candidate.here && (!named || !*named || !std::strcmp(named, candidate.name)))
-        set = &candidate;
-    if (!set) return;
-    if (kernel) forced = kernel;
-    for (auto& units : set->units)
-      if (units[0]) processor.vectors[processor.lengths++] = units[0]->vectors;
-    processor.two_passes = has_two_passes();
-    processor.cache = last_cache_bytes();
-  }
-};
-
-const InUse& in_use() {
-  static const InUse found;
-  return found;
-}
-
-// Plans a call. An empty `forced` leaves it to GCONV_NATIVE_KERNEL, where that names a kernel that can do it.
-const char* plan_anew(Role role, Type type, const Problem& p, int64_t threads, const char* forced,
-                      Plan& plan) {
-  const InUse& here = in_use();
-  if (!*forced && !here.forced.empty())
-    if (!plan_call(role, type, p, here.processor, threads, here.forced.c_str(), plan)) return nullptr;
-  return plan_call(role, type, p, here.processor, threads, forced, plan);
-}
-
-// The same from the last plans of this thread: a program makes the same few calls again and again, and to
-// plan one takes about a microsecond.
-const char* plan_here(Role role, Type type, const Problem& p, int64_t threads, const char* forced,
-                      Plan& plan) {
-  struct Kept {
-    std::array<int64_t, 26> call;
-    Plan plan;
-  };
-  thread_local std::array<Kept, 64> kept{};
-  if (*forced) return plan_anew(role, type, p, threads, forced, plan);
-  std::array<int64_t, 26> call{1 + int64_t(role), int64_t(type), threads,    p.plain,
-                               p.batch,           p.groups,      p.channels, p.filters};
-  const int64_t* of[] = {p.in, p.out, p.window, p.strides, p.low, p.dilation};
-  for (int f = 0; f < 6; ++f)
-    for (int i = 0; i < 3; ++i) call[8 + 3 * f + i] = of[f][i];
-  uint64_t hash = 0;
-  for (int64_t number : call) hash = (hash ^ uint64_t(number)) * 0x9e3779b97f4a7c15u;
-  Kept& own = kept[hash >> 58];
-  if (own.call != call) {
-    if (const char* why = plan_anew(role, type, p, threads, forced, own.plan)) {
-      own.call[0] = 0;
-      return why;
-    }
-    own.call = call;
-  }
-  plan = own.plan;
-  return nullptr;
-}
 
 // --- checks ------------------------------------------------------------------------------------------------
 

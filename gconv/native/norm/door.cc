@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "in_use.h"
 #include "norm/norm.h"
 #include "parallel.h"
 #include "xla/ffi/api/c_api.h"
@@ -14,8 +15,6 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace ffi = xla::ffi;
-
-EXPORT const char* gconv_instruction_set();  // ffi.cc
 
 namespace gconv {
 namespace {
@@ -33,10 +32,9 @@ const NormUnit* unit_of(ffi::DataType type) {
   const ffi::DataType types[] = {ffi::DataType::F32, ffi::DataType::F64, ffi::DataType::BF16,
                                  ffi::DataType::F16};
   const auto* found = std::find(types, types + 4, type);
-  const char* set = gconv_instruction_set();
-  if (!set || found == types + 4) return nullptr;
+  if (!in_use().set || found == types + 4) return nullptr;
   for (auto& units : UNITS)
-    if (!std::strcmp(units[0]->set, set)) return units[found - types];
+    if (!std::strcmp(units[0]->set, in_use().set->name)) return units[found - types];
   return nullptr;
 }
 
