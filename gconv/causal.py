@@ -37,8 +37,9 @@ def causal_conv1d(
     Equivalent to, with `before = state` or zeros::
 
         inputs = concatenate([before, x], axis=-2)
-        y[..., t, c] = activation(sum(inputs[..., t + k, c] * kernel[k, 0, c] for k in range(window)) + bias[c])
-        new_state = inputs[..., time:, :]                                      # the latest window - 1 inputs
+        sums[..., t, c] = sum(inputs[..., t + k, c] * kernel[k, 0, c] for k in range(window))
+        y = activation(sums + bias)
+        new_state = inputs[..., time:, :]               # the latest window - 1 inputs
 
     A sequence at once, in chunks of any length that pass the state on, and one sample at a time give the same numbers:
 

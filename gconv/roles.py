@@ -89,8 +89,11 @@ def convolutions_saveable(primitive: Any, *_: Any, **__: Any) -> bool:
 
     >>> import jax, gconv
     >>> policies = jax.checkpoint_policies
-    >>> both = policies.save_from_both_policies(gconv.convolutions_saveable, policies.dots_with_no_batch_dims_saveable)
-    >>> block = jax.checkpoint(lambda x, kernel: jax.nn.relu(gconv.grouped_conv(x, kernel)), policy=both)
+    >>> both = policies.save_from_both_policies(
+    ...     gconv.convolutions_saveable, policies.dots_with_no_batch_dims_saveable
+    ... )
+    >>> relu_of_conv = lambda x, kernel: jax.nn.relu(gconv.grouped_conv(x, kernel))
+    >>> block = jax.checkpoint(relu_of_conv, policy=both)
 
     Source: https://docs.jax.dev/en/latest/gradient-checkpointing.html
     """

@@ -122,12 +122,8 @@ if torch is not None:
     torch_error = float(max(np.abs(layer(image) - expected).max() for layer in (ours, from_state)))
     print(f"largest difference from PyTorch: {torch_error:.1e}")
     back = interop.to_torch(ours)
-    print(
-        "and back:",
-        back,
-        "- the same bits:",
-        all(map(torch.equal, back.parameters(), theirs.parameters())),
-    )
+    print("and back:", back, sep="\n")
+    print("the same bits:", all(map(torch.equal, back.parameters(), theirs.parameters())))
 
 # %% [markdown]
 # ## The trap: `padding=1` with stride 2
@@ -158,7 +154,5 @@ print(
 # the same pair of functions: `from_keras`, `from_haiku`, `from_equinox`, `from_flax`, `from_onnx`, and `to_...` of each.
 
 # %%
-print(
-    f"gconv {gconv.__version__}:",
-    ", ".join(name for name in dir(interop) if name.startswith("from_")),
-)
+print(f"gconv {gconv.__version__} translates from:")
+print(*(name.removeprefix("from_") for name in dir(interop) if name.startswith("from_")), sep=", ")

@@ -106,6 +106,8 @@ def test_the_notebook_was_executed_and_shows_what_it_found(path):
         called = {call.func for node in statements for call in ast.walk(node) if isinstance(call, ast.Call)}
         names = {ast.unparse(function) for function in called}
         assert "print" not in names or "stream" in kinds, f"prints, and shows nothing: {cell.source}"
+        printed = [line for output in cell.outputs for line in output.get("text", "").splitlines()]
+        assert max(map(len, printed), default=0) <= 100, f"scrolls sideways on the site: {max(printed, key=len)}"
         assert "plt.subplots" not in names or "display_data" in kinds, f"draws, and shows nothing: {cell.source}"
 
 

@@ -3,7 +3,9 @@
 Blocks with prompts are doctests, which pytest collects itself; those without, for pasting, run here.
 """
 
+import ast
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -58,6 +60,23 @@ def test_blocks_say_their_language(page):
     rest = BLOCK.sub("", page.read_text())
     assert "```" not in rest, "a fence that does not close"
     assert not re.search(r"^\n {4}\S", rest, re.MULTILINE), "an indented block, which has no language and is not run"
+
+
+# What a docstring shows as code: a line with a prompt, or an indented block after `::`.
+SHOWN = re.compile(r"^ *(?:>>>|\.\.\.) .*$|(?<=::\n\n)(?: {4}.*\n|\n)+", re.MULTILINE)
+
+
+def test_code_of_the_reference_fits():
+    """Examples and definitions in docstrings, which the reference shows."""
+    found = 0
+    for path in (ROOT / "gconv").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+                for code in SHOWN.findall(text + "\n"):
+                    lines = inspect.cleandoc(code).splitlines()
+                    found += len(lines)
+                    assert max(map(len, lines)) <= WIDEST, f"{path.relative_to(ROOT)}: {code}"
+    assert found > 200
 
 
 def anchors(page: Path) -> set[str]:

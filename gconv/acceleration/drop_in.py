@@ -35,7 +35,7 @@ def conv_general_dilated(
 
     The same function of the same arguments, for code and libraries that call lax or accept a replacement for it::
 
-        jax.lax.conv_general_dilated(*arguments) == gconv.conv_general_dilated(*arguments)      # to rounding
+        jax.lax.conv_general_dilated(*arguments) == gconv.conv_general_dilated(*arguments)  # to rounding
 
     >>> import jax.numpy as jnp, gconv
     >>> from flax import nnx
@@ -43,7 +43,8 @@ def conv_general_dilated(
     ...                  conv_general_dilated=gconv.conv_general_dilated)
     >>> layer(jnp.ones((8, 16, 16, 32))).shape
     (8, 16, 16, 32)
-    >>> gconv.conv_general_dilated(jnp.ones((8, 6, 32)), jnp.ones((12, 2, 5)), (2,), "SAME", feature_group_count=3).shape
+    >>> x, kernel = jnp.ones((8, 6, 32)), jnp.ones((12, 2, 5))
+    >>> gconv.conv_general_dilated(x, kernel, (2,), "SAME", feature_group_count=3).shape
     (8, 12, 16)
 
     It binds lax's own primitive, and says of that one equation and of its derivatives what `gconv.install` says of all: see

@@ -30,9 +30,11 @@ def install() -> Report:
 
     >>> import gconv, jax
     >>> report = gconv.install()
-    >>> conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", feature_group_count=16)     # or a whole model
-    >>> images, kernel = jax.ShapeDtypeStruct((8, 16, 32, 32), "float32"), jax.ShapeDtypeStruct((16, 1, 3, 3), "float32")
-    >>> "gconv_y" in jax.jit(conv).lower(images, kernel).as_text(debug_info=True)
+    >>> def conv(x, kernel):                  # or a whole model
+    ...     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", feature_group_count=16)
+    >>> x = jax.ShapeDtypeStruct((8, 16, 32, 32), "float32")
+    >>> kernel = jax.ShapeDtypeStruct((16, 1, 3, 3), "float32")
+    >>> "gconv_y" in jax.jit(conv).lower(x, kernel).as_text(debug_info=True)
     True
     >>> gconv.uninstall()
 
@@ -70,10 +72,10 @@ def accelerated(function: Any = None) -> Any:
     >>> from flax import linen as nn
     >>> module, x = nn.Conv(32, (3, 3), feature_group_count=32), jnp.ones((1, 8, 8, 32))
     >>> variables = module.init(jax.random.key(0), x)
-    >>> apply = jax.jit(gconv.accelerated(module.apply))                  # inside jit, outside it, or around a training step
+    >>> apply = jax.jit(gconv.accelerated(module.apply))        # or jit inside, or a training step
     >>> "gconv_y" in apply.lower(variables, x).as_text(debug_info=True)
     True
-    >>> with gconv.accelerated() as report:                               # the same for a block of code
+    >>> with gconv.accelerated() as report:                     # the same for a block of code
     ...     y = module.apply(variables, x)
     >>> report.taken.total(), report.left.total()
     (1, 0)

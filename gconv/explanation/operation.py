@@ -132,7 +132,10 @@ def explain(
     `explain(model, *inputs)` of an NNX model is a table of its layers: what computes them, their FLOPs, bytes and parameters.
 
     >>> from flax import nnx
-    >>> model = nnx.Sequential(gconv.nnx.GroupedConv(96, 7, 1, 96, rngs=nnx.Rngs(0)), nnx.Linear(96, 4, rngs=nnx.Rngs(0)))
+    >>> rngs = nnx.Rngs(0)
+    >>> model = nnx.Sequential(
+    ...     gconv.nnx.GroupedConv(96, 7, 1, 96, rngs=rngs), nnx.Linear(96, 4, rngs=rngs)
+    ... )
     >>> table = gconv.explain(model, x)
     >>> table.flops, table.parameters
     (203520000, 5188)

@@ -31,12 +31,12 @@ class Convolution:
     the layer of either Flax API:
 
     >>> import numpy as np, gconv.interop
-    >>> weight, bias = np.ones((8, 2, 3, 3)), np.zeros(8)                                           # PyTorch's layout
-    >>> found = gconv.interop.from_torch({"weight": weight, "bias": bias}, stride=2, padding=1, groups=2)
+    >>> state = {"weight": np.ones((8, 2, 3, 3)), "bias": np.zeros(8)}      # PyTorch's layout
+    >>> found = gconv.interop.from_torch(state, stride=2, padding=1, groups=2)
     >>> found.kernel.shape, found(np.ones((1, 7, 7, 4))).shape
     ((3, 3, 2, 8), (1, 4, 4, 8))
-    >>> layer = found.to_nnx()                      # a gconv.nnx.GroupedConv
-    >>> module, variables = found.to_linen()        # a gconv.linen.GroupedConv and what its `init` would return
+    >>> layer = found.to_nnx()                  # a gconv.nnx.GroupedConv
+    >>> module, variables = found.to_linen()    # a gconv.linen.GroupedConv, and its variables
 
     Attributes:
       kernel: NumPy, `(*window, channels, groups * filters)`; of a transposed one `(*window, filters, groups * channels)`.

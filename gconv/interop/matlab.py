@@ -80,7 +80,8 @@ def from_matlab(
     """The arrays of MATLAB's `groupedConvolution2dLayer` as a `Convolution`.
 
     >>> import numpy as np, gconv.interop
-    >>> layer = gconv.interop.from_matlab(np.ones((3, 3, 1, 2, 8)), np.zeros((1, 1, 2, 8)), padding="same").to_nnx()
+    >>> weights, bias = np.ones((3, 3, 1, 2, 8)), np.zeros((1, 1, 2, 8))
+    >>> layer = gconv.interop.from_matlab(weights, bias, padding="same").to_nnx()
     >>> layer.groups, layer.filters_per_group, layer(np.ones((1, 28, 28, 8), "float32")).shape
     (8, 2, (1, 28, 28, 16))
 
@@ -141,7 +142,7 @@ def load_mat(
 ) -> Convolution:
     """The `Convolution` in a .mat file, as MATLAB saves it by::
 
-        Weights = layer.Weights; Bias = layer.Bias; Stride = layer.Stride;                 % and the rest of the geometry
+        Weights = layer.Weights; Bias = layer.Bias; Stride = layer.Stride;  % and the rest
         save("layer.mat", "Weights", "Bias", "Stride")
 
     A dlarray is saved as `extractdata(...)`. MATLAB drops trailing axes of size 1; here they are put back.

@@ -18,7 +18,9 @@ def from_onnx(node: Any, initializers: Any, *, spatial: Sequence[int] | None = N
     """A node `Conv` or `ConvTranspose` of an ONNX graph as a `Convolution`.
 
     >>> import numpy as np, onnx, gconv.interop
-    >>> node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], auto_pad="SAME_LOWER", strides=[2, 2], group=3)
+    >>> node = onnx.helper.make_node(
+    ...     "Conv", ["x", "w"], ["y"], auto_pad="SAME_LOWER", strides=[2, 2], group=3
+    ... )
     >>> found = gconv.interop.from_onnx(node, {"w": np.ones((6, 1, 4, 4))})
     >>> found.config.padding, found(np.ones((1, 8, 8, 3))).shape
     ('same_lower', (1, 4, 4, 6))

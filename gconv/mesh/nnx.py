@@ -16,7 +16,10 @@ def shardings(model: nnx.Module, mesh: Mesh, *, groups: str | None = "groups") -
     >>> import jax, jax.numpy as jnp, gconv
     >>> from flax import nnx
     >>> mesh = jax.make_mesh((1, 1), ("data", "groups"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    >>> model = nnx.Sequential(gconv.nnx.GroupedConv(6, 3, 4, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(0)))
+    >>> rngs = nnx.Rngs(0)
+    >>> model = nnx.Sequential(
+    ...     gconv.nnx.GroupedConv(6, 3, 4, 2, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
+    ... )
     >>> nnx.update(model, jax.device_put(nnx.state(model), gconv.nnx.shardings(model, mesh)))
     >>> model.layers[0].kernel[...].sharding.spec
     P(None, None, None, 'groups')

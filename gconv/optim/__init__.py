@@ -5,13 +5,17 @@
 
 >>> import optax, gconv
 >>> from flax import nnx
->>> layer = gconv.nnx.GroupedConv(4, 3, 1, "channel-wise", kernel_learn_rate_factor=0.5, rngs=nnx.Rngs(0))
+>>> layer = gconv.nnx.GroupedConv(
+...     4, 3, 1, "channel-wise", kernel_learn_rate_factor=0.5, rngs=nnx.Rngs(0)
+... )
 >>> factors = gconv.optim.factors(layer, rules={"**/bias": gconv.optim.Factor(learn_rate=2)})
 >>> print(factors)
 bias    learn_rate=2  l2=0
 kernel  learn_rate=0.5  l2=1
 >>> tx = optax.chain(
-...     gconv.optim.add_l2(1e-4, factors), optax.sgd(0.01, momentum=0.9), gconv.optim.scale_by_learn_rate_factors(factors)
+...     gconv.optim.add_l2(1e-4, factors),
+...     optax.sgd(0.01, momentum=0.9),
+...     gconv.optim.scale_by_learn_rate_factors(factors),
 ... )
 >>> optimizer = nnx.Optimizer(layer, tx, wrt=nnx.Param)
 >>> matlabs = nnx.Optimizer(layer, gconv.optim.sgdm(0.01, factors=factors), wrt=nnx.Param)

@@ -160,7 +160,9 @@ def training_options(
 ) -> optax.GradientTransformation:
     """A solver from the option names of MATLAB's `trainingOptions`, in snake case.
 
-    >>> tx = training_options("adam", initial_learn_rate=1e-3, l2_regularization=1e-4, gradient_threshold=1.0)
+    >>> tx = training_options(
+    ...     "adam", initial_learn_rate=1e-3, l2_regularization=1e-4, gradient_threshold=1.0
+    ... )
 
     Args:
       solver: "sgdm", "rmsprop" or "adam".

@@ -30,7 +30,8 @@ class SeparableConv(nn.Module):
     `depthwise_norm`, `pointwise` and `pointwise_norm`.
 
     >>> import jax, jax.numpy as jnp, gconv
-    >>> block, x = gconv.linen.SeparableConv(3, 64, padding="same", norm="batch", activation="relu"), jnp.ones((8, 16, 16, 32))
+    >>> block = gconv.linen.SeparableConv(3, 64, padding="same", norm="batch", activation="relu")
+    >>> x = jnp.ones((8, 16, 16, 32))
     >>> variables = block.init(jax.random.key(0), x, use_running_average=False)
     >>> y, changed = block.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
     >>> y.shape, sorted(changed["batch_stats"])

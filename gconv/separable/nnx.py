@@ -21,7 +21,9 @@ class SeparableConv(nnx.Module):
 
     >>> import jax.numpy as jnp, gconv
     >>> from flax import nnx
-    >>> block = gconv.nnx.SeparableConv(32, 3, 64, strides=2, padding="same", norm="batch", activation="relu", rngs=nnx.Rngs(0))
+    >>> block = gconv.nnx.SeparableConv(
+    ...     32, 3, 64, strides=2, padding="same", norm="batch", activation="relu", rngs=nnx.Rngs(0)
+    ... )
     >>> block(jnp.ones((8, 32, 32, 32))).shape
     (8, 16, 16, 64)
     >>> block.depthwise.kernel.shape, block.pointwise.kernel.shape, block.depthwise.bias
