@@ -5,6 +5,7 @@ A build tells by `gconv_interface` which attributes its calls take, so that an o
     1   those of the first release; a library without the function
     2   also `kernel`, a string: the kernel to run, or "" for what the library plans
     3   also `parts`, `activation` and `slope`: what follows the convolution, here nothing
+    4   the same; arrays have the spatial axes of their own, where they had three before
 """
 
 import ctypes
@@ -22,7 +23,7 @@ from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
 TYPES = ("float32", "float64", "bfloat16", "float16")
-INTERFACES = (1, 2, 3)
+INTERFACES = (1, 2, 3, 4)
 
 
 class Build:
@@ -70,10 +71,13 @@ class Build:
             attributes["kernel"] = ""
         if self.interface >= 3:
             attributes |= {"parts": np.int64(0), "activation": np.int64(0), "slope": np.float64(0)}
+        own = {"x": g.x_shape(batch), "y": g.y_shape(batch), "w": g.kernel_shape}
+        if self.interface >= 4:
+            shapes = own
         results = (jax.ShapeDtypeStruct(shapes[role], first.dtype), jax.ShapeDtypeStruct((scratch,), jnp.uint8))
         operands = (a.reshape(shapes[name]) for name, a in zip(roles.OPERANDS[role], (first, second), strict=True))
         result, _ = jax.ffi.ffi_call(self.target, results)(*operands, **attributes)
-        return result.reshape({"x": g.x_shape(batch), "y": g.y_shape(batch), "w": g.kernel_shape}[role])
+        return result.reshape(own[role])
 
     def _function(self, name: str, result=ctypes.c_int64):
         function = getattr(self.library, name)

@@ -168,25 +168,18 @@ def _call(
     # Operands of different types meet in the wider one, in which the kernels sum (half precision in float32).
     wide = wider(first.dtype, second.dtype, dtype)
     spatial = _spatial(g)
-    shapes = {
-        "x": (batch, *spatial["input"], g.in_channels),
-        "y": (batch, *spatial["output"], g.out_channels),
-        "w": (*spatial["window"], g.channels, g.out_channels),
-    }
-    final = {"x": g.x_shape(batch), "y": g.y_shape(batch), "w": g.kernel_shape}[role]
+    shape = {"x": g.x_shape(batch), "y": g.y_shape(batch), "w": g.kernel_shape}[role]
     plain = _above_default(precision)
     if forced:  # an error where that kernel cannot
         scratch = plan(role, g, wide, batch, precision, forced).scratch
     else:
         scratch = _scratch_bytes(library, role, wide, spatial, (batch, g.groups, g.channels, g.filters, plain))
-    operands = {"y": ("x", "w"), "x": ("y", "w"), "w": ("x", "y")}[role]
-    run = jax.ffi.ffi_call(
-        native.TARGET,
-        (jax.ShapeDtypeStruct(shapes[role], wide), jax.ShapeDtypeStruct((scratch,), jnp.uint8)),
-    )
-    parts = {name: a.reshape(shapes[role]) if name == "residual" else a for name, a in epilogue.parts.items()}
+    # Nothing is reshaped: XLA of jaxlib 0.10 copies what is of bfloat16 then.
+    run = jax.ffi.ffi_call(native.TARGET, (jax.ShapeDtypeStruct(shape, wide), jax.ShapeDtypeStruct((scratch,), jnp.uint8)))
+    parts = epilogue.parts
     result, _ = run(
-        *(a.astype(wide).reshape(shapes[name]) for name, a in zip(operands, (first, second), strict=True)),
+        first.astype(wide),
+        second.astype(wide),
         *(parts[name] for name in PARTS if name in parts),
         role=np.int64(ROLES.index(role)),
         groups=np.int64(g.groups),
@@ -199,7 +192,7 @@ def _call(
         slope=np.float64(epilogue.slope),
         **{name: np.array(sizes, np.int64) for name, sizes in spatial.items()},
     )
-    return result.reshape(final).astype(dtype)
+    return result.astype(dtype)
 
 
 def _above_default(precision) -> bool:

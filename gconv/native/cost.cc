@@ -203,8 +203,10 @@ struct DepthwiseRow {
 Counts depthwise(Role role, const Problem& p, const Plan& plan, const Sums& s) {
   Counts c{};
   const DepthwiseRow row(role, p, plan, s);
-  double vectors = tiles_in(s.groups, s.lanes), large = depthwise_tile(int(s.registers));
-  double half = depthwise_half_tile(int(s.registers)), two = plan.rows == 2 ? 2 : 1;
+  double each = double(plan.strand) / s.lanes, vectors = each * tiles_in(s.groups, double(plan.strand));
+  double half = depthwise_half_tile(int(s.registers)),
+         large = each == 2 ? half : depthwise_tile(int(s.registers));
+  double two = plan.rows == 2 ? 2 : 1;
   // Of two rows at a time, one row of sources more than one row's meets both.
   double shared = two == 2 ? (double(p.window[1]) + 1) / (2 * double(p.window[1])) : 1;
   double runs = s.outer * row.runs;

@@ -52,20 +52,23 @@ bool read(Problem& p, Three in, Three out, Three window, Three strides, Three lo
   return true;
 }
 
-// Whether a buffer has the shape of the argument that a role calls x, w or y; -1 stands for any batch.
+// Whether a buffer has the shape of the argument that a role calls x, w or y. Its own spatial axes are the
+// last of the three, of which the others have size 1: to reshape an array for the call is free, but XLA of
+// jaxlib 0.10 copies it where it is of bfloat16.
 bool has_shape(const ffi::AnyBuffer& buffer, Role argument, const Problem& p) {
   auto shape = buffer.dimensions();
-  if (shape.size() != 5) return false;
+  if (shape.size() < 3 || shape.size() > 5) return false;
   const int64_t* spatial = argument == Role::x ? p.in : argument == Role::y ? p.out : p.window;
   int64_t in_channels = 0, out_channels = 0;
   if (__builtin_mul_overflow(p.groups, p.channels, &in_channels) ||
       __builtin_mul_overflow(p.groups, p.filters, &out_channels))
     return false;
-  if (argument == Role::w)
-    return shape[0] == spatial[0] && shape[1] == spatial[1] && shape[2] == spatial[2] &&
-           shape[3] == p.channels && shape[4] == out_channels;
-  return shape[0] == p.batch && shape[1] == spatial[0] && shape[2] == spatial[1] && shape[3] == spatial[2] &&
-         shape[4] == (argument == Role::x ? in_channels : out_channels);
+  int left_out = 5 - int(shape.size());
+  bool is_kernel = argument == Role::w, fits = true;
+  for (int i = 0; i < 3; ++i)
+    fits &= spatial[i] == (i < left_out ? 1 : shape[size_t(i - left_out + !is_kernel)]);
+  int64_t other = is_kernel ? p.channels : p.batch, last = argument == Role::x ? in_channels : out_channels;
+  return fits && shape[is_kernel ? shape.size() - 2 : 0] == other && shape.back() == last;
 }
 
 bool known(ffi::DataType from, Type& to) {
@@ -130,7 +133,7 @@ const char* read_epilogue(ffi::RemainingArgs parts, int64_t which, ffi::AnyBuffe
     bool like_result = i == 2;
     auto shape = part->dimensions(), wanted = result.dimensions();
     if (like_result ? !std::equal(shape.begin(), shape.end(), wanted.begin(), wanted.end())
-                    : shape.size() != 1 || shape[0] != wanted[4])
+                    : shape.size() != 1 || shape[0] != wanted.back())
       return "a part's shape does not fit the result";
     bool is_double = result.element_type() == ffi::DataType::F64;
     ffi::DataType type = like_result ? result.element_type()
@@ -158,8 +161,9 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   if (!read(p, in, out, window, strides, low, dilation))
     return refuse("spatial attributes must have three entries");
   if (const char* why = check(p)) return refuse(why);
-  if (first.dimensions().size() != 5 || second.dimensions().size() != 5 || result->dimensions().size() != 5)
-    return refuse("operands and result must have five axes");
+  size_t rank = result->dimensions().size();
+  if (rank < 3 || rank > 5 || first.dimensions().size() != rank || second.dimensions().size() != rank)
+    return refuse("operands and result must have one number of axes, three to five");
   p.batch = first.dimensions()[0];
   if (!has_shape(first, a, p) || !has_shape(second, b, p) || !has_shape(*result, role, p))
     return refuse("a shape does not fit the attributes");
@@ -289,5 +293,6 @@ EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* sp
   return plan_here(r, static_cast<Type>(type), p, 1, "", plan) ? -1 : plan.scratch;
 }
 
-// Which attributes a call has: 3, since there is an epilogue among them.
-EXPORT int64_t gconv_interface() { return 3; }
+// What a call is given: 3, since there is an epilogue among the attributes; 4, since arrays have the spatial
+// axes of their own.
+EXPORT int64_t gconv_interface() { return 4; }

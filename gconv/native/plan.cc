@@ -167,7 +167,12 @@ void cut_rows(const Call& c, int64_t pixels, int64_t blocks, Plan& plan) {
 void plan_depthwise(const Call& c, Plan& plan) {
   const Problem& p = c.p;
   int TILE = depthwise_tile(int(c.registers)), HALF = depthwise_half_tile(int(c.registers));
-  int64_t vectors = ceil_div(p.groups, c.L);
+  int wide = whole_row_vectors(int(c.registers));
+  // A strand of bfloat16 is two vectors: tiles have half as many pixels, and whole rows half as many strands.
+  bool twice = c.type == Type::bf16;
+  if (twice) TILE = HALF, wide /= 2;
+  plan.strand = twice ? 2 * c.L : c.L;
+  int64_t strands = ceil_div(p.groups, plan.strand);
   const Along flat(c.role, p, 2);
   // With a dilation, neighbours in a phase then share sources, which neighbours in the row do not.
   plan.dilated_phases = p.strides[2] == 1 && p.window[2] > 1 && p.dilation[2] > 1 &&
@@ -182,24 +187,22 @@ void plan_depthwise(const Call& c, Plan& plan) {
   // Two rows at a time, where neighbouring rows are of one phase: with a 3 x 3 window 4 rows of sources then
   // meet 2 rows, where 3 meet 1, and most of the time goes into fetching them.
   bool plain = height.stride == 1 && height.step == 1 && width.stride == 1 && width.step == 1;
-  bool two_rows = c.registers == 32 && plain && p.window[1] > 1 && p.dilation[1] == 1 &&
+  bool two_rows = !twice && c.registers == 32 && plain && p.window[1] > 1 && p.dilation[1] == 1 &&
                   p.window[2] <= TWO_ROWS_RUN && height.results > 1 && p.groups >= c.L;
   if (c.role == Role::w) {
     // A tile of one row is as good where it has no rest, and whole rows with 2 taps.
-    plan.rows =
-        two_rows && p.out[2] % TILE && (p.window[2] == TWO_ROWS_RUN || vectors < whole_row_vectors(32)) ? 2
-                                                                                                        : 1;
+    plan.rows = two_rows && p.out[2] % TILE && (p.window[2] == TWO_ROWS_RUN || strands < wide) ? 2 : 1;
     // Whole rows read memory in its own order. Where x and y are large and a row takes several passes, tiles
     // that ask for what is ahead are faster; so they are where they just fit a row and there are 16
     // registers.
-    bool several = plan.past_caches && vectors > whole_row_vectors(int(c.registers)) &&
-                   (p.strides[2] == 1 || c.registers == 16);
-    plan.whole_rows = plan.rows == 1 && vectors > 1 && (p.window[2] == 3 || p.window[2] == 4) &&
+    bool several = plan.past_caches && strands > wide && (p.strides[2] == 1 || c.registers == 16);
+    plan.whole_rows = plan.rows == 1 && p.groups > c.L && p.groups >= plan.strand &&
+                      (p.window[2] == 3 || p.window[2] == 4) &&
                       (plan.dilated_phases || (p.strides[2] <= 2 && p.dilation[2] == 1)) &&
                       (c.registers == 32 || p.out[2] != TILE) && !several;
     plan.tile = plan.rows == 2 ? HALF : TILE, plan.vectors = 1;
-    if (plan.whole_rows) plan.vectors = minimum(vectors, whole_row_vectors(int(c.registers))), plan.tile = 4;
-    plan.packed = c.taps * vectors * c.L;
+    if (plan.whole_rows) plan.vectors = minimum(strands, wide), plan.tile = 4;
+    plan.packed = c.taps * strands * plan.strand;
     int64_t cuts = ceil_div(maximum(1, width.longest()), plan.stretch);
     plan.stretches = p.batch * cuts * depth.results * ceil_div(height.results, plan.rows);
     plan.partitions = partitions_of(c, plan.stretches, plan.packed);
@@ -212,11 +215,8 @@ void plan_depthwise(const Call& c, Plan& plan) {
     if (c.role == Role::x)
       while (apart * p.dilation[2] % p.strides[2] && apart < p.window[2]) ++apart;
     int64_t run = c.role == Role::x ? ceil_div(p.window[2], apart) : p.window[2];
-    plan.vectors = vectors > 1 && run <= PAIRED_RUN ? 2 : 1;
+    plan.vectors = !twice && strands > 1 && run <= PAIRED_RUN ? 2 : 1;
     plan.tile = plan.vectors == 2 || two_rows ? HALF : TILE;
-    // The kernel is used as it is, unless its elements are to be widened.
-    plan.packed = c.element == c.number ? 0 : c.taps * p.groups;
-    plan.scratch = plan.packed * c.number;
   }
   constexpr int64_t NEAR = 20 << 10;  // bytes of sources of all channels that a tile meets in several rows
   int64_t tile = c.role != Role::w && plan.tile == HALF ? HALF : TILE;

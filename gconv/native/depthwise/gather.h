@@ -1,5 +1,5 @@
 // Roles y and x of depthwise convolution (see nest.h): the register tile holds the sums of Q results by V
-// vectors of channels, and each run of taps loads its K * V weights once; or of Q results in each of two
+// strands of channels, and each run of taps loads its K * V weights once; or of Q results in each of two
 // rows.
 
 #pragma once
@@ -12,39 +12,34 @@ namespace {
 
 template <class T>
 class GatherDepthwise {
-  using A = Wide<T>;
-  static constexpr int L = LANES<A>;
+  using S = Strand<T>;
+  using Numbers = typename S::Numbers;
+  static constexpr int L = S::LANES;
   const Plan& plan;
   const Problem& p;
   Gather g;
-  const Finish<A>& finish;
-  int64_t channels, vectors;
+  const Finish<Wide<T>>& finish;
+  int64_t channels, strands;
 
  public:
-  GatherDepthwise(const Plan& plan, Role role, const Problem& p, const Finish<A>& finish)
+  GatherDepthwise(const Plan& plan, Role role, const Problem& p, const Finish<Wide<T>>& finish)
       : plan(plan), p(p), g(role, p, plan.dilated_phases), finish(finish), channels(p.groups),
-        vectors(ceil_div(channels, L)) {}
+        strands(ceil_div(channels, L)) {}
 
-  void run(const void* sources, const void* kernel, void* results, void* scratch,
-           const Parallel& parallel) const {
-    const T *x = static_cast<const T*>(sources), *w = static_cast<const T*>(kernel);
+  void run(const void* sources, const void* kernel, void* results, void*, const Parallel& parallel) const {
+    const T *x = static_cast<const T*>(sources), *weights = static_cast<const T*>(kernel);
     T* result = static_cast<T*>(results);
-    const A* weights = reinterpret_cast<const A*>(w);
-    if (plan.packed) {
-      A* wide = static_cast<A*>(scratch);
-      for (int64_t i = 0; i < plan.packed; ++i) wide[i] = value(w[i]);
-      weights = wide;
-    }
     // Neighbouring units are neighbouring rows. Channels are shared out only where there are few rows.
     int64_t rows = Rows::units(plan, g), in_row = Rows::in_row(plan, g), all = g.batch * in_row * rows;
-    int64_t parts = maximum(1, minimum(vectors / 4, 4 * parallel.threads / maximum(all, 1)));
-    int64_t work = plan.rows * plan.stretch * g.axis[2].phases.size * g.taps * ceil_div(vectors, parts);
+    int64_t parts = maximum(1, minimum(strands / 4, 4 * parallel.threads / maximum(all, 1)));
+    int64_t work = plan.rows * plan.stretch * g.axis[2].phases.size * g.taps * ceil_div(strands, parts);
     bool paired = plan.vectors == 2;
+    int64_t longest = longest_run<T>(g.axis[2], channels);
     for_ranges(parallel, all * parts, minimum(work, 1 << 20), [&](int64_t first, int64_t last) {
-      Rows of(plan, p, g, plan.tile);
+      Rows of(plan, p, g, plan.tile, longest);
       for (int64_t unit = first; unit < last; ++unit) {
         int64_t row = unit % rows, part = unit / rows % parts, rest = unit / rows / parts;
-        int64_t from = vectors * part / parts, to = vectors * (part + 1) / parts;
+        int64_t from = strands * part / parts, to = strands * (part + 1) / parts;
         int64_t channel = from * L, step = g.axis[2].step * channels;
         auto finished = [&](const Tile& t, int64_t done,
                             int64_t rows) {  // while it lies in the nearest cache
@@ -55,13 +50,19 @@ class GatherDepthwise {
         };
         auto sum_one = [&](const Tile& t) {
           if (channels < L) return tile_of_part<HALF_TILE>(t, x, weights, result);
-          if (paired && plan.near) return tile<HALF_TILE, 2, true>(t, from, to, x, weights, result);
-          if (paired) return tile<HALF_TILE, 2>(t, from, to, x, weights, result);
-          if (plan.tile == HALF_TILE || t.left <= HALF_TILE)
-            return tile<HALF_TILE, 1>(t, from, to, x, weights, result);
-          return tile<TILE, 1>(t, from, to, x, weights, result);
+          if constexpr (S::VECTORS == 2)
+            return plan.near ? tile<HALF_TILE, 1, true>(t, from, to, x, weights, result)
+                             : tile<HALF_TILE, 1>(t, from, to, x, weights, result);
+          if constexpr (S::VECTORS == 1) {
+            if (paired && plan.near) return tile<HALF_TILE, 2, true>(t, from, to, x, weights, result);
+            if (paired) return tile<HALF_TILE, 2>(t, from, to, x, weights, result);
+            if (plan.tile == HALF_TILE || t.left <= HALF_TILE)
+              return tile<HALF_TILE, 1>(t, from, to, x, weights, result);
+            return tile<TILE, 1>(t, from, to, x, weights, result);
+          }
         };
-        auto sum_both = [&](const Tile& t) {
+        auto sum_both = [&](const Tile& t) -> int64_t {
+          if constexpr (S::VECTORS == 2) return t.left;  // strands of two vectors have no rows in pairs
           return plan.near ? tile_of_two<HALF_TILE, true>(t, from, to, x, weights, result)
                            : tile_of_two<HALF_TILE, false>(t, from, to, x, weights, result);
         };
@@ -75,15 +76,15 @@ class GatherDepthwise {
 
  private:
   template <int Q, int V, bool NEAR = false>
-  int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights, T* result) const {
-    bool streams = plan.streams && whole_lines<T, V>(result + from * L, channels);
+  int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* weights, T* result) const {
+    bool streams = plan.streams && whole_lines<T, V * S::VECTORS>(result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
       fetch_sources<NEAR>(t, x, Q, v, count);
-      Together at = together<A, count>(v, channels);
+      Together at = together<T, count>(v, channels);
       bool edge = t.edge || t.left < Q, whole = streams && count == V;
       with_stride(g.axis[2], [&](auto stride) {
         const T* source = x + t.source + at.first;
-        const A* weight = weights + at.first;
+        const T* weight = weights + at.first;
         T* to = result + t.result + at.first;
         if constexpr (Q == TILE && stride == 2)  // as fast with the test for edges
           sum<Q, count, stride, true>(t, at.last, source, weight, to, whole);
@@ -99,14 +100,14 @@ class GatherDepthwise {
   }
 
   template <int Q, bool NEAR>
-  int64_t tile_of_two(const Tile& t, int64_t from, int64_t to, const T* x, const A* weights,
+  int64_t tile_of_two(const Tile& t, int64_t from, int64_t to, const T* x, const T* weights,
                       T* result) const {
-    bool streams = plan.streams && whole_lines<T, 1>(result + from * L, channels);
+    bool streams = plan.streams && whole_lines<T, S::VECTORS>(result + from * L, channels);
     for (int64_t v = from; v < to; ++v) {
       fetch_sources<NEAR>(t, x, Q, v, 1);
-      int64_t first = together<A, 1>(v, channels).first;
+      int64_t first = together<T, 1>(v, channels).first;
       const T* source = x + t.source + first;
-      if constexpr (REGISTERS == 32)
+      if constexpr (REGISTERS == 32 && S::VECTORS == 1)
         t.edge || t.left < Q
             ? sum_two<Q, true>(t, source, weights + first, result + t.result + first, streams)
             : sum_two<Q, false>(t, source, weights + first, result + t.result + first, streams);
@@ -115,35 +116,33 @@ class GatherDepthwise {
   }
 
   template <bool NEAR>
-  ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, int64_t pixels, int64_t vector,
-                                   int64_t vectors) const {
-    for (int64_t v = vector; v < vector + vectors && plan.past_caches; ++v)
+  ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, int64_t pixels, int64_t first,
+                                   int64_t count) const {
+    for (int64_t v = first; v < first + count && plan.past_caches; ++v)
       gconv::fetch_sources<NEAR>(t, x + v * L, g.axis[2], channels, pixels, v);
   }
 
   template <int Q, int V, int STRIDE, bool EDGE>
-  __attribute__((noinline)) void sum(const Tile& t, int64_t last, const T* x, const A* weights, T* to,
+  __attribute__((noinline)) void sum(const Tile& t, int64_t last, const T* x, const T* weights, T* to,
                                      bool streams) const {
+    const S strand;
     const Axis& width = g.axis[2];
-    int64_t between = apart<STRIDE>(width);
-    Vector<T> sums[Q][V] = {};
+    int64_t between = distance(width);
+    Numbers sums[Q][V] = {};
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid =
-          EDGE && t.edge ? valid_sources(r->column + t.column, between, width.sources) : ALL_VALID;
-      with_taps<V == 2        ? PAIRED_RUN
-                : STRIDE == 2 ? 5
-                              : LONGEST_RUN>(
+      uint64_t valid = r->valid;
+      with_taps<V == 2 ? PAIRED_RUN : longest_run<T>(STRIDE)>(
           r->taps, [&](auto taps) __attribute__((always_inline)) {
             constexpr int K = taps;
-            Vector<T> weight[K][V];
+            Numbers weight[K][V];
             UNROLL for (int k = 0; k < K; ++k) UNROLL
             for (int v = 0; v < V; ++v)
-              weight[k][v] =
-                  load(weights + r->weights + k * t.weight_step + (V > 1 && v == V - 1 ? last : v * L));
+              weight[k][v] = strand.load(weights + r->weights + k * t.weight_step +
+                                         (V > 1 && v == V - 1 ? last : v * L));
             slide<T, Q, K, STRIDE, EDGE, false, V>(
-                x + r->source, between * channels, valid,
-                last, [&](Vector<T> source, int v, int k, int q) __attribute__((always_inline)) {
-                  sums[q][v] += source * weight[k][v];
+                strand, x + r->source, between * channels, valid,
+                last, [&](Numbers source, int v, int k, int q) __attribute__((always_inline)) {
+                  S::add_product(sums[q][v], source, weight[k][v]);
                 });
           });
     }
@@ -152,39 +151,40 @@ class GatherDepthwise {
       if (EDGE && q >= t.left) break;
       UNROLL for (int v = 0; v < V; ++v) {
         T* at = to + (V > 1 && v == V - 1 ? last : v * L);
-        streams ? stream(at, sums[q][v]) : store(at, sums[q][v]);
+        streams ? strand.stream(at, sums[q][v]) : strand.store(at, sums[q][v]);
       }
     }
   }
 
   template <int Q, bool EDGE>
-  __attribute__((noinline)) void sum_two(const Tile& t, const T* x, const A* weights, T* to,
+  __attribute__((noinline)) void sum_two(const Tile& t, const T* x, const T* weights, T* to,
                                          bool streams) const {
-    Vector<T> first[Q] = {}, second[Q] = {};
+    const S strand;
+    Numbers first[Q] = {}, second[Q] = {};
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = EDGE && t.edge ? valid_sources(r->column + t.column, 1, g.axis[2].sources) : ALL_VALID;
+      uint64_t valid = r->valid;
       with_number<TWO_ROWS_RUN>(
           r->taps, [&](auto taps) __attribute__((always_inline)) {
             constexpr int K = taps;
-            Vector<T> w1[K], w2[K];
-            auto weigh = [&](Vector<T>(&weight)[K], int64_t from) __attribute__((always_inline)) {
-              UNROLL for (int k = 0; k < K; ++k) weight[k] = load(weights + from + k * t.weight_step);
+            Numbers w1[K], w2[K];
+            auto weigh = [&](Numbers(&weight)[K], int64_t from) __attribute__((always_inline)) {
+              UNROLL for (int k = 0; k < K; ++k) weight[k] = strand.load(weights + from + k * t.weight_step);
             };
             auto pass = [&](const auto& meet) __attribute__((always_inline)) {
-              slide<T, Q, K, 1, EDGE, false>(x + r->source, channels, valid, 0, meet);
+              slide<T, Q, K, 1, EDGE, false>(strand, x + r->source, channels, valid, 0, meet);
             };
             if (r->second == NONE) {
               weigh(w1, r->weights);
-              pass([&](Vector<T> source, int, int k, int q)
-                       __attribute__((always_inline)) { first[q] += source * w1[k]; });
+              pass([&](Numbers source, int, int k, int q)
+                       __attribute__((always_inline)) { S::add_product(first[q], source, w1[k]); });
             } else if (r->weights == NONE) {
               weigh(w2, r->second);
-              pass([&](Vector<T> source, int, int k, int q)
-                       __attribute__((always_inline)) { second[q] += source * w2[k]; });
+              pass([&](Numbers source, int, int k, int q)
+                       __attribute__((always_inline)) { S::add_product(second[q], source, w2[k]); });
             } else {
               weigh(w1, r->weights), weigh(w2, r->second);
-              pass([&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) {
-                first[q] += source * w1[k], second[q] += source * w2[k];
+              pass([&](Numbers source, int, int k, int q) __attribute__((always_inline)) {
+                S::add_product(first[q], source, w1[k]), S::add_product(second[q], source, w2[k]);
               });
             }
           });
@@ -192,31 +192,32 @@ class GatherDepthwise {
     UNROLL for (int q = 0; q < Q; ++q, to += channels) {
       if (EDGE && q >= t.left) break;
       if (streams)
-        stream(to, first[q]), stream(to + t.next, second[q]);
+        strand.stream(to, first[q]), strand.stream(to + t.next, second[q]);
       else
-        store(to, first[q]), store(to + t.next, second[q]);
+        strand.store(to, first[q]), strand.store(to + t.next, second[q]);
     }
   }
 
-  // Of fewer channels than a vector has lanes, one tap at a time.
+  // Of fewer channels than a strand has lanes, one tap at a time.
   template <int Q>
-  __attribute__((noinline)) int64_t tile_of_part(const Tile& t, const T* x, const A* weights,
+  __attribute__((noinline)) int64_t tile_of_part(const Tile& t, const T* x, const T* weights,
                                                  T* result) const {
+    const S strand;
     const Axis& width = g.axis[2];
-    Vector<T> sums[Q] = {};
+    Numbers sums[Q] = {};
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = valid_sources(r->column + t.column, width.stride, width.sources);
-      Vector<T> weight = load_first(weights + r->weights, channels);
+      uint64_t valid = r->valid;
+      Numbers weight = strand.load_first(weights + r->weights, channels);
       slide<T, Q, 1, 1, true, true>(
-          x + t.source + r->source, width.stride * channels, valid,
-          channels, [&](Vector<T> source, int, int, int q) __attribute__((always_inline)) {
-            sums[q] += source * weight;
+          strand, x + t.source + r->source, width.stride * channels, valid,
+          channels, [&](Numbers source, int, int, int q) __attribute__((always_inline)) {
+            S::add_product(sums[q], source, weight);
           });
     }
     T* to = result + t.result;
     UNROLL for (int q = 0; q < Q; ++q, to += width.step * channels) {
       if (q >= t.left) break;
-      store_first(to, sums[q], channels);
+      strand.store_first(to, sums[q], channels);
     }
     return Q;
   }

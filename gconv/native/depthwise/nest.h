@@ -26,12 +26,19 @@
 
 #pragma once
 
+#include "depthwise/strand.h"
 #include "gather/gather.h"
 
 namespace gconv {
 namespace {
 
-constexpr int LONGEST_RUN = 7;  // of a stride of 2: 5
+// Taps in a run at most. Of a stride of 2 they are 5; and so many that their weights, twice as many in
+// strands of two vectors, leave registers for the sums.
+constexpr int LONGEST_RUN = 7;
+template <class T>
+constexpr int longest_run(int stride) {
+  return Strand<T>::VECTORS == 2 && REGISTERS == 16 ? PAIRED_RUN : stride == 2 ? 5 : LONGEST_RUN;
+}
 
 // How many taps the next run of so many neighbours has: 7 of a row of 7 or of many, else up to 5. Six are
 // three and three.
@@ -51,11 +58,33 @@ constexpr int TILE = depthwise_tile(REGISTERS), HALF_TILE = depthwise_half_tile(
 
 constexpr int64_t NONE = -1;  // no weights
 
+constexpr uint64_t ALL_VALID = ~uint64_t{0};
+
+// Bit j tells whether source first + j * apart lies in [0, sources).
+ALWAYS_INLINE uint64_t valid_sources(int64_t first, int64_t apart, int64_t sources) {
+  int64_t from = minimum(63, (maximum(-first, 0) + apart - 1) / apart);
+  int64_t to = maximum(from, minimum(63, first < sources ? (sources - 1 - first) / apart + 1 : 0));
+  return ((uint64_t{1} << to) - 1) & ~((uint64_t{1} << from) - 1);
+}
+
+// How far the neighbours among the sources of a tile lie from each other, in pixels. Where runs have one tap,
+// as those of strides above 2 have, they are a stride apart.
+inline int64_t distance(const Axis& width, int64_t longest = LONGEST_RUN) {
+  return longest > 1 && width.stride / width.unit <= 2 ? width.unit : width.stride;
+}
+
+// Taps of the longest run of a problem of this type.
+template <class T>
+int64_t longest_run(const Axis& width, int64_t channels) {
+  return channels < Strand<T>::LANES ? 1 : longest_run<T>(width.stride == width.unit ? 1 : 2);
+}
+
 struct Run {                // of taps whose sources are neighbours
   int64_t source, weights;  // of the first tap: offsets in elements
   int64_t column;           // the pixel of its source along the row
   int64_t taps;
-  int64_t second = NONE;  // the weights that meet the same sources for the next row of results
+  int64_t second = NONE;       // the weights that meet the same sources for the next row of results
+  uint64_t valid = ALL_VALID;  // of a tile at an edge: a bit for each source that is not on the padding
 };
 
 struct Tile {
@@ -77,7 +106,7 @@ class Rows {
   const Plan& plan;
   const Problem& p;
   const Gather& g;
-  int64_t channels, longest_run;
+  int64_t channels, longest;
   int64_t largest;  // results of the largest tile
   // What the rows of one depth have in common: for each phase of the height and the width the runs of all
   // taps, those of one tap of the height together, so that the runs of any row are neighbours.
@@ -87,12 +116,9 @@ class Rows {
   List<int64_t> each;    // how many runs a tap of the height has, for each phase of the width
 
  public:
-  Rows(const Plan& plan, const Problem& p, const Gather& g, int64_t largest)
-      : plan(plan), p(p), g(g), channels(p.groups),
-        longest_run(channels < plan.lanes                ? 1
-                    : g.axis[2].stride == g.axis[2].unit ? LONGEST_RUN
-                                                         : 5),
-        largest(largest) {}
+  // `longest`: taps of the longest run.
+  Rows(const Plan& plan, const Problem& p, const Gather& g, int64_t largest, int64_t longest)
+      : plan(plan), p(p), g(g), channels(p.groups), longest(longest), largest(largest) {}
 
   // How many units an image has: rows, or those two by two, of which the last in a plane may be alone.
   static int64_t units(const Plan& plan, const Gather& g) {
@@ -128,9 +154,9 @@ class Rows {
     first = minimum(first, last);
     Tile t;
     for (int64_t w = 0; w < width.phases.size; ++w) {
-      t.runs = runs.data + begin[at_height % height.step * width.phases.size + w] + first * each[w];
+      Run* all = runs.data + begin[at_height % height.step * width.phases.size + w] + first * each[w];
       t.count = (last - first) * each[w];
-      along(t, w, n, at_height, start, part, height.stride > 1 && last - first > 1, tile);
+      along(t, all, w, n, at_height, start, part, height.stride > 1 && last - first > 1, tile);
     }
   }
 
@@ -155,15 +181,16 @@ class Rows {
       }
     }
     Tile t;
-    t.runs = both.data, t.count = both.size;
-    along(t, 0, n, at_height, at_height, part, true, tile);
+    t.count = both.size;
+    along(t, both.data, 0, n, at_height, at_height, part, true, tile);
   }
 
   // Tiles along a row of the phase `w` of the width, of which the runs are known and `start` is the row that
   // they are relative to.
   template <class F>
-  void along(Tile& t, int64_t w, int64_t n, int64_t at_height, int64_t start, int64_t part, bool two_new,
-             const F& tile) const {
+  void along(Tile& t, Run* all, int64_t w, int64_t n, int64_t at_height, int64_t start, int64_t part,
+             bool two_new, const F& tile) const {
+    t.runs = all;
     const Axis &deep = g.axis[0], &height = g.axis[1], &width = g.axis[2];
     const Phase& wp = width.phases[w];
     int64_t image = (n * deep.sources * height.sources + start) * width.sources;
@@ -176,6 +203,10 @@ class Rows {
       t.source = (image + q * width.stride) * channels, t.column = q * width.stride;
       t.result = (result + wp.first + q * width.step) * channels, t.left = end - q;
       t.edge = q < wp.inside || q + largest > wp.outside;
+      for (int64_t i = 0; i < t.count; ++i)
+        all[i].valid = t.edge
+                           ? valid_sources(all[i].column + t.column, distance(width, longest), width.sources)
+                           : ALL_VALID;
       int64_t furthest = t.count ? maximum(t.runs[0].source, t.runs[t.count - 1].source) : 0;
       t.ahead = t.source + furthest + (plan.near ? largest : TILE) * width.stride * channels;
       t.before = t.ahead - (two_new ? width.sources * channels : 0);
@@ -219,72 +250,60 @@ class Rows {
       taps = 1;
       if (width.stride / width.unit <= 2)
         while (i + taps < phase.size && at(i + taps).source == at(i).source + taps * width.unit) ++taps;
-      taps = taps_of_run(taps, longest_run);
+      taps = taps_of_run(taps, longest);
       runs.push({(row + at(i).source) * channels, (tap + at(i).index) * channels, at(i).source, taps});
     }
   }
 };
 
-constexpr uint64_t ALL_VALID = ~uint64_t{0};
-
-// Bit j tells whether source first + j * apart lies in [0, sources).
-ALWAYS_INLINE uint64_t valid_sources(int64_t first, int64_t apart, int64_t sources) {
-  int64_t from = minimum(63, (maximum(-first, 0) + apart - 1) / apart);
-  int64_t to = maximum(from, minimum(63, first < sources ? (sources - 1 - first) / apart + 1 : 0));
-  return ((uint64_t{1} << to) - 1) & ~((uint64_t{1} << from) - 1);
-}
-
-// Asks for a cache line of each of `pixels` pixels, with the first of the vectors that share it; NEAR: into
+// Asks for a cache line of each of `pixels` pixels, with the first of the strands that share it; NEAR: into
 // the nearest cache.
 template <bool NEAR, class T>
-ALWAYS_INLINE void fetch(const T* at, int64_t step, int64_t pixels, int64_t vector) {
-  if (vector * VECTOR_BYTES % 64 == 0)
+ALWAYS_INLINE void fetch(const T* at, int64_t step, int64_t pixels, int64_t strand) {
+  if (strand * Strand<T>::LANES * (int64_t)sizeof(T) % LINE == 0)
     for (int64_t i = 0; i < pixels; ++i) __builtin_prefetch(at + i * step, 0, NEAR ? 3 : 2);
 }
 
 template <bool NEAR, class T>
 ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, const Axis& width, int64_t channels,
-                                 int64_t results, int64_t vector) {
+                                 int64_t results, int64_t strand) {
   int64_t step = width.unit * channels, pixels = results * minimum(width.stride / width.unit, 2);
-  fetch<NEAR>(x + t.ahead, step, pixels, vector);
-  if (t.before != t.ahead) fetch<NEAR>(x + t.before, step, pixels, vector);
+  fetch<NEAR>(x + t.ahead, step, pixels, strand);
+  if (t.before != t.ahead) fetch<NEAR>(x + t.before, step, pixels, strand);
 }
 
-// Vectors of channels that are taken together. There are as many whole vectors as the channels fill, and the
+// Strands of channels that are taken together. There are as many whole ones as the channels fill, and the
 // last of all ends with the last channel: it overlaps the one before it, and some results are summed twice,
 // to the same.
 struct Together {
-  int64_t first;  // channel of the first vector
-  int64_t last;   // channels from there to the first of the last vector
+  int64_t first;  // channel of the first strand
+  int64_t last;   // channels from there to the first of the last strand
 };
-template <class A, int V>
-ALWAYS_INLINE Together together(int64_t vector, int64_t channels) {
-  int64_t first = vector * LANES<A>, last = minimum(first + (V - 1) * LANES<A>, channels - LANES<A>);
+template <class T, int V>
+ALWAYS_INLINE Together together(int64_t strand, int64_t channels) {
+  constexpr int L = Strand<T>::LANES;
+  int64_t first = strand * L, last = minimum(first + (V - 1) * L, channels - L);
   return V == 1 ? Together{last, 0} : Together{first, last - first};
 }
 
-// Calls meet(source, v, k, q) for each of V vectors of channels, tap k of a run and pixel q of a tile;
-// `valid` has a bit for each source that is not on the padding. The last of the vectors lies `last` channels
+// Calls meet(source, v, k, q) for each of V strands of channels, tap k of a run and pixel q of a tile;
+// `valid` has a bit for each source that is not on the padding. The last of the strands lies `last` channels
 // from the first. With PART there is one, of which `last` is how many lanes are used.
 template <class T, int Q, int K, int STRIDE, bool EDGE, bool PART, int V = 1, class F>
-ALWAYS_INLINE void slide(const T* x, int64_t step, uint64_t valid, int64_t last, const F& meet) {
-  constexpr int L = LANES<Wide<T>>;
+ALWAYS_INLINE void slide(const Strand<T>& strand, const T* x, int64_t step, uint64_t valid, int64_t last,
+                         const F& meet) {
+  using S = Strand<T>;
   UNROLL for (int j = 0; j < (Q - 1) * STRIDE + K; ++j, x += step) {
     if (STRIDE > K && j % STRIDE >= K) continue;
     if (EDGE && !(valid >> j & 1)) continue;
     UNROLL for (int v = 0; v < V; ++v) {
-      Vector<T> source = PART ? load_first(x, last) : load(x + (V > 1 && v == V - 1 ? last : v * L));
-      if (K > 1) keep(source);
+      typename S::Numbers source =
+          PART ? strand.load_first(x, last) : strand.load(x + (V > 1 && v == V - 1 ? last : v * S::LANES));
+      if (K > 1) S::keep(source);
       UNROLL for (int k = 0; k < K; ++k)
         if (j >= k && (j - k) % STRIDE == 0 && (j - k) / STRIDE < Q) meet(source, v, k, (j - k) / STRIDE);
     }
   }
-}
-
-// How far the neighbours among the sources of a tile lie apart, in pixels.
-template <int STRIDE>
-ALWAYS_INLINE int64_t apart(const Axis& width) {
-  return width.stride / width.unit == STRIDE ? width.unit : width.stride;
 }
 
 // Calls f with compile-time values of these.

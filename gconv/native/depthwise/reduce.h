@@ -3,7 +3,7 @@
 //   tiles   the registers hold Q pixels of y, or Q in each of two rows, and each run of taps adds to its K
 //   sums, which it loads and
 //           stores
-//   rows    the registers hold the K sums of V vectors from one end of a row to the other, Q pixels at a
+//   rows    the registers hold the K sums of V strands from one end of a row to the other, Q pixels at a
 //   time, for each run of taps
 //           after the others: (Q - 1) * s + K + Q loads for K * Q multiply-adds, 10 for 12 with K = 3 and Q =
 //           4
@@ -29,17 +29,20 @@ namespace {
 template <class T>
 class ReduceDepthwise {
   using A = Wide<T>;
-  static constexpr int L = LANES<A>;
-  static constexpr int WIDE = whole_row_vectors(REGISTERS);
+  using S = Strand<T>;
+  using Numbers = typename S::Numbers;
+  static constexpr int L = S::LANES;
+  static constexpr int LARGEST = S::VECTORS == 2 ? HALF_TILE : TILE;  // pixels of a tile
+  static constexpr int WIDE = whole_row_vectors(REGISTERS) / S::VECTORS;
   const Plan& plan;
   const Problem& p;
   Gather g;
-  int64_t channels, vectors;  // partial sums: [tap][channel, in whole vectors]
+  int64_t channels, strands;  // partial sums: [tap][strand][number]
 
  public:
   ReduceDepthwise(const Plan& plan, const Problem& p)
       : plan(plan), p(p), g(Role::y, p, plan.dilated_phases), channels(p.groups),
-        vectors(ceil_div(channels, L)) {}
+        strands(ceil_div(channels, L)) {}
 
   void run(const void* sources, const void* outputs, void* results, void* scratch,
            const Parallel& parallel) const {
@@ -47,14 +50,14 @@ class ReduceDepthwise {
     T* result = static_cast<T*>(results);
     A* partial = static_cast<A*>(scratch);
     int64_t partitions = plan.partitions, rows = Rows::units(plan, g), in_row = Rows::in_row(plan, g);
-    int64_t parts = maximum(1, minimum(vectors / 4, 4 * parallel.threads / partitions));
+    int64_t parts = maximum(1, minimum(strands / 4, 4 * parallel.threads / partitions));
     for_each(parallel, partitions * parts, 1 << 14, [&](int64_t unit) {
       int64_t partition = unit / parts, part = unit % parts;
-      int64_t from = vectors * part / parts, to = vectors * (part + 1) / parts;
+      int64_t from = strands * part / parts, to = strands * (part + 1) / parts;
       A* own = partial + partition * plan.packed;
       for (int64_t tap = 0; tap < g.taps; ++tap)
-        memset(own + (tap * vectors + from) * L, 0, (to - from) * L * sizeof(A));
-      Rows of(plan, p, g, TILE);
+        memset(own + (tap * strands + from) * L, 0, (to - from) * L * sizeof(A));
+      Rows of(plan, p, g, LARGEST, longest_run<T>(g.axis[2], channels));
       int64_t first = plan.stretches * partition / partitions,
               last = plan.stretches * (partition + 1) / partitions;
       for (int64_t stretch = first; stretch < last; ++stretch) {
@@ -64,7 +67,7 @@ class ReduceDepthwise {
             return t.left >= HALF_TILE ? tile_of_part<HALF_TILE>(t, x, y, own)
                                        : tile_of_part<1>(t, x, y, own);
           if (plan.whole_rows) return row(t, from, to, x, y, own);
-          if (t.left >= TILE) return tile<TILE>(t, from, to, x, y, own);
+          if (t.left >= LARGEST) return tile<LARGEST>(t, from, to, x, y, own);
           if (t.left >= HALF_TILE) return tile<HALF_TILE>(t, from, to, x, y, own);
           return t.left >= 3 ? tile<3>(t, from, to, x, y, own) : tile<1>(t, from, to, x, y, own);
         };
@@ -77,13 +80,15 @@ class ReduceDepthwise {
         of.unit(stretch / rows / in_row, stretch % rows, stretch / rows % in_row, one, two);
       }
     });
-    for_each(parallel, g.taps, vectors * partitions, [&](int64_t tap) {
-      for (int64_t v = 0; v < vectors; ++v) {
-        const A* at = partial + (tap * vectors + v) * L;
-        Vector<T> sum = load(at);
-        for (int64_t i = 1; i < partitions; ++i) sum += load(at + i * plan.packed);
+    for_each(parallel, g.taps, strands * partitions, [&](int64_t tap) {
+      const S strand;
+      for (int64_t v = 0; v < strands; ++v) {
+        const A* at = partial + (tap * strands + v) * L;
+        Numbers sum = S::load_sums(at);
+        for (int64_t i = 1; i < partitions; ++i) S::add(sum, S::load_sums(at + i * plan.packed));
         T* to = result + tap * channels;
-        channels < L ? store_first(to, sum, channels) : store(to + together<A, 1>(v, channels).first, sum);
+        channels < L ? strand.store_first(to, sum, channels)
+                     : strand.store(to + together<T, 1>(v, channels).first, sum);
       }
     });
   }
@@ -98,11 +103,11 @@ class ReduceDepthwise {
         for (int row = 0; row <= TWO; ++row)
           fetch<false>(y + t.result + row * t.next + Q * step + v * L, step, Q, v);
       }
-      int64_t first = together<A, 1>(v, channels).first;
+      int64_t first = together<T, 1>(v, channels).first;
       const T *source = x + t.source + first, *ours = y + t.result + first;
       if constexpr (!TWO)
         with_stride(g.axis[2], [&](auto stride) { sum<Q, stride>(t, source, ours, partial + v * L); });
-      else if constexpr (REGISTERS == 32)
+      else if constexpr (REGISTERS == 32 && S::VECTORS == 1)
         sum_two<Q>(t, source, ours, partial + v * L);
     }
     return Q;
@@ -110,41 +115,42 @@ class ReduceDepthwise {
 
   template <int Q>
   __attribute__((noinline)) void sum_two(const Tile& t, const T* x, const T* y, A* partial) const {
-    int64_t row = vectors * L;
-    Vector<T> first[Q], second[Q];
+    const S strand;
+    int64_t row = strands * L;
+    Numbers first[Q], second[Q];
     UNROLL for (int q = 0; q < Q; ++q)
-      first[q] = load(y + q * channels), second[q] = load(y + t.next + q * channels);
+      first[q] = strand.load(y + q * channels), second[q] = strand.load(y + t.next + q * channels);
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = !t.edge ? ALL_VALID : valid_sources(r->column + t.column, 1, g.axis[2].sources);
+      uint64_t valid = r->valid;
       A* to1 = partial + maximum(r->weights, 0) / channels * row;
       A* to2 = partial + maximum(r->second, 0) / channels * row;
       with_number<TWO_ROWS_RUN>(
           r->taps, [&](auto taps) __attribute__((always_inline)) {
             constexpr int K = taps;
-            Vector<T> sum1[K], sum2[K];
-            auto begin = [&](Vector<T>(&sum)[K], const A* from) __attribute__((always_inline)) {
-              UNROLL for (int k = 0; k < K; ++k) sum[k] = load(from + k * row);
+            Numbers sum1[K], sum2[K];
+            auto begin = [&](Numbers(&sum)[K], const A* from) __attribute__((always_inline)) {
+              UNROLL for (int k = 0; k < K; ++k) sum[k] = S::load_sums(from + k * row);
             };
-            auto end = [&](const Vector<T>(&sum)[K], A* to) __attribute__((always_inline)) {
-              UNROLL for (int k = 0; k < K; ++k) store(to + k * row, sum[k]);
+            auto end = [&](const Numbers(&sum)[K], A* to) __attribute__((always_inline)) {
+              UNROLL for (int k = 0; k < K; ++k) S::store_sums(to + k * row, sum[k]);
             };
             auto pass = [&](const auto& meet) __attribute__((always_inline)) {
-              slide<T, Q, K, 1, true, false>(x + r->source, channels, valid, 0, meet);
+              slide<T, Q, K, 1, true, false>(strand, x + r->source, channels, valid, 0, meet);
             };
             if (r->second == NONE) {
               begin(sum1, to1);
-              pass([&](Vector<T> source, int, int k, int q)
-                       __attribute__((always_inline)) { sum1[k] += source * first[q]; });
+              pass([&](Numbers source, int, int k, int q)
+                       __attribute__((always_inline)) { S::add_product(sum1[k], source, first[q]); });
               end(sum1, to1);
             } else if (r->weights == NONE) {
               begin(sum2, to2);
-              pass([&](Vector<T> source, int, int k, int q)
-                       __attribute__((always_inline)) { sum2[k] += source * second[q]; });
+              pass([&](Numbers source, int, int k, int q)
+                       __attribute__((always_inline)) { S::add_product(sum2[k], source, second[q]); });
               end(sum2, to2);
             } else {
               begin(sum1, to1), begin(sum2, to2);
-              pass([&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) {
-                sum1[k] += source * first[q], sum2[k] += source * second[q];
+              pass([&](Numbers source, int, int k, int q) __attribute__((always_inline)) {
+                S::add_product(sum1[k], source, first[q]), S::add_product(sum2[k], source, second[q]);
               });
               end(sum1, to1), end(sum2, to2);
             }
@@ -154,45 +160,47 @@ class ReduceDepthwise {
 
   template <int Q, int STRIDE>
   __attribute__((noinline)) void sum(const Tile& t, const T* x, const T* y, A* partial) const {
+    const S strand;
     const Axis& width = g.axis[2];
-    int64_t between = apart<STRIDE>(width), row = vectors * L, step = width.step * channels;
-    Vector<T> ours[Q];
-    UNROLL for (int q = 0; q < Q; ++q) ours[q] = load(y + q * step);
+    int64_t between = distance(width), row = strands * L, step = width.step * channels;
+    Numbers ours[Q];
+    UNROLL for (int q = 0; q < Q; ++q) ours[q] = strand.load(y + q * step);
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = !t.edge ? ALL_VALID : valid_sources(r->column + t.column, between, width.sources);
+      uint64_t valid = r->valid;
       A* sums = partial + r->weights / channels * row;
-      with_taps<STRIDE == 2 ? 5 : LONGEST_RUN>(
+      with_taps<longest_run<T>(STRIDE)>(
           r->taps, [&](auto taps) __attribute__((always_inline)) {
             constexpr int K = taps;
-            Vector<T> sum[K];
-            UNROLL for (int k = 0; k < K; ++k) sum[k] = load(sums + k * row);
+            Numbers sum[K];
+            UNROLL for (int k = 0; k < K; ++k) sum[k] = S::load_sums(sums + k * row);
             slide<T, Q, K, STRIDE, true, false>(
-                x + r->source, between * channels, valid,
-                0, [&](Vector<T> source, int, int k, int q) __attribute__((always_inline)) {
-                  sum[k] += source * ours[q];
+                strand, x + r->source, between * channels, valid,
+                0, [&](Numbers source, int, int k, int q) __attribute__((always_inline)) {
+                  S::add_product(sum[k], source, ours[q]);
                 });
-            UNROLL for (int k = 0; k < K; ++k) store(sums + k * row, sum[k]);
+            UNROLL for (int k = 0; k < K; ++k) S::store_sums(sums + k * row, sum[k]);
           });
     }
   }
 
-  // Of fewer channels than a vector has lanes, one tap at a time.
+  // Of fewer channels than a strand has lanes, one tap at a time.
   template <int Q>
   __attribute__((noinline)) int64_t tile_of_part(const Tile& t, const T* x, const T* y, A* partial) const {
+    const S strand;
     const Axis& width = g.axis[2];
-    Vector<T> ours[Q];
-    UNROLL
-    for (int q = 0; q < Q; ++q) ours[q] = load_first(y + t.result + q * width.step * channels, channels);
+    Numbers ours[Q];
+    UNROLL for (int q = 0; q < Q; ++q)
+      ours[q] = strand.load_first(y + t.result + q * width.step * channels, channels);
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
-      uint64_t valid = valid_sources(r->column + t.column, width.stride, width.sources);
+      uint64_t valid = r->valid;
       A* to = partial + r->weights / channels * L;
-      Vector<T> sum = load(to);
+      Numbers sum = S::load_sums(to);
       slide<T, Q, 1, 1, true, true>(
-          x + t.source + r->source, width.stride * channels, valid,
-          channels, [&](Vector<T> source, int, int, int q) __attribute__((always_inline)) {
-            sum += source * ours[q];
+          strand, x + t.source + r->source, width.stride * channels, valid,
+          channels, [&](Numbers source, int, int, int q) __attribute__((always_inline)) {
+            S::add_product(sum, source, ours[q]);
           });
-      store(to, sum);
+      S::store_sums(to, sum);
     }
     return Q;
   }
@@ -202,10 +210,10 @@ class ReduceDepthwise {
     for (int64_t v = from, count; v < to; v += count) {
       int64_t left = to - v;
       count = WIDE > 2 && left == WIDE + 1 ? WIDE - 1 : minimum(left, WIDE);  // 3 and 2 rather than 4 and 1
-      with_number<WIDE>(count, [&](auto vectors) {
-        constexpr int V = vectors;
-        if constexpr (V > 1 || WIDE == 2) {  // of 2 vectors or more there is never one left
-          Together at = together<A, V>(v, channels);
+      with_number<WIDE>(count, [&](auto strands) {
+        constexpr int V = strands;
+        if constexpr (V > 1 || WIDE <= 2) {  // of 2 strands or more there is never one left
+          Together at = together<T, V>(v, channels);
           with_stride(g.axis[2], [&](auto stride) {
             sum_row<V, stride>(t, at.last, x + t.source + at.first, y + t.result + at.first, partial + v * L);
           });
@@ -218,8 +226,9 @@ class ReduceDepthwise {
   template <int V, int STRIDE>
   __attribute__((noinline)) void sum_row(const Tile& t, int64_t last, const T* x, const T* y,
                                          A* partial) const {
+    const S strand;
     const Axis& width = g.axis[2];
-    int64_t between = apart<STRIDE>(width), row = vectors * L, step = width.step * channels;
+    int64_t between = distance(width), row = strands * L, step = width.step * channels;
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       A* sums = partial + r->weights / channels * row;
       int64_t column = r->column + t.column;  // of the first pixel's first source
@@ -227,20 +236,20 @@ class ReduceDepthwise {
       int64_t outside = floor_div(width.sources - 1 - (r->taps - 1) * between - column, width.stride) + 1;
       auto pass = [&](auto taps) __attribute__((always_inline)) {
         constexpr int K = taps, Q = K < WHOLE_ROW_RUN ? 4 : 2;
-        Vector<T> sum[K][V];
+        Numbers sum[K][V];
         UNROLL for (int k = 0; k < K; ++k) UNROLL
-        for (int v = 0; v < V; ++v) sum[k][v] = load(sums + k * row + v * L);
+        for (int v = 0; v < V; ++v) sum[k][v] = S::load_sums(sums + k * row + v * L);
         auto pixels = [&](auto count, bool edge, int64_t q) __attribute__((always_inline)) {
           constexpr int N = count;
-          Vector<T> ours[N][V];
+          Numbers ours[N][V];
           UNROLL for (int i = 0; i < N; ++i) UNROLL
           for (int v = 0; v < V; ++v)
-            ours[i][v] = load(y + (q + i) * step + (V > 1 && v == V - 1 ? last : v * L));
+            ours[i][v] = strand.load(y + (q + i) * step + (V > 1 && v == V - 1 ? last : v * L));
           slide<T, N, K, STRIDE, true, false, V>(
-              x + r->source + q * width.stride * channels, between * channels,
+              strand, x + r->source + q * width.stride * channels, between * channels,
               edge ? valid_sources(column + q * width.stride, between, width.sources) : ALL_VALID,
-              last, [&](Vector<T> source, int v, int k, int i) __attribute__((always_inline)) {
-                sum[k][v] += source * ours[i][v];
+              last, [&](Numbers source, int v, int k, int i) __attribute__((always_inline)) {
+                S::add_product(sum[k][v], source, ours[i][v]);
               });
         };
         bool alone = t.left % Q != 0;
@@ -252,7 +261,7 @@ class ReduceDepthwise {
             pixels(Number<Q>{}, edge, q), q += Q;
         }
         UNROLL for (int k = 0; k < K; ++k) UNROLL
-        for (int v = 0; v < V; ++v) store(sums + k * row + v * L, sum[k][v]);
+        for (int v = 0; v < V; ++v) S::store_sums(sums + k * row + v * L, sum[k][v]);
       };
       r->taps == 3 ? pass(Number<3>{}) : pass(Number<4>{});
     }
