@@ -173,8 +173,8 @@ class GroupedConv(_Shell):
         would be one image.
       filters_per_group: output channels of each group; the output has `groups * filters_per_group`.
       groups: a positive integer that divides `in_features`, or `"channel-wise"` (one group per channel).
-      strides, padding, dilation, input_dilation, padding_value: as in `gconv.grouped_conv`; the default padding is 0 as in
-        MATLAB (in Flax "SAME").
+      padding: as in `gconv.grouped_conv`; 0 by default, as in MATLAB, where Flax has "SAME".
+      strides, dilation, input_dilation, padding_value: as in `gconv.grouped_conv`.
       activation: what the result goes through, as in `gconv.grouped_conv`: None, a name such as "relu", or a function without
         parameters of its own.
       num_channels_per_group: None or "auto" derives it; a number is checked.
