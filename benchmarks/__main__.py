@@ -2,9 +2,9 @@
 
 python -m benchmarks                             everything (about an hour)
 python -m benchmarks layers --only resnext --roles w --dtypes float32
-python -m benchmarks models --only mobilenet
+python -m benchmarks models --only mobilenet --modes inference
 python -m benchmarks --gpu                       on an NVIDIA GPU: layers at batch 64, issues, sweeps; the time of the device
-python -m benchmarks --quick                     a little of everything, small; results are compared, under a minute
+python -m benchmarks --quick                     a little of everything, small; results are compared: two minutes
 python -m benchmarks.report                      tables and plots of what has been measured
 """
 
@@ -24,6 +24,7 @@ from benchmarks.measuring import gpu, limits, machine
 from benchmarks.measuring.target import CPU
 from benchmarks.parts import GPU_PARTS, PARTS
 from benchmarks.parts.common import DTYPES
+from benchmarks.parts.networks import MODES
 from benchmarks.peers import GPU_PEERS, PEERS
 from gconv import native
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="of the layers and issues; by default both")
     known = [*dict.fromkeys([*PEERS, *GPU_PEERS])]
     parser.add_argument("--peers", nargs="+", choices=known, metavar="NAME", help=f"of the layers: {', '.join(known)}")
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="of whole models; by default both")
     parser.add_argument("--gpu", action="store_true", help=f"on the first CUDA device: {', '.join(GPU_PARTS)}")
     parser.add_argument("--seconds", type=float, default=600.0, help="for each part and type, about (600)")
     parser.add_argument("--quick", action="store_true", help="few and small, each once, and results are compared")
@@ -81,6 +83,7 @@ def main() -> None:
                 "roles": args.roles,
                 "dtypes": args.dtypes,
                 "peers": args.peers,
+                "modes": args.modes,
                 "target": target,
             }
             known = inspect.signature(PARTS[part]).parameters

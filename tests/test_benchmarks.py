@@ -26,7 +26,7 @@ from benchmarks.parts import convolutions
 from benchmarks.peers import GPU_PEERS, PEERS
 from benchmarks.peers import jax as peers_of_jax
 from benchmarks.peers.base import Problem
-from benchmarks.programs import issues
+from benchmarks.programs import contenders, issues
 from benchmarks.reporting import document, tables
 
 ROOT = Path(__file__).parent.parent
@@ -459,13 +459,24 @@ def test_quick_run_and_report(tmp_path):
     for row in layers:
         assert {"gconv", "lax", "nnx.Conv"} <= {*row["times"]} and {*row["times"], *row["missing"]} == {*PEERS}
         assert row["least"] > 0 and all(t["median"] > 0 and t["first"] > 0 for t in row["times"].values())
+    models = {row["mode"]: row for row in rows if row["part"] == "models"}
+    assert {mode: {*row["times"], *row["missing"]} for mode, row in models.items()} == {
+        mode: {*contenders.of(mode)} for mode in contenders.MODES
+    }
+    for row in (row for row in rows if row["part"] == "profile"):
+        assert contenders.OURS[row["mode"]] in row["kinds"]
+        assert all(kinds["grouped convolutions"] > 0 and sum(kinds.values()) > 0 for kinds in row["kinds"].values())
+    for row in (row for row in rows if row["part"] == "memory"):
+        assert contenders.OURS[row["mode"]] in row["peaks"]
+        assert all(found["preparing"] >= found["before"] < found["peak"] for found in row["peaks"].values())
 
     command("benchmarks.report", str(lines), "--quick", "--to", str(tmp_path / "report"))
     text = (tmp_path / "report" / "REPORT.md").read_text()
-    for heading in ("Layers", "Whole models", "Programs of users' issues", "Peak memory", "Compiling, and the first call"):
+    headings = ("Layers", "Whole models", "Programs of users' issues", "Where the time of a model goes")
+    for heading in (*headings, "Memory that a model's call adds", "Compiling, and the first call"):
         assert f"\n## {heading}" in text
     plots = {path.name for path in (tmp_path / "report").glob("*.png")}
-    assert plots >= {"layers.png", "models.png", "memory.png", "sweeps-y.png", "sweeps-w.png"}
+    assert plots >= {"layers.png", "models.png", "memory.png", "profile.png", "sweeps-y.png", "sweeps-w.png"}
     assert all(f"]({name})" in text for name in plots)
 
 
@@ -474,14 +485,6 @@ def test_a_repeated_measurement_replaces_the_older(tmp_path):
     rows = [old | {"n": 1}, old | {"role": "x", "n": 2}, old | {"n": 3}, old | {"n": 4, "quick": True}, {"no": "part"}]
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [row["n"] for row in report.load([tmp_path / "lines.jsonl"])] == [2, 3]
-
-
-def test_the_page_has_a_place_for_the_summary():
-    text = (ROOT / "docs" / "performance.md").read_text()
-    head, tail = text.split(report.BEGIN)[0], text.split(report.END)[1]
-    assert report.rewrite(text, "new") == f"{head}{report.BEGIN}\nnew\n{report.END}{tail}"
-    with pytest.raises(ValueError, match="once each"):
-        report.rewrite("no markers", "new")
 
 
 def test_factors():

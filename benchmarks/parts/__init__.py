@@ -16,7 +16,6 @@ PARTS = {
     "layers": convolutions.layers,
     "issues": programs.of_issues,
     "models": networks.models,
-    "served": networks.served,
     "equations": programs.lowered,
     "libraries": programs.foreign,
     "profile": networks.profile,

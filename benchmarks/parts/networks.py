@@ -1,28 +1,39 @@
 """Whole networks: their times, where these go, and memory."""
 
-import importlib.util
 from collections.abc import Iterator
 
 import jax
 from flax import nnx
 
-from benchmarks.measuring.work import measured
-from benchmarks.parts.common import Budget, wanted
-from benchmarks.programs import engines, memory, networks, steps
+from benchmarks.measuring.work import Prepared, measured
+from benchmarks.parts.common import wanted
+from benchmarks.programs import contenders, memory, networks
 from benchmarks.programs import profile as profiles
 
-MODES = (("inference", 1), ("inference", 8), ("training", 8))
+MODES = contenders.MODES
+BATCHES = {"inference": (1, 8), "training": (8,)}
 
 
-def models(bounds: dict, seconds: float, *, quick=False, only=("",), size=224) -> Iterator[dict]:
-    """Whole networks: inference at batch 1 and 8, a training step at batch 8."""
-    work = [(name, mode, batch) for name in networks.NETWORKS for mode, batch in MODES if wanted(name, only)]
-    if quick:  # the smallest; tests/test_benchmark_models.py compares the others
-        work, size = [("mamba", "inference", 2), ("mamba", "training", 2)], 32
-    budget = Budget(seconds, len(work))
-    for name, mode, batch in work:
-        share = budget.share()
-        prepared = {peer: make(name, batch, size) for peer, make in steps.peers(mode).items()}
+def work(only, modes, *, quick: bool) -> list[tuple[str, str, int, int]]:
+    """What is run: mode, network, batch, and the side of an image or the number of steps."""
+    if quick:
+        return [(mode, "small", 2, 32) for mode in modes]
+    names = [name for name in networks.NETWORKS if wanted(name, only)]
+    return [(mode, name, batch, 224) for mode in modes for name in names for batch in BATCHES[mode]]
+
+
+def models(bounds: dict, seconds: float, *, quick=False, only=("",), modes=MODES) -> Iterator[dict]:
+    """Whole networks: inference at batch 1 and 8, a training step at batch 8. Compiling comes on top of the seconds."""
+    chosen = work(only, modes, quick=quick)
+    for mode, name, batch, size in chosen:
+        answers = {peer: make(name, batch, size) for peer, make in contenders.of(mode).items()}
+        prepared = {peer: given for peer, given in answers.items() if isinstance(given, Prepared)}
+        options = {"quick": quick, "dtype": "float32", "tolerance": 1e-3}
+        if quick:
+            times = measured(prepared, 0.0, **options)
+        else:  # JAX alone is so slow that it would take most of the others' time: it has one turn, after them
+            alone = {contenders.ALONE: prepared.pop(contenders.ALONE)}
+            times = measured(prepared, seconds / len(chosen), **options) | measured(alone, 0.0, **options)
         # Backward multiplies as often again for the inputs, and again for the kernels.
         flops = batch * _forward_flops(name, size) * (3 if mode == "training" else 1)
         yield {
@@ -33,60 +44,48 @@ def models(bounds: dict, seconds: float, *, quick=False, only=("",), size=224) -
             "size": size,
             "flops": flops,
             "least": flops / bounds["flops"]["float32"],
-            "times": measured(prepared, share, quick=quick, dtype="float32", tolerance=1e-3),
+            "times": times,
+            "missing": {peer: given for peer, given in answers.items() if isinstance(given, str)},
         }
-
-
-# By which a user would replace JAX for inference, and what they are compared with.
-OURS = ("nnx.Conv installed", "nnx.Conv fused")
-IMAGES = ("mobilenet_v2", "efficientnet_b0", "resnext50_32x4d", "convnext_t", "regnetx_400mf")
-
-
-def served(bounds: dict, seconds: float, *, quick=False, only=("",), size=224) -> Iterator[dict]:
-    """Inference of the image networks, unchanged models with `install` and `fuse`, against engines that compile a model."""
-    del bounds
-    work = [(name, batch) for name in IMAGES for batch in (1, 8) if wanted(name, only)]
-    if quick:  # the fastest to compile
-        work, size = [("mobilenet_v2", 2)], 32
-    budget = Budget(seconds, len(work))
-    for name, batch in work:
-        share = budget.share()
-        here = {engine: make for engine, make in engines.peers().items() if engine == "ONNX Runtime" or not quick}
-        makers = {peer: steps.peers("inference")[peer] for peer in OURS} | here
-        prepared = {peer: make(name, batch, size) for peer, make in makers.items()}
-        times = measured(prepared, share, quick=quick, dtype="float32", tolerance=1e-3)
-        yield {"part": "served", "case": name, "mode": "inference", "batch": batch, "size": size, "times": times}
 
 
 def _forward_flops(name: str, size: int) -> float:
     """Of one example, as XLA counts the version with nnx.Conv, in which it sees every multiplication."""
-    model = nnx.eval_shape(lambda: networks.NETWORKS[name](networks.flax_layer, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: networks.ALL[name](networks.flax_layer, rngs=nnx.Rngs(0)))
     model.eval()
     graph, state = nnx.split(model)
     x = jax.ShapeDtypeStruct(networks.input_shape(name, 1, size), "float32")
     return jax.jit(lambda state, x: nnx.merge(graph, state)(x)).lower(state, x).cost_analysis()["flops"]
 
 
-def profile(bounds: dict, seconds: float, *, quick=False, only=("",), size=224) -> Iterator[dict]:
-    """Where the time of a training step goes."""
+def profile(bounds: dict, seconds: float, *, quick=False, only=("",), modes=MODES) -> Iterator[dict]:
+    """Where the time goes: of what gconv makes of the unchanged model, of PyTorch, and in inference of ONNX Runtime."""
     del bounds, seconds
-    names, batch, size = (["mamba"], 2, 32) if quick else (networks.NETWORKS, 8, size)
-    for name in (name for name in names if wanted(name, only)):
-        kinds = {"gconv": profiles.of_gconv(name, batch, size)}
-        if importlib.util.find_spec("torch"):
-            kinds["PyTorch channels_last"] = profiles.of_torch(name, batch, size)
-        yield {"part": "profile", "case": name, "batch": batch, "size": size, "kinds": kinds}
+    for mode, name, batch, size in work(only, modes, quick=quick):
+        found = {peer: profiles.of(mode, peer, name, batch, size) for peer in profiles.PEERS[mode]}
+        yield {
+            "part": "profile",
+            "case": name,
+            "mode": mode,
+            "batch": batch,
+            "size": size,
+            "kinds": {peer: kinds for peer, kinds in found.items() if not isinstance(kinds, str)},
+            "missing": {peer: reason for peer, reason in found.items() if isinstance(reason, str)},
+        }
 
 
-def peaks(bounds: dict, seconds: float, *, quick=False, only=("",)) -> Iterator[dict]:
-    """Peak memory of one training step by each implementation."""
+def peaks(bounds: dict, seconds: float, *, quick=False, only=("",), modes=MODES) -> Iterator[dict]:
+    """What a call adds to its process at its peak, by each implementation: inference and a training step at batch 8."""
     del bounds, seconds
-    names, batch, size = (["mamba"], 1, 32) if quick else (["mobilenet_v2", "resnext50_32x4d"], 8, 224)
-    for name in (name for name in names if wanted(name, only)):
-        found = {peer: memory.in_a_process(peer, name, batch, size) for peer in memory.PEERS[:: 6 if quick else 1]}
+    for mode, name, batch, size in work(only, modes, quick=quick):
+        if batch == 1:
+            continue
+        peers = [*contenders.of(mode)][2 if quick else 0 :: 4 if quick else 1]
+        found = {peer: memory.in_a_process(mode, peer, name, batch, size) for peer in peers}
         yield {
             "part": "memory",
             "case": name,
+            "mode": mode,
             "batch": batch,
             "size": size,
             "peaks": {peer: bytes_ for peer, bytes_ in found.items() if not isinstance(bytes_, str)},

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.measuring import machine
 from benchmarks.measuring.work import Prepared, timed
 from benchmarks.peers.base import Problem
 from gconv.geometry import Geometry
@@ -70,10 +71,9 @@ def onnxruntime(problem: Problem, threads: int):
 
 
 def openvino(problem: Problem, threads: int):
-    import openvino as ov
-
     if problem.role == "w":
         return NO_KERNEL_GRADIENT
+    ov = machine.openvino()
     core = ov.Core()
     if problem.dtype != "float32" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return f"it computes in float32 on this processor, which has no {problem.dtype} arithmetic"

@@ -1,10 +1,11 @@
-"""Inference of the networks by engines that compile a model beforehand: ONNX Runtime, OpenVINO, and PyTorch's compiler with
-constant weights. All three are given the PyTorch version of a network, and keep its weights in a layout of their own."""
+"""Inference of the networks by engines that compile a model beforehand: ONNX Runtime and OpenVINO.
 
-import importlib.util
+Both are given the PyTorch version of a network as ONNX, and keep its weights in a layout of their own.
+"""
+
+import functools
 import io
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from benchmarks.measuring.work import Prepared, timed
 from benchmarks.programs import steps
 
 
+@functools.lru_cache(maxsize=1)
 def onnx_model(name: str, batch: int, size: int) -> bytes:
     """The network as ONNX, for input of one shape."""
     import torch
@@ -25,58 +27,32 @@ def onnx_model(name: str, batch: int, size: int) -> bytes:
     return data.getvalue()
 
 
-def onnxruntime(name: str, batch: int, size: int) -> Prepared:
+def onnxruntime(name: str, batch: int, size: int, *, profile: str = "") -> Prepared:
+    """`profile` is the beginning of a file's name: the session, which `keep` holds, writes its profile there when it ends."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = machine.cores(), 1
+    options.enable_profiling, options.profile_file_prefix = bool(profile), profile
     data, x = onnx_model(name, batch, size), steps.torch_example(name, batch, size, False)[0].numpy()
     session, seconds = timed(lambda: ort.InferenceSession(data, options, providers=["CPUExecutionProvider"]))
     run = lambda: session.run(["output"], {"input": x})[0]
-    return Prepared(run, run, seconds)
+    return Prepared(run, run, seconds, keep=session)
 
 
 def openvino(name: str, batch: int, size: int) -> Prepared:
-    import openvino as ov
-
+    ov = machine.openvino()
     core = ov.Core()
     data, x = onnx_model(name, batch, size), steps.torch_example(name, batch, size, False)[0].numpy()
     settings = {"INFERENCE_NUM_THREADS": machine.cores(), "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    settings["ENABLE_CPU_PINNING"] = False  # it would keep this process's main thread on one processor, also for the others
     compiled, seconds = timed(lambda: core.compile_model(core.read_model(io.BytesIO(data)), "CPU", settings))
     request = compiled.create_infer_request()
-    shared = ov.Tensor(x, shared_memory=True)
+    request.set_input_tensor(tensor := ov.Tensor(x, shared_memory=True))
 
     def run():
-        request.infer({0: shared})
-        return request.get_output_tensor(0).data
+        request.start_async()  # `infer` would copy the results into a dictionary
+        request.wait()
+        return request.get_output_tensor().data
 
-    return Prepared(run, lambda: np.array(run()), seconds)
-
-
-def torch_compiled(name: str, batch: int, size: int) -> Prepared:
-    import torch
-    from torch._inductor import config
-
-    config.freezing = True
-    model = torch.compile(steps.torch_model(name, True).eval())
-    x, _ = steps.torch_example(name, batch, size, True)
-
-    def run():
-        with torch.inference_mode():
-            return model(x)
-
-    _, seconds = timed(run)
-    return Prepared(run, lambda: run().numpy(), seconds)
-
-
-ENGINES: dict[str, tuple[tuple[str, ...], Callable[[str, int, int], Prepared]]] = {
-    "ONNX Runtime": (("torch", "onnx", "onnxruntime"), onnxruntime),
-    "OpenVINO": (("torch", "onnx", "openvino"), openvino),
-    "torch.compile, frozen": (("torch",), torch_compiled),
-}
-
-
-def peers() -> dict[str, Callable[[str, int, int], Prepared]]:
-    """Those whose packages are here: functions of a network's name, batch and size."""
-    here = lambda packages: all(importlib.util.find_spec(package) for package in packages)
-    return {engine: make for engine, (packages, make) in ENGINES.items() if here(packages)}
+    return Prepared(run, lambda: np.array(run()), seconds, keep=tensor)

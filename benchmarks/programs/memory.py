@@ -1,25 +1,29 @@
-"""Peak resident size of one training step, each implementation in a process of its own.
+"""What one call of a network, inference or a training step, adds to its process at its peak. Each is in a process of its own.
 
-The peak is the process's high-water mark at the end, libraries and parameters included; "before" is its size when the model,
-its optimizer and the batch are in place and nothing has been compiled or computed. PyTorch's process holds JAX's libraries too,
-for the weights, and JAX's holds the compiler: compare what the step adds.
+    before      the process with its program compiled or its session open, weights, optimizer and batch in place
+    peak        the most that the process holds while one call runs
+    preparing   the most that it ever held before that call
+
+Before it is noted, freed memory is given back to the system, and the system's record of the peak begins anew. JAX and PyTorch
+keep nothing between calls but their parameters. PyTorch's first call compiles, or fills caches, and makes the momentum: its
+second call counts. ONNX Runtime and OpenVINO keep the memory of a call for the next: their first call counts.
 """
 
+import ctypes
+import gc
 import json
 import re
-import resource
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
-PEERS = ("gconv", "gconv native", "gconv xla", "gconv lax", "nnx.Conv", "PyTorch contiguous", "PyTorch channels_last")
-STATUS = Path("/proc/self/status")
+PROC = Path("/proc/self")
+RESET_PEAK = "5"  # what `clear_refs` takes, by the manual of Linux's proc
 
 
-def in_a_process(peer: str, name: str, batch: int, size: int) -> dict[str, int] | str:
-    """Bytes `before` the step and at the `peak`, or why there are none."""
-    command = [sys.executable, "-m", "benchmarks.programs.memory", peer, name, str(batch), str(size)]
+def in_a_process(mode: str, peer: str, name: str, batch: int, size: int) -> dict[str, int] | str:
+    """Bytes `before` the call, at its `peak` and when `preparing` it, or why there are none."""
+    command = [sys.executable, "-m", "benchmarks.programs.memory", mode, peer, name, str(batch), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return done.stderr.strip().splitlines()[-1]
@@ -27,36 +31,36 @@ def in_a_process(peer: str, name: str, batch: int, size: int) -> dict[str, int] 
 
 
 def resident(which: str) -> int:
-    """Bytes now ("VmRSS") or at most so far ("VmHWM") of this process.
-
-    Not `ru_maxrss`: on Linux a child begins with its parent's.
-    """
-    if STATUS.exists():
-        return 1024 * int(re.search(rf"{which}:\s*(\d+) kB", STATUS.read_text())[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Bytes now ("VmRSS"), or at most since the record began ("VmHWM"), of this process."""
+    return 1024 * int(re.search(rf"{which}:\s*(\d+) kB", (PROC / "status").read_text())[1])
 
 
-def measure(peer: str, name: str, batch: int, size: int) -> dict[str, int]:
-    """In this process: build, take note, step once, take note."""
-    from benchmarks.programs import networks, steps
+def settle() -> None:
+    """Gives freed memory back to the system, and lets the record of the peak begin anew."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    (PROC / "clear_refs").write_text(RESET_PEAK)
 
+
+def measure(mode: str, peer: str, name: str, batch: int, size: int) -> dict[str, int] | str:
+    """In this process: prepare, take note, call once, take note."""
+    import jax
+
+    from benchmarks.programs import contenders
+
+    if not (PROC / "clear_refs").exists():
+        return "the peak of a call is known on Linux only"
+    prepared = contenders.of(mode)[peer](name, batch, size)
+    if isinstance(prepared, str):
+        return prepared
     if peer.startswith("PyTorch"):
-        prepared = steps.torch_training(name, batch, size, channels_last=peer.endswith("channels_last"))
-        before = resident("VmRSS")
-        run = prepared.run
-    else:
-        import jax
-        import jax.numpy as jnp
-
-        _, _, implementation = peer.partition("gconv ")
-        conv = partial(networks.gconv_layer, implementation=implementation) if implementation else networks.CONVS[peer]
-        step, state = steps.training_step(name, conv)
-        x, labels = (jnp.asarray(a) for a in steps.example(name, batch, size))
-        before = resident("VmRSS")
-        run = lambda: jax.block_until_ready(jax.jit(step, donate_argnums=(0, 1, 2))(*state, x, labels))
-    run()
-    return {"before": before, "peak": resident("VmHWM")}
+        prepared.run()
+    preparing = resident("VmHWM")
+    settle()
+    before = resident("VmRSS")
+    jax.block_until_ready(prepared.run())
+    return {"before": before, "peak": resident("VmHWM"), "preparing": preparing}
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+    print(json.dumps(measure(*sys.argv[1:4], *map(int, sys.argv[4:]))))

@@ -293,6 +293,16 @@ NETWORKS = {
     "regnetx_400mf": RegNetX400MF,
     "mamba": Mamba,
 }
+IMAGES = tuple(PARAMETERS)
+
+
+class Small(EfficientNetB0):
+    """Two blocks like EfficientNet's, the second with a residual, which compile in seconds: for quick runs and tests."""
+
+    STAGES = ((1, 3, 16, 1, 1), (4, 5, 16, 1, 1))
+
+
+ALL = NETWORKS | {"small": Small}
 
 
 def parameters(model: nnx.Module) -> int:

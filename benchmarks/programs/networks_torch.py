@@ -87,11 +87,13 @@ class MBConv(nn.Module):
 
 
 class EfficientNetB0(nn.Module):
+    STAGES = networks.EfficientNetB0.STAGES
+
     def __init__(self, *, classes=1000):
         super().__init__()
         self.stem = ConvNorm(3, 32, 3, stride=2, activation=F.silu)
         self.blocks, width = nn.ModuleList(), 32
-        for expansion, window, channels, repeats, stride in networks.EfficientNetB0.STAGES:
+        for expansion, window, channels, repeats, stride in self.STAGES:
             for i in range(repeats):
                 options = {"stride": stride if i == 0 else 1, "expansion": expansion}
                 self.blocks.append(MBConv(width, channels, window, **options))
@@ -243,3 +245,10 @@ NETWORKS = {
     "regnetx_400mf": RegNetX400MF,
     "mamba": Mamba,
 }
+
+
+class Small(EfficientNetB0):
+    STAGES = networks.Small.STAGES
+
+
+ALL = NETWORKS | {"small": Small}

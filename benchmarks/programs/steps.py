@@ -1,11 +1,11 @@
 """Inference and one training step of a network, in Flax or PyTorch, ready for the stopwatch.
 
 The training step is forward, backward and stochastic gradient descent with momentum, in training mode (batch norms use and
-update their statistics). Each step goes on from the parameters that the last one left.
+update their statistics). Each step goes on from the parameters that the last one left. Its result is the loss and the norm of
+the gradient of all parameters.
 """
 
 import contextlib
-import importlib.util
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,6 @@ import numpy as np
 import optax
 from flax import nnx
 
-import gconv
 from benchmarks.measuring import machine
 from benchmarks.measuring.work import Prepared, timed
 from benchmarks.programs import networks
@@ -26,7 +25,7 @@ RATE, MOMENTUM = 1e-3, 0.9
 
 def build(name: str, conv: Callable) -> nnx.Module:
     """The network with random weights that depend on their names only, so that two versions of it are equal."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: networks.NETWORKS[name](conv, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: networks.ALL[name](conv, rngs=nnx.Rngs(0))))
 
     def fill(path, leaf):
         where = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
@@ -73,12 +72,16 @@ def flax_inference(
         function = change(lambda state, x: nnx.merge(graph, state)(x))
         program, seconds = timed(lambda: jax.jit(function).lower(state, x).compile())
     run = partial(program, state, x)
-    return Prepared(run, lambda: np.asarray(run()), seconds)
+    return Prepared(run, lambda: np.asarray(run()), seconds, keep=program)
 
 
-def training_step(name: str, conv: Callable) -> tuple[Callable, tuple]:
-    """The step as a pure function `(*state, x, labels) -> (loss, *state)`, and the first state."""
+def training_step(name: str, conv: Callable, *, change: Callable = lambda model: None) -> tuple[Callable, tuple]:
+    """The step as a pure function `(*state, x, labels) -> (loss, *state)`, and the first state.
+
+    `change` may change the model in place before that.
+    """
     model = build(name, conv)
+    change(model)
     model.train()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     solver = optax.sgd(RATE, MOMENTUM)
@@ -96,8 +99,11 @@ def training_step(name: str, conv: Callable) -> tuple[Callable, tuple]:
     return step, (params, rest, solver.init(params))
 
 
-def flax_training(name: str, conv: Callable, batch: int, size: int, *, around=contextlib.nullcontext) -> Prepared:
-    step, state = training_step(name, conv)
+def flax_training(
+    name: str, conv: Callable, batch: int, size: int, *, around=contextlib.nullcontext, change: Callable = lambda model: None
+) -> Prepared:
+    """`around` is what the program is compiled in, and `change` what is done to the model before it is."""
+    step, state = training_step(name, conv, change=change)
     x, labels = (jnp.asarray(a) for a in example(name, batch, size))
     with around():
         program, seconds = timed(lambda: jax.jit(step, donate_argnums=(0, 1, 2)).lower(*state, x, labels).compile())
@@ -107,7 +113,12 @@ def flax_training(name: str, conv: Callable, batch: int, size: int, *, around=co
         loss, *now[:] = program(*now, x, labels)
         return loss, now
 
-    return Prepared(run, lambda: np.asarray(run()[0]), seconds)
+    def result():
+        loss, (_, _, solver_state) = run()
+        momenta = jax.tree.leaves(solver_state[0].trace)  # after the first step they are the gradient
+        return [np.asarray(loss), np.sqrt(sum(np.vdot(m, m) for m in map(np.asarray, momenta)))]
+
+    return Prepared(run, result, seconds, keep=program)
 
 
 # --- PyTorch ---------------------------------------------------------------------------------------------------------
@@ -119,7 +130,7 @@ def torch_model(name: str, channels_last: bool):
     from benchmarks.programs import carry, networks_torch
 
     torch.set_num_threads(machine.cores())
-    model = carry.to_torch(build(name, networks.flax_layer), networks_torch.NETWORKS[name]())
+    model = carry.to_torch(build(name, networks.flax_layer), networks_torch.ALL[name]())
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
@@ -135,55 +146,55 @@ def torch_example(name: str, batch: int, size: int, channels_last: bool):
     return moved, torch.from_numpy(labels)
 
 
-def torch_inference(name: str, batch: int, size: int, *, channels_last: bool) -> Prepared:
+def _compiled(model: Callable) -> Callable:
+    """By PyTorch's compiler, to which weights are constants ("frozen") where nothing is differentiated."""
+    import torch
+    from torch._inductor import config
+
+    config.freezing = True
+    config.compile_threads = 1  # more are processes, forked from this one
+    return torch.compile(model)
+
+
+def torch_inference(name: str, batch: int, size: int, *, channels_last: bool, compiled: bool = False) -> Prepared:
+    """`compiled`: by `torch.compile`, which packs frozen weights beforehand; else each call is eager."""
     import torch
 
     model = torch_model(name, channels_last).eval()
     x, _ = torch_example(name, batch, size, channels_last)
+    forward = _compiled(model) if compiled else model
 
     def run():
-        with torch.inference_mode():
-            return model(x)
+        with torch.no_grad():
+            return forward(x)
 
-    return Prepared(run, lambda: run().numpy())
+    return Prepared(run, lambda: run().numpy(), timed(run)[1] if compiled else 0.0)
 
 
-def torch_training(name: str, batch: int, size: int, *, channels_last: bool) -> Prepared:
+def torch_training(name: str, batch: int, size: int, *, channels_last: bool, compiled: bool = False) -> Prepared:
+    """`compiled`: the model by `torch.compile`, forward and backward; the loss and the optimizer stay eager."""
     import torch
 
     model = torch_model(name, channels_last).train()
     x, labels = torch_example(name, batch, size, channels_last)
     solver = torch.optim.SGD(model.parameters(), RATE, MOMENTUM)
     loss_of = torch.nn.functional.mse_loss if name == "mamba" else torch.nn.functional.cross_entropy
+    forward = _compiled(model) if compiled else model
 
-    def run():
-        solver.zero_grad(set_to_none=True)
-        loss = loss_of(model(x), labels)
+    def step():
+        loss = loss_of(forward(x), labels)
         loss.backward()
         solver.step()
+        solver.zero_grad(set_to_none=True)
         return loss
 
-    return Prepared(run, lambda: run().detach().numpy())
+    def result():
+        loss = step()
+        momenta = [solver.state[parameter]["momentum_buffer"] for parameter in model.parameters()]
+        return [loss.detach().numpy(), torch.nn.utils.get_total_norm(momenta).numpy()]
 
+    def compile_():  # in a first forward and backward, which leave nothing but a step of the batch norms' statistics
+        loss_of(forward(x), labels).backward()
+        solver.zero_grad(set_to_none=True)
 
-# --- who is compared -------------------------------------------------------------------------------------------------
-
-MODES = ("inference", "training")
-
-
-def peers(mode: str) -> dict[str, Callable[[str, int, int], Prepared]]:
-    """Functions of a network's name, batch and size; PyTorch's are missing where it is."""
-    of_flax = {"inference": flax_inference, "training": flax_training}[mode]
-    of_torch = {"inference": torch_inference, "training": torch_training}[mode]
-    found = {key: lambda name, batch, size, conv=conv: of_flax(name, conv, batch, size) for key, conv in networks.CONVS.items()}
-    found["nnx.Conv installed"] = lambda name, batch, size: of_flax(
-        name, networks.flax_layer, batch, size, around=gconv.accelerated
-    )
-    if mode == "inference":
-        found["nnx.Conv fused"] = lambda name, batch, size: flax_inference(
-            name, networks.flax_layer, batch, size, around=gconv.accelerated, change=gconv.fuse
-        )
-    if importlib.util.find_spec("torch"):
-        found["PyTorch contiguous"] = partial(of_torch, channels_last=False)
-        found["PyTorch channels_last"] = partial(of_torch, channels_last=True)
-    return found
+    return Prepared(step, result, timed(compile_)[1] if compiled else 0.0)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 TORCH = ("PyTorch contiguous", "PyTorch channels_last")
 OTHERS = ("lax", "nnx.Conv", "PyTorch", "ONNX Runtime", "OpenVINO")
 ROLES = {"y": "convolution (y)", "x": "input gradient (x)", "w": "kernel gradient (w)"}
-TARGET = {"nnx.Conv": 5.0, "PyTorch": 1.0}  # of a whole model's training step: times faster than
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -4,11 +4,9 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 
-from benchmarks.programs import profile
 from benchmarks.reporting.numbers import (
     OTHERS,
     ROLES,
-    TARGET,
     TORCH,
     fraction,
     mean,
@@ -134,7 +132,7 @@ def beginnings(rows: list[dict]) -> str:
     return table(head, lines)
 
 
-# --- programs, models, memory ----------------------------------------------------------------------------------------
+# --- programs, threads -----------------------------------------------------------------------------------------------
 
 
 def programs(rows: list[dict]) -> str:
@@ -148,58 +146,6 @@ def programs(rows: list[dict]) -> str:
     return table(
         ["ms", "gconv", "as written (lax)", "PyTorch", "lax / gconv", "PyTorch / gconv", "compile", "first call"], lines
     )
-
-
-def models(rows: list[dict]) -> str:
-    lines = []
-    for mode, batch in dict.fromkeys((row["mode"], row["batch"]) for row in rows):
-        of = [row for row in rows if (row["mode"], row["batch"]) == (mode, batch)]
-        for row in of:
-            ours = row["times"]["gconv"]
-            times = [ms(median(row, peer)) for peer in ("gconv", "nnx.Conv", *TORCH)]
-            factors = [f"{r:.2f}" if (r := ratio(row, peer)) else "" for peer in TARGET]
-            spread = f"{(ours['high'] - ours['low']) / ours['median']:.0%}"
-            start = [ms(ours["compile"]), ms(ours["compile"] + ours["first"])]
-            lines.append([f"{row['case']} {mode}, batch {batch}", *times, *factors, f"{fraction(row):.0%}", spread, *start])
-        lines.append(
-            [f"**geometric mean, {mode}, batch {batch}**", *[""] * 4, *(mean(ratios(of, p)) for p in TARGET), *[""] * 4]
-        )
-    names = ["gconv", "nnx.Conv", *TORCH]
-    head = ["ms", *names, *(f"{peer} / gconv" for peer in TARGET), "of the peak", "spread", "compile", "first call"]
-    return table(head, lines)
-
-
-def targets(rows: list[dict]) -> str:
-    """Whether the training step meets its targets."""
-    steps = [row for row in rows if row["mode"] == "training"]
-    if not steps:
-        return ""
-    found = []
-    for peer, least in TARGET.items():
-        if values := ratios(steps, peer):
-            reached = statistics.geometric_mean(values)
-            verdict = "met" if reached >= least else "missed"
-            found.append(f"{reached:.2f} times as fast as {peer} (target {least:g}: {verdict})")
-    return f"A training step, in geometric mean over {len(steps)} models, is {' and '.join(found)}.\n"
-
-
-def profiles(rows: list[dict]) -> str:
-    lines = []
-    for row in rows:
-        for peer, kinds in row["kinds"].items():
-            total = sum(kinds.values())
-            shares = (f"{ms(kinds[kind])} ({kinds[kind] / total:.0%})" for kind in profile.KINDS)
-            lines.append([f"{row['case']}, batch {row['batch']}, {peer}", *shares])
-    return table(["ms summed over threads (share), one training step", *profile.KINDS], lines)
-
-
-def memory(rows: list[dict]) -> str:
-    lines = []
-    for row in rows:
-        for peer, peak in row["peaks"].items():
-            mb = [f"{value / 2**20:,.0f}" for value in (peak["before"], peak["peak"], peak["peak"] - peak["before"])]
-            lines.append([f"{row['case']}, batch {row['batch']}, {peer}", *mb])
-    return table(["MiB", "before the step", "peak", "the step added"], lines)
 
 
 def threads(rows: list[dict]) -> str:
