@@ -100,6 +100,7 @@ def test_links_lead_to_files(page):
 def test_the_readme_is_a_first_screen():
     text = README.read_text()
     assert len(text) <= 9_000 and len(text.splitlines()) <= 200
+    assert max(map(len, text.splitlines())) <= WIDEST
     pasted = [text for _, text in to_paste(README)]
     assert pasted, "something to paste"
     top = text[: text.index(pasted[0])]
