@@ -464,10 +464,10 @@ def test_quick_run_and_report(tmp_path):
         mode: {*contenders.of(mode)} for mode in contenders.MODES
     }
     for row in (row for row in rows if row["part"] == "profile"):
-        assert contenders.OURS[row["mode"]] in row["kinds"]
+        assert contenders.OURS[row["mode"]] in row["kinds"], row["missing"]
         assert all(kinds["grouped convolutions"] > 0 and sum(kinds.values()) > 0 for kinds in row["kinds"].values())
     for row in (row for row in rows if row["part"] == "memory"):
-        assert contenders.OURS[row["mode"]] in row["peaks"]
+        assert contenders.OURS[row["mode"]] in row["peaks"], row["missing"]
         assert all(found["preparing"] >= found["before"] < found["peak"] for found in row["peaks"].values())
 
     command("benchmarks.report", str(lines), "--quick", "--to", str(tmp_path / "report"))
