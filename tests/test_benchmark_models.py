@@ -35,9 +35,10 @@ def test_outputs_are_equal(name):
     want = outputs["nnx.Conv"]
     assert want.shape == ((2, SIZE, 256) if name == "mamba" else (2, 1000)) and np.ptp(want) > 0.1
     np.testing.assert_allclose(outputs["gconv"], want, rtol=0, atol=2e-5 * np.abs(want).max())
-    if TORCH:
-        got = steps.torch_inference(name, 2, SIZE, channels_last=True).result()
-        np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
+    for peer in ("nnx.Conv fused", "PyTorch channels_last", "ONNX Runtime"):
+        work = contenders.INFERENCE[peer](name, 2, SIZE)
+        if isinstance(work, Prepared):  # else it is not installed
+            np.testing.assert_allclose(work.result(), want, rtol=0, atol=2e-5 * np.abs(want).max(), err_msg=peer)
 
 
 # In float64, because batch norm over few values magnifies roundings. Two networks stand for all: the others' layers are theirs.
