@@ -495,7 +495,7 @@ for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 2e-2), ("float16", 2e-3
     import importlib; importlib.reload(kernels)
     jax.clear_caches()
 """
-    sets = {"avx512": ("avx2", "baseline"), "avx2": ("baseline",)}.get(native.instruction_set(), ())
+    sets = {"avx512_bf16": ("avx2", "baseline"), "avx512": ("avx2", "baseline"), "avx2": ("baseline",)}.get(native.instruction_set(), ())
     for name in sets:
         env = {**os.environ, "GCONV_NATIVE_ISA": name}
         folder = Path(__file__).parent.parent

@@ -30,7 +30,7 @@ from gconv.geometry import Geometry, geometry
 ROOT = Path(__file__).parent.parent
 MISSING = native.load()[1]
 built = pytest.mark.skipif(MISSING is not None, reason=f"native: {MISSING}")
-LONGEST = {"avx512": "64", "avx2": "32"}.get(native.instruction_set() or "", "16")  # bytes of its vectors
+LONGEST = {"avx512_bf16": "64", "avx512": "64", "avx2": "32"}.get(native.instruction_set() or "", "16")  # bytes of its vectors
 
 
 def random(shape, seed=0):
@@ -626,10 +626,19 @@ def test_a_well_formed_call_runs():
 
 
 @built
+@pytest.mark.parametrize("left_out", [1, 2])
+def test_arrays_may_leave_out_axes_of_size_one(left_out):
+    shapes = {name: (*s[:1], *s[1 + left_out :]) if name != "w" else s[left_out:] for name, s in SHAPES.items()}
+    np.testing.assert_array_equal(call(**shapes), np.full(shapes["y"], 9.0))
+    with pytest.raises((ValueError, RuntimeError), match="gconv: .*does not fit"):
+        jax.block_until_ready(call(**shapes, **{name: np.array([2, 1, n]) for name, n in (("input", 9), ("output", 7))}))
+
+
+@built
 @pytest.mark.parametrize(
     ("wrong", "message"),
     (
-        ({"x": (2, 1, 9, 6)}, "five axes"),
+        ({"x": (2, 1, 9, 6)}, "one number of axes"),
         ({"x": (3, 1, 1, 9, 6)}, "does not fit"),
         ({"x": (2, 1, 1, 8, 6)}, "does not fit"),
         ({"w": (1, 1, 3, 3, 9)}, "does not fit"),

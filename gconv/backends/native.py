@@ -90,6 +90,7 @@ class Plan:
       scratch: bytes.
       cost, least: instructions of the inner loops as the choice reckons them, and how many would do if every lane were used and
         nothing had to be loaded.
+      by_pairs: whether an instruction adds the products of two neighbouring elements of bfloat16 at once.
       past_caches: whether results are stored past the caches.
       packs: whether the kernel is packed first.
     """
@@ -105,6 +106,7 @@ class Plan:
     scratch: int
     cost: float
     least: float
+    by_pairs: bool
     past_caches: bool
     packs: bool
 
@@ -115,6 +117,7 @@ class Plan:
             _number(self.threads, "thread"),
             f"{self.scratch:,} bytes of scratch" + (" for the packed kernel" if self.packs else ""),
         ]
+        words += ["products of pairs of bfloat16"] if self.by_pairs else []
         words += [f"{self.partitions} partial sums"] if self.partitions > 1 else []
         words += ["results stored past the caches"] if self.past_caches else []
         return f"{', '.join(words)}; expected at {self.least / self.cost:.0%} of the processor's multiply-adds"

@@ -7,9 +7,9 @@
     reduce/       role w: sums over every pixel. narrow.h, wide.h
     depthwise/    all three roles where a group is one channel: gather.h, reduce.h, and the loops that they share
     norm/         batch norm: its four passes, and its own unit and door to XLA
-    vectors/      vectors of one instruction set, how narrow groups fill them, lists, and loops over units of work
+    vectors/      vectors of one instruction set, half precision, how narrow groups fill them, lists, and loops over units of work
     epilogue.h    what follows a convolution: scale, shift, residual, activation
-    unit.h, .cc   the kernels of one length of vectors, with sums in float or in double: compiled once for each
+    unit.h, .cc   the kernels of one length of vectors, with sums in float or in double or of pairs: compiled once for each
     parallel.h    loops on XLA's threads
     processor.h   which instruction sets the processor has
     in_use.h, .cc the instruction set and the kernels in use, and the last plans
@@ -19,7 +19,7 @@ Ten words are used throughout, each for one thing:
 
     role        which of x, w and y is the result: y the convolution, x the input gradient, w the kernel gradient
     plan        which kernel carries out a call, and the sizes that it works with
-    lane        one of the numbers that a vector holds
+    lane        one of the numbers that a vector holds; or, as a pair, two neighbouring elements of bfloat16
     tap         one position of the window
     phase       the results along one axis that use the same taps
     tile        the results that registers hold at once: pixels times vectors
@@ -96,7 +96,7 @@ def register_kernels() -> bool:
 
 
 def instruction_set() -> str | None:
-    """The instruction set that the kernels use: "avx512", "avx2" or "baseline"; None without the library.
+    """The instruction set that the kernels use: "avx512_bf16", "avx512", "avx2" or "baseline"; None without the library.
 
     The environment variable GCONV_NATIVE_ISA, read once, names another one that the processor has.
     """

@@ -55,13 +55,16 @@ struct Sums {
   double phases, longest;                                 // of a row
   double outer, inner;  // pairs of a row and the taps of the outer axes, and of a row's results and its taps
   double lanes, registers;
+  double terms;     // products that a lane adds at once: 2 of pairs, in roles y and x of source channels
   double crossing;  // loads of x for each vector: where pixels do not begin at a multiple of it, lines are
                     // crossed
 
   Sums(Role role, const Problem& p, const Plan& plan, int64_t registers) : registers(double(registers)) {
     const int64_t* of = role == Role::x ? p.in : p.out;
     images = double(role == Role::w ? p.batch : IMAGES), groups = double(p.groups);
-    sources = double(sources_of(role, p)), results = double(results_of(role, p)), taps = double(taps_of(p));
+    terms = plan.by_pairs ? 2 : 1;
+    sources = double(sources_of(role, p)) / (role == Role::w ? 1 : terms),
+    results = double(results_of(role, p)), taps = double(taps_of(p));
     across = double(p.window[2]), rows = images * double(of[0]) * double(of[1]), row = double(of[2]);
     int64_t step = role == Role::x ? p.strides[2] : 1;
     phases = double(minimum(step, of[2])), longest = double(ceil_div(of[2], step));
@@ -254,7 +257,8 @@ Counts narrow_gradient(const Plan& plan, const Sums& s, const Problem& p) {
     double visits = times * all * double(plan.stretches) * double(p.window[0] * p.window[1]) * in_row;
     c.tiles += visits * (1 + taps * filters / 4);
   });
-  // Each y is spread over the lanes of its group: by one permutation where eight lanes hold all of a block's.
+  // Each y is spread over the lanes of its group: by one permutation where a vector holds all of a block's.
+  // (That of 64 bytes is not counted: with it the kernel was still slower than with vectors of 32 bytes.)
   bool permutes = plan.bytes == 32 && smaller(per_block, s.groups) * s.results <= 8;
   c.numbers = blocks * s.rows * s.row * s.results *
               (permutes           ? 3
@@ -270,7 +274,7 @@ Counts wide_gradient(const Plan& plan, const Sums& s, const Problem& p) {
   if (!plan.one_axis) taps = double(plan.together);
   double channels = plan.one_axis ? s.sources * s.across : s.sources,
          across = s.groups * tiles_in(vectors, block);
-  double columns = plan.one_axis ? s.outer * s.row : s.outer * s.inner;
+  double columns = (plan.one_axis ? s.outer * s.row : s.outer * s.inner) / s.terms;
   take(channels, {block == 2 ? 6.0 : 8.0, 4, 2, 1}, [&](double size, double times) {
     double loads = taps == 1 ? block + size / 2 : (taps * block + size) / taps;
     c.vectors += times * across * columns * larger(size * block, loads),
@@ -320,6 +324,7 @@ double least_cost(Role role, Type type, const Problem& p, const Processor& proce
   for (int i = 0; i < processor.lengths; ++i) {
     const Vectors& v = processor.vectors[i];
     double lanes = double(v.bytes) / (type == Type::f64 ? 8 : 4);
+    if (type == Type::bf16 && processor.pairs && !p.plain) lanes *= 2;
     best = larger(best, 2 * lanes / (v.bytes == 64 && processor.two_passes ? 2 : 1));
   }
   double products = double(p.out[0]) * double(p.out[1]) * double(p.out[2]) * double(taps_of(p)) *

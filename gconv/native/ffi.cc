@@ -110,7 +110,8 @@ std::string as_json(const Plan& plan) {
   number("rows", double(maximum(1, plan.rows))), number("stretch", double(plan.stretch));
   number("partitions", double(maximum(1, plan.partitions))), number("threads", double(plan.threads));
   number("scratch", double(plan.scratch)), number("cost", plan.cost), number("least", plan.least);
-  flag("past_caches", plan.past_caches), flag("packs", plan.packed > 0 && plan.partitions == 0);
+  flag("by_pairs", plan.by_pairs), flag("past_caches", plan.past_caches),
+      flag("packs", plan.packed > 0 && plan.partitions == 0);
   return out + "}";
 }
 
@@ -190,7 +191,8 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   if (int64_t(scratch->size_bytes()) < plan.scratch)
     return refuse("the scratch is too small: the program was compiled for another instruction set");
   if (is_any(epilogue)) plan.streams = false;
-  const Unit& unit = *in_use().set->units[plan.length][int(type)];
+  const Set& set = *in_use().set;
+  const Unit& unit = plan.by_pairs ? *set.pairs[plan.length] : *set.units[plan.length][int(type)];
   auto run = [&](const Parallel& parallel) {
     return unit.run(plan, type, role, p, first.untyped_data(), second.untyped_data(), result->untyped_data(),
                     scratch->untyped_data(), epilogue, parallel);

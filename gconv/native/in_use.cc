@@ -16,10 +16,14 @@ namespace {
 // The best set first.
 const Set SETS[] = {
 #ifdef __x86_64__
-    {"avx512", has_avx512(), {UNITS_OF(avx512), UNITS_OF(avx512_short)}},
-    {"avx2", has_avx2(), {UNITS_OF(avx2), {}}},
+    {"avx512_bf16",
+     has_avx512_bf16(),
+     {UNITS_OF(avx512), UNITS_OF(avx512_short)},
+     {&avx512_pairs, &avx512_short_pairs}},
+    {"avx512", has_avx512(), {UNITS_OF(avx512), UNITS_OF(avx512_short)}, {}},
+    {"avx2", has_avx2(), {UNITS_OF(avx2), {}}, {}},
 #endif
-    {"baseline", true, {UNITS_OF(baseline), {}}},
+    {"baseline", true, {UNITS_OF(baseline), {}}, {}},
 };
 
 // Of the cache that a processor shares with its neighbours, where Linux tells (sysconf counts those of all
@@ -44,6 +48,7 @@ InUse::InUse() {
   if (kernel) forced = kernel;
   for (auto& units : set->units)
     if (units[0]) processor.vectors[processor.lengths++] = units[0]->vectors;
+  processor.pairs = set->pairs[0];
   processor.two_passes = has_two_passes();
   processor.cache = last_cache_bytes();
 }

@@ -14,6 +14,7 @@ struct Set {
   const char* name;
   bool here;  // whether this processor has it
   const Unit* units[2][4];
+  const Unit* pairs[2];  // those that take pairs of bfloat16, or nullptr
 };
 
 // The set in use: the best that this processor has, or the one that GCONV_NATIVE_ISA names; none if it has

@@ -124,10 +124,19 @@ struct Call {
   Type type;
   const Problem& p;
   int64_t sources, results, taps, L, registers, element, number;
+  int64_t steps;  // numbers or pairs of a group's sources
 };
 
+// Whether a kernel takes pairs of bfloat16: in roles y and x of source channels, in role w of pixels. The
+// instruction takes numbers below the smallest normal one for zeros.
+bool takes_pairs(Kernel kernel, Role role, Type type, const Problem& p, const Processor& processor) {
+  if (type != Type::bf16 || !processor.pairs || p.plain) return false;
+  if (role == Role::w) return kernel == Kernel::wide;
+  return kernel != Kernel::depthwise && kernel != Kernel::winograd && sources_of(role, p) % 2 == 0;
+}
+
 int64_t packed_filters(const Call& c) {
-  return c.p.groups * ceil_div(c.results, c.L) * c.taps * c.sources * c.L;
+  return c.p.groups * ceil_div(c.results, c.L) * c.taps * c.steps * c.L;
 }
 
 // How many tiles of so many results are worked on at once for the packed kernel's sake: up to 4, where 32
@@ -226,7 +235,7 @@ void plan_depthwise(const Call& c, Plan& plan) {
 
 void plan_narrow(const Call& c, Plan& plan) {
   const Problem& p = c.p;
-  int64_t channels = c.role == Role::x ? c.sources : p.channels;
+  int64_t channels = c.role == Role::w ? p.channels : c.steps;
   int64_t per_block = channels < c.L ? c.L / channels : 1;
   int64_t vectors = ceil_div(channels, c.L), blocks = ceil_div(p.groups, per_block);
   if (c.role == Role::w) {
@@ -237,10 +246,11 @@ void plan_narrow(const Call& c, Plan& plan) {
     plan.vectors = p.filters >= 4 && plan.tile <= 3 ? 4 : minimum(p.filters, 2);
     return;
   }
-  // As many filters as a group has channels where their sums are a tree; the registers do not hold eight
-  // otherwise.
+  // As many filters as a group has lanes, or of pairs twice as many, where their sums are a tree; the
+  // registers do not hold eight otherwise.
   auto tree = [&](int64_t size) {
-    return size < c.L && (size < 8 || c.registers == 32) && c.sources == size && c.results == size;
+    bool fits = size < c.L && (size < 8 || c.registers == 32) && c.results == size;
+    return fits && (c.steps == size || (plan.by_pairs && 2 * c.steps == size && size > 2));
   };
   plan.tree = tree(2) || tree(4) || tree(8);
   plan.vectors = tree(8) ? 8 : minimum(c.results, 4);
@@ -265,7 +275,7 @@ void plan_wide(const Call& c, Plan& plan) {
   plan.vectors = minimum(3, ceil_div(c.results, c.L));
   plan.tile = wide_tile(int(c.registers), int(plan.vectors));
   plan.stretch = tiles * maximum(1, minimum(tiles_at_once(c, tiles), 8192 / tiles / c.taps));
-  plan.packed = packed_or_none(c), plan.scratch = (plan.packed + c.sources) * c.number;
+  plan.packed = packed_or_none(c), plan.scratch = (plan.packed + c.steps) * c.number;
 }
 
 void plan_rows(const Call& c, Plan& plan) {
@@ -332,9 +342,9 @@ void plan_wide_gradient(const Call& c, Plan& plan) {
   plan.packs_x = c.element == 2 || (x_often && far(p.channels, 2048)) || (y_often && far(p.filters, 2048)) ||
                  (x_often && y_often && far(p.channels, 1024) && far(p.filters, 1024));
   plan.packs_y = plan.packs_x || (y_often && p.filters % L);
-  plan.pairs = c.number == 4 && y_often && plan.shares_sources && p.filters > L &&
+  plan.twice = c.number == 4 && y_often && plan.shares_sources && p.filters > L &&
                (p.filters - 1) % L < L / 2 && p.channels % 8 == 0 && high % 8 == 0;
-  plan.together = together(wide % 2 == 1 || plan.pairs);
+  plan.together = together(wide % 2 == 1 || plan.twice);
   int64_t span = (plan.stretch_columns - 1) * p.strides[2] + (p.window[2] - 1) * p.dilation[2] + 1;
   plan.packs_rows = p.window[2] > 1 && span < plan.stretch_columns * p.window[2];
 }
@@ -370,6 +380,7 @@ Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, co
   const Vectors& vectors = processor.vectors[length];
   plan.kernel = kernel, plan.length = length;
   plan.bytes = vectors.bytes, plan.lanes = vectors.bytes / number_bytes(type);
+  plan.by_pairs = takes_pairs(kernel, role, type, p, processor);
   const Call c{role,
                type,
                p,
@@ -379,7 +390,8 @@ Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, co
                plan.lanes,
                vectors.registers,
                element_bytes(type),
-               number_bytes(type)};
+               number_bytes(type),
+               sources_of(role, p) / (plan.by_pairs ? 2 : 1)};
   plan.past_caches = plan.streams = fills_cache(c, processor);
   plan_threads(c, threads, plan);
   bool gradient = role == Role::w;

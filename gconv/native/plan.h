@@ -25,6 +25,7 @@ struct Vectors {
 struct Processor {
   Vectors vectors[2];  // of the instruction set in use, the longest first
   int lengths;         // how many of them there are
+  bool pairs;          // whether an instruction adds both products of pairs of bfloat16
   bool two_passes;  // whether vectors of 64 bytes take two passes through its arithmetic units, as on Zen 4
   double cache;     // bytes of the last cache that it shares with its neighbours
 };
@@ -34,6 +35,7 @@ struct Plan {
   int length;       // which of the processor's vectors
   int64_t bytes;    // of a vector
   int64_t lanes;    // of a vector, in the type that sums are formed in
+  bool by_pairs;    // whether sums are of products of pairs, by that instruction: see vectors/products.h
   int64_t threads;  // at most so many work
   bool much;        // whether there is so much to do that another thread is worth waiting for
   int64_t scratch;  // bytes
@@ -65,7 +67,7 @@ struct Plan {
   bool one_axis;        // whether the taps of a row and the channels are one axis
   int64_t together;     // taps of a row that are taken together, at most; of four left, two and two
   bool shares_sources;  // whether taps that are taken together share each x, for different columns
-  bool pairs;  // whether the last vector, at most half full, holds each filter twice, for two channels
+  bool twice;  // whether the last vector, at most half full, holds each filter twice, for two channels
   bool packs_x, packs_y;  // whether a stretch's part of a block is packed first
   bool packs_rows;        // whether x is packed for all taps of a row at a time
 

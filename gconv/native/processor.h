@@ -21,6 +21,11 @@ inline bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+inline bool has_avx512_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+
 // Whether vectors of 512 bits take two passes through the arithmetic units, so that two of half the length
 // are as fast: in AMD's Zen 4, of family 19h the only one that has AVX-512.
 inline bool has_two_passes() {

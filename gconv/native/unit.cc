@@ -1,6 +1,6 @@
 // The kernels of one length of vectors of one instruction set, for the types whose sums are formed in one
-// type of numbers: COMPUTED is float or double. Compiled once for each: UNIT is its name, SET and
-// VECTOR_BYTES are its vectors.
+// type of numbers: COMPUTED is float or double. Or, where it is Pair, those that take pairs of bfloat16.
+// Compiled once for each: UNIT is its name, SET and VECTOR_BYTES are its vectors.
 
 #include "unit.h"
 
@@ -16,7 +16,8 @@
 namespace gconv {
 namespace {
 
-using A = COMPUTED;
+using E = COMPUTED;
+using A = Wide<E>;
 
 bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* first, const void* second,
          void* result, void* scratch, const Epilogue& epilogue, const Parallel& parallel) try {
@@ -25,22 +26,22 @@ bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* f
     kernel.run(first, second, result, scratch, parallel);
     return true;
   };
-  if (plan.kernel == Kernel::depthwise) {  // compiled for each type of elements
-    with_element<A>(type, [&](auto element) {
-      using T = decltype(element);
-      role == Role::w ? with(ReduceDepthwise<T>(plan, p)) : with(GatherDepthwise<T>(plan, role, p, finish));
-    });
-    return true;
+  if constexpr (TERMS<E> == 1) {
+    if (plan.kernel == Kernel::depthwise) {  // compiled for each type of elements
+      with_element<A>(type, [&](auto element) {
+        using T = decltype(element);
+        role == Role::w ? with(ReduceDepthwise<T>(plan, p)) : with(GatherDepthwise<T>(plan, role, p, finish));
+      });
+      return true;
+    }
+    if (plan.kernel == Kernel::narrow && role == Role::w) return with(ReduceNarrow<A>(plan, type, p));
+    if (plan.kernel == Kernel::winograd) return with(GatherWinograd<A>(plan, type, role, p, finish));
   }
-  if (role == Role::w)
-    return plan.kernel == Kernel::narrow ? with(ReduceNarrow<A>(plan, type, p))
-                                         : with(ReduceWide<A>(plan, type, p));
+  if (role == Role::w) return with(ReduceWide<E>(plan, type, p));
   switch (plan.kernel) {
-    case Kernel::winograd: return with(GatherWinograd<A>(plan, type, role, p, finish));
-    case Kernel::matrix:
-    case Kernel::rows: return with(GatherRows<A>(plan, type, role, p, finish));
-    case Kernel::narrow: return with(GatherNarrow<A>(plan, type, role, p, finish));
-    default: return with(GatherWide<A>(plan, type, role, p, finish));
+    case Kernel::narrow: return with(GatherNarrow<E>(plan, type, role, p, finish));
+    case Kernel::wide: return with(GatherWide<E>(plan, type, role, p, finish));
+    default: return with(GatherRows<E>(plan, type, role, p, finish));
   }
 } catch (OutOfMemory) {
   return false;

@@ -1,5 +1,5 @@
 // The kernels of one length of vectors of one instruction set, for the types whose sums are formed in float
-// or in double: unit.cc, compiled once for each.
+// or in double, or those of wide groups that take pairs of bfloat16: unit.cc, compiled once for each.
 
 #pragma once
 
@@ -21,9 +21,13 @@ struct Unit {
 // `float` for float32, bfloat16 and float16, `double` for float64.
 #define GCONV_UNITS(set) extern const Unit set##_float, set##_double
 
+#define GCONV_PAIRS(set) extern const Unit set##_pairs
+
 GCONV_UNITS(baseline);
 GCONV_UNITS(avx2);
 GCONV_UNITS(avx512);
 GCONV_UNITS(avx512_short);
+GCONV_PAIRS(avx512);
+GCONV_PAIRS(avx512_short);
 
 }  // namespace gconv

@@ -30,6 +30,7 @@
 
 namespace gconv {
 GCONV_UNITS(long_vectors);  // of 64 bytes with 16 registers
+GCONV_PAIRS(baseline);      // without the instruction that adds both products
 }  // namespace gconv
 
 using namespace gconv;
@@ -164,6 +165,7 @@ struct Buffer {  // of exactly its elements, on the heap
 struct Set {
   const char* name;
   const Unit* units[4];
+  const Unit* pairs = nullptr;
 };
 #ifdef ONLY_FLOAT
 #define UNITS_OF(set)      \
@@ -171,8 +173,8 @@ struct Set {
     #set, { &set##_float } \
   }
 #else
-#define UNITS_OF(set)                                                    \
-  {                                                                      \
+#define UNITS_OF(set)                                                 \
+  {                                                                   \
     #set, { &set##_float, &set##_double, &set##_float, &set##_float } \
   }
 #endif
@@ -223,8 +225,12 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
                                     : 0,
          sum = type == Type::f64 ? 1e-15 : 6e-7;
   const Unit& unit = *set.units[int(type)];
-  Processor processor{
-      {unit.vectors}, 1, random() % 2 == 0, random() % 2 ? 0. : 1e18};  // x and y fill its caches or not
+  bool pairs = set.pairs && random() % 4;
+  Processor processor{{unit.vectors},
+                      1,
+                      pairs,
+                      random() % 2 == 0,
+                      random() % 2 ? 0. : 1e18};  // x and y fill its caches or not
   auto right = [&](const char* kernel) {
     auto planned = [&](int64_t threads) {
       Plan plan;
@@ -241,7 +247,8 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
       Threads pool;
       OnPool<Threads> parallel(&pool, threads, true);
       return plan.scratch == int64_t(scratch.size()) &&
-             unit.run(plan, type, role, p, first.bytes.data(), second.bytes.data(), result.bytes.data(),
+             (plan.by_pairs ? *set.pairs : unit)
+                 .run(plan, type, role, p, first.bytes.data(), second.bytes.data(), result.bytes.data(),
                       scratch.data(), epilogue, parallel);
     };
     Bytes before;
@@ -318,6 +325,9 @@ int main(int argc, char** argv) {
   std::mt19937 random(seed);
   auto below = [&](int64_t n) { return int64_t(random() % uint64_t(n)); };
   std::vector<Set> sets{UNITS_OF(baseline)};
+#ifndef ONLY_FLOAT
+  sets[0].pairs = &baseline_pairs;
+#endif
 #ifdef GCONV_X86
   if (has_avx2()) {
     sets.push_back(UNITS_OF(avx2));
@@ -326,6 +336,8 @@ int main(int argc, char** argv) {
   if (has_avx512()) {
     sets.push_back(UNITS_OF(avx512));
     sets.push_back(UNITS_OF(avx512_short));
+    if (has_avx512_bf16())
+      sets[sets.size() - 2].pairs = &avx512_pairs, sets.back().pairs = &avx512_short_pairs;
   }
 #endif
   long done = 0;
@@ -381,6 +393,7 @@ int main(int argc, char** argv) {
     for (const Set& set : sets) {
       Role role = Role(below(3));
       Type type = Type(below(3) ? 0 : below(4));
+      if (set.pairs && below(3) == 0) type = Type::bf16;
       bool refusing = below(4) == 0;
 #ifdef ONLY_FLOAT
       type = Type::f32;

@@ -103,48 +103,63 @@ struct Gather {
   // A square of the kernel, L source channels by L results or what there is of it, as rows of results.
   template <class T>
   void square(const T* from, int64_t sources, int64_t results, Wide<T>* to, int64_t step) const {
-    constexpr int L = LANES<Wide<T>>;
-    if (result_stride == 1) {
-      for (int64_t s = 0; s < sources; ++s, from += source_stride, to += step)
-        store(to, results >= L ? load(from) : load_first(from, results));
-      return;
-    }
+    if (result_stride != 1) return transposed(from, sources, result_stride, results, to, step);
+    for (int64_t s = 0; s < sources; ++s, from += source_stride, to += step)
+      store(to, results >= LANES<Wide<T>> ? load(from) : load_first(from, results));
+  }
+  // The same of pairs of source channels, in pairs.
+  void square(const Bf16* from, int64_t sources, int64_t results, Pair* to, int64_t step) const {
+    if (result_stride != 1)
+      return transposed(reinterpret_cast<const Pair*>(from), sources, result_stride / 2, results, to, step);
+    for (int64_t s = 0; s < sources; ++s, from += 2 * source_stride, to += step)
+      store(to, pairs_of<Pair>(from, from + source_stride, results));
+  }
+  // Source channels are neighbours.
+  template <class T, class E>
+  static void transposed(const T* from, int64_t sources, int64_t apart, int64_t results, E* to,
+                         int64_t step) {
+    constexpr int L = LANES<E>;
     Vector<T> rows[L] = {};
     for (int64_t f = 0; f < minimum(L, results); ++f)
-      rows[f] = sources == L ? load(from + f * result_stride) : load_first(from + f * result_stride, sources);
+      rows[f] = sources == L ? load(from + f * apart) : load_first(from + f * apart, sources);
     transpose<L / 2>(rows);
     for (int64_t s = 0; s < sources; ++s, to += step) store(to, rows[s]);
   }
 
-  // The kernel as tiles of results' vectors read it: [group][block of V vectors][tap][source channel][lane],
-  // zeros beyond the last filter; of each `reversed` taps, which is a row's or 1, the last comes first. Or
-  // the kernel as it is, where the plan has no room for a packed one.
-  template <class A>
-  const A* packed(const Plan& plan, const Parallel& parallel, Type type, const void* w, void* scratch,
+  // The kernel as tiles of results' vectors read it: [group][block of V vectors][tap][source channel or pair
+  // of them][lane], zeros beyond the last filter; of each `reversed` taps, which is a row's or 1, the last
+  // comes first. Or the kernel as it is, where the plan has no room for a packed one.
+  template <class E>
+  const E* packed(const Plan& plan, const Parallel& parallel, Type type, const void* w, void* scratch,
                   int64_t reversed) const {
-    if (!plan.packed) return static_cast<const A*>(w);
-    A* to = static_cast<A*>(scratch);
-    with_element<A>(
-        type, [&](auto element) { pack(parallel, static_cast<const decltype(element)*>(w), to, reversed); });
+    if (!plan.packed) return static_cast<const E*>(w);
+    E* to = static_cast<E*>(scratch);
+    if constexpr (TERMS<E> == 2)
+      pack(parallel, static_cast<const Bf16*>(w), to, reversed);
+    else
+      with_element<E>(type, [&](auto element) {
+        pack(parallel, static_cast<const decltype(element)*>(w), to, reversed);
+      });
     return to;
   }
-  template <class T>
-  void pack(const Parallel& parallel, const T* w, Wide<T>* packed, int64_t reversed) const {
-    constexpr int L = LANES<Wide<T>>;
+  template <class T, class E>
+  void pack(const Parallel& parallel, const T* w, E* packed, int64_t reversed) const {
+    constexpr int L = LANES<E>;
     constexpr int64_t ROWS =
         32;  // of the kernel, packed at a time: of the other role's, whole lines of the cache
-    int64_t rows = taps * sources, chunks = ceil_div(rows, ROWS), vectors = ceil_div(results, L);
+    int64_t steps = sources / TERMS<E>, rows = taps * steps, chunks = ceil_div(rows, ROWS);
+    int64_t vectors = ceil_div(results, L);
     for_each(parallel, groups * chunks, ROWS * vectors * L, [&](int64_t unit) {
       int64_t group = unit % groups, first = unit / groups * ROWS,
               last = minimum(rows, first + ROWS);            // neighbouring groups
       for (int64_t v = 0, block; v < vectors; v += block) {  // lie side by side in w
         block = block_of(vectors - v, 3);
-        Wide<T>* to = packed + (group * vectors + v) * rows * L;
+        E* to = packed + (group * vectors + v) * rows * L;
         for (int64_t row = first, count; row < last; row += count) {
-          int64_t s = row % sources, tap = row / sources;
-          count = minimum(minimum(L, last - row), sources - s);
+          int64_t s = row % steps, tap = row / steps;
+          count = minimum(minimum(L, last - row), steps - s);
           tap += reversed - 1 - 2 * (tap % reversed);
-          const T* from = w + tap * tap_stride + s * source_stride + group * group_stride;
+          const T* from = w + tap * tap_stride + s * TERMS<E> * source_stride + group * group_stride;
           for (int64_t u = 0; u < block; ++u)
             square(from + (v + u) * L * result_stride, count, results - (v + u) * L,
                    to + row * block * L + u * L, block * L);
@@ -155,19 +170,19 @@ struct Gather {
 
   // The weights of some vectors of a group's filters, as tiles read them: those of a tap, and of each source
   // channel in it, lie so far apart.
-  template <class A>
+  template <class E>
   struct Weights {
-    const A* first;
+    const E* first;
     int64_t tap, source;
   };
 
   // Those of `vectors` vectors from vector v on, in what packed() gives.
-  template <class A>
-  Weights<A> weights(const Plan& plan, const A* kernel, int64_t group, int64_t v, int64_t vectors) const {
-    constexpr int L = LANES<A>;
+  template <class E>
+  Weights<E> weights(const Plan& plan, const E* kernel, int64_t group, int64_t v, int64_t vectors) const {
+    constexpr int L = LANES<E>;
     if (!plan.packed) return {kernel + group * group_stride + v * L, tap_stride, source_stride};
-    return {kernel + (group * ceil_div(results, L) + v) * taps * sources * L, sources * vectors * L,
-            vectors * L};
+    int64_t steps = sources / TERMS<E>;
+    return {kernel + (group * ceil_div(results, L) + v) * taps * steps * L, steps * vectors * L, vectors * L};
   }
 
   // Calls f with each stretch and some of the groups, from one to another: as many as keep the threads busy.

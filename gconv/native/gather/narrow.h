@@ -9,9 +9,11 @@
 // running sums, and 16 registers hold 12 besides the weights.
 //
 // A sum over the channels of a group is a sum of lanes, done once per result after all taps: in a tree (see
-// lanes.h) where a group has 2, 4 or 8 channels and as many filters, and where all lanes that are loaded are
-// one group's. Where a group has one channel its lanes are results already. Tiles that reach over a border
-// carry a mask per tap that says which of the Q results meet a source; nothing is padded.
+// lanes.h) where a group has 2, 4 or 8 lanes and as many filters, or twice as many, and where all lanes that
+// are loaded are one group's. Where a group has one lane it is a result already. Tiles that reach over a
+// border carry a mask per tap that says which of the Q results meet a source; nothing is padded.
+//
+// A lane is a number, or a pair of channels (vectors/products.h).
 
 #pragma once
 
@@ -27,10 +29,10 @@ struct TapOfRow {  // offsets in bytes, so that a tap costs no multiplication
   uint32_t mask;  // of the results that meet a source
 };
 
-template <class A, int Q, int K, bool EDGE>
-ALWAYS_INLINE void accumulate(Vector<A> (&sums)[Q][K], const A* x, int64_t step, const TapOfRow* taps,
-                              int64_t count, const A* weights) {
-  constexpr int L = LANES<A>;
+template <class E, int Q, int K, bool EDGE>
+ALWAYS_INLINE void accumulate(Vector<E> (&sums)[Q][K], const E* x, int64_t step, const TapOfRow* taps,
+                              int64_t count, const E* weights) {
+  constexpr int L = LANES<E>;
   int64_t step3 = 3 * step;
   for (int64_t t = 0; t < count; ++t) {
     // Every third source has a register; the next two are at one and two steps from it. (The compiler would
@@ -41,61 +43,63 @@ ALWAYS_INLINE void accumulate(Vector<A> (&sums)[Q][K], const A* x, int64_t step,
       from[i] = from[i - 1] + step3;
       __asm__("" : "+r"(from[i]));
     }
-    const A* w = reinterpret_cast<const A*>(reinterpret_cast<const char*>(weights) + taps[t].weights);
+    const E* w = reinterpret_cast<const E*>(reinterpret_cast<const char*>(weights) + taps[t].weights);
     uint32_t mask = taps[t].mask;
     auto source = [&](int q) __attribute__((always_inline)) {
-      return load(reinterpret_cast<const A*>(from[q / 3] + q % 3 * step));
+      return load(reinterpret_cast<const E*>(from[q / 3] + q % 3 * step));
     };
     if constexpr (Q < K &&
                   !EDGE) {  // the sources are fewer: they stay in registers, and each weight comes and goes
-      Vector<A> sources[Q];
+      Vector<E> sources[Q];
       UNROLL for (int q = 0; q < Q; ++q) sources[q] = source(q);
       UNROLL for (int k = 0; k < K; ++k) {
-        Vector<A> weight = load(w + k * L);
-        UNROLL for (int q = 0; q < Q; ++q) sums[q][k] += sources[q] * weight;
+        Vector<E> weight = load(w + k * L);
+        UNROLL for (int q = 0; q < Q; ++q) add_product<E>(sums[q][k], sources[q], weight);
       }
       continue;
     }
-    Vector<A> weight[K];
+    Vector<E> weight[K];
     UNROLL for (int k = 0; k < K; ++k) weight[k] = load(w + k * L);
     UNROLL for (int q = 0; q < Q; ++q) {
       if (EDGE && !(mask >> q & 1)) continue;
-      Vector<A> ours = source(q);
-      UNROLL for (int k = 0; k < K; ++k) sums[q][k] += ours * weight[k];
+      Vector<E> ours = source(q);
+      UNROLL for (int k = 0; k < K; ++k) add_product<E>(sums[q][k], ours, weight[k]);
     }
   }
 }
 
-template <class A>
+template <class E>
 class GatherNarrow {
-  static constexpr int L = LANES<A>;
+  using A = Wide<E>;
+  using Result = Stored<E>;
+  static constexpr int L = LANES<E>;
   const Plan& plan;
   const Problem& p;
   Type type;
-  bool numbers;   // whether elements are numbers already
+  bool in_place;  // whether elements are numbers already, or pairs
   int64_t bytes;  // of an element
   Gather g;
   const Finish<A>& finish;
-  Lanes<A> lanes;
+  int64_t steps;  // lanes of a group's sources: numbers or pairs
+  Lanes<E> lanes;
   bool direct;     // whether vectors are loaded from x: else sources are read as numbers first
-  int64_t pixel;   // numbers from one source to the next
+  int64_t pixel;   // lanes from one source to the next
   int64_t beyond;  // how many lanes the last vector of a source has beyond it: they hold what follows
-  int64_t image;   // numbers of an image's sources
+  int64_t image;   // lanes of an image's sources
 
  public:
   GatherNarrow(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
-      : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), bytes(bytes_of<A>(type)), g(role, p),
-        finish(finish), lanes(g.groups, g.sources),
-        direct(numbers && (lanes.vectors == 1 || g.sources % L == 0)),
-        pixel(lanes.vectors == 1 ? g.source_channels() : lanes.blocks * lanes.vectors * L),
+      : plan(plan), p(p), type(type), in_place(TERMS<E> == 2 || are_numbers<A>(type)),
+        bytes(bytes_of<A>(type)), g(role, p), finish(finish), steps(g.sources / TERMS<E>),
+        lanes(g.groups, steps), direct(in_place && (lanes.vectors == 1 || steps % L == 0)),
+        pixel(lanes.vectors == 1 ? g.groups * steps : lanes.blocks * lanes.vectors * L),
         beyond(first_lane(lanes.blocks - 1) + lanes.vectors * L - pixel),
         image(g.axis[0].sources * g.axis[1].sources * g.axis[2].sources * pixel) {}
 
   void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
-    A* weights = static_cast<A*>(scratch);
+    E* weights = static_cast<E*>(scratch);
     for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L, [&](int64_t block) {
-      with_element<A>(type,
-                      [&](auto element) { pack(block, static_cast<const decltype(element)*>(w), weights); });
+      with_elements([&](auto element) { pack(block, static_cast<const decltype(element)*>(w), weights); });
     });
     // A unit is some stretches of rows.
     int64_t longest = 0;
@@ -127,7 +131,7 @@ class GatherNarrow {
   struct Lists {  // of the row that is worked on, and of a tile at its border
     List<TapOfRow> taps, edge;
     List<uint32_t> masks;
-    KeptRows<A> sources;  // that were read as numbers
+    KeptRows<E> sources;  // that were read as numbers, or copied
     List<A> results;      // of half precision: of a stretch of a row, [pixel][channel]
   };
   struct Part {  // of the blocks, from one to another
@@ -141,23 +145,38 @@ class GatherNarrow {
     return lanes.vectors == 1 ? lanes.first_channel(block) : block * lanes.vectors * L;
   }
 
+  // Calls f with an element of the operands.
+  template <class F>
+  void with_elements(const F& f) const {
+    if constexpr (TERMS<E> == 2)
+      f(Bf16{});
+    else
+      with_element<A>(type, f);
+  }
+
   // [block][tap][vector][filter][lane]
   template <class T>
-  void pack(int64_t block, const T* w, A* packed) const {
-    A* to_block = packed + block * g.taps * tap_stride();
+  void pack(int64_t block, const T* w, E* packed) const {
+    E* to_block = packed + block * g.taps * tap_stride();
     for (int64_t v = 0; v < lanes.vectors; ++v) {
-      int64_t offset[L], used = lanes.offsets(block, v, g.group_stride, g.source_stride, offset);
+      int64_t offset[L], used = lanes.offsets(block, v, g.group_stride, TERMS<E> * g.source_stride, offset);
       for (int64_t tap = 0; tap < g.taps; ++tap)
         for (int64_t k = 0; k < g.results; ++k) {
           const T* from = w + tap * g.tap_stride + k * g.result_stride;
-          A* to = to_block + tap * tap_stride() + (v * g.results + k) * L;
-          for (int64_t l = 0; l < L; ++l) to[l] = l < used ? value(from[offset[l]]) : A{};
+          E* to = to_block + tap * tap_stride() + (v * g.results + k) * L;
+          auto lane = [&](const T* first) {
+            if constexpr (TERMS<E> == 2)
+              return Pair{first->bits | uint32_t(first[g.source_stride].bits) << 16};
+            else
+              return value(*first);
+          };
+          for (int64_t l = 0; l < L; ++l) to[l] = l < used ? lane(from + offset[l]) : E{};
         }
     }
   }
 
   // One stretch of one row of results: which taps of the outer axes meet it, then each phase along the row.
-  void row(int64_t index, int64_t stretch, Part part, const char* x, const A* weights, char* result,
+  void row(int64_t index, int64_t stretch, Part part, const char* x, const E* weights, char* result,
            Lists& lists) const {
     const Axis& width = g.axis[2];
     int64_t begin = stretch * plan.stretch,
@@ -170,15 +189,17 @@ class GatherNarrow {
       int64_t rows = minimum(p.window[0], g.axis[0].sources) * minimum(p.window[1], g.axis[1].sources);
       lists.sources.begin(rows, columns.first, columns.count * pixel + L);
     }
-    if (!numbers) lists.results.reserve(pixels * g.result_channels());
+    if (!in_place) lists.results.reserve(pixels * g.result_channels());
     for (int64_t i = 0; i < width.phases.size; ++i) {
       const Phase& phase = width.phases[i];
       int64_t end = minimum(begin + plan.stretch, phase.count);
       if (end <= begin) continue;
       list_taps(index, phase, columns, part, x, lists);
-      const A* sources = direct ? reinterpret_cast<const A*>(x) : lists.sources.all();
-      A* to_phase =
-          (numbers ? reinterpret_cast<A*>(to) : lists.results.data) + phase.first * g.result_channels();
+      const E* sources = direct ? reinterpret_cast<const E*>(x) : lists.sources.all();
+      Result* to_phase = reinterpret_cast<Result*>(to);
+      if constexpr (TERMS<E> == 1)
+        if (!in_place) to_phase = lists.results.data;
+      to_phase += phase.first * g.result_channels();
       for (int64_t k = 0, filters; k < g.results; k += filters) {
         filters = minimum(plan.vectors, g.results - k);
         auto of = [&](auto count) {
@@ -190,7 +211,7 @@ class GatherNarrow {
         with_number<4>(filters, of);
       }
     }
-    if (!numbers) write_part(lists.results.data, pixels, part, to);
+    if (!in_place) write_part(lists.results.data, pixels, part, to);
     if (finish.any()) {
       int64_t channel = part.from * lanes.per_block * g.results;
       int64_t last = minimum(g.result_channels(), part.to * lanes.per_block * g.results);
@@ -238,37 +259,42 @@ class GatherNarrow {
         // Nothing beyond the last source may be loaded.
         bool last = direct && (row + 1) * width.sources * pixel + beyond > g.batch * image;
         if (!direct || last) {
-          source = lists.sources.place(row, [&](A* to) {
+          source = lists.sources.place(row, [&](E* to) {
             read_part(x + (row * width.sources + columns.first) * g.source_channels() * bytes, columns.count,
                       part, to);
           }) - columns.first * pixel;
           if (last)
             source += (reinterpret_cast<intptr_t>(lists.sources.all()) - reinterpret_cast<intptr_t>(x)) /
-                      (int64_t)sizeof(A);
+                      (int64_t)sizeof(E);
         }
         for (int64_t c = 0; c < phase.size; ++c) {
           int64_t tap = g.tap(dp.taps[a].index, hp.taps[b].index, phase.taps[c].index, p);
-          lists.taps.push({(source + phase.taps[c].source * pixel) * (int64_t)sizeof(A),
-                           tap * tap_stride() * (int64_t)sizeof(A), 0});
+          lists.taps.push({(source + phase.taps[c].source * pixel) * (int64_t)sizeof(E),
+                           tap * tap_stride() * (int64_t)sizeof(E), 0});
         }
       }
     }
   }
 
   // Reads the channels of a part of the blocks, of some pixels.
-  void read_part(const char* x, int64_t pixels, Part part, A* to) const {
-    int64_t channels = g.source_channels(), first = lanes.first_channel(part.from);
+  void read_part(const char* x, int64_t pixels, Part part, E* to) const {
+    if constexpr (TERMS<E> == 2)
+      read_part_of(reinterpret_cast<const Pair*>(x), pixels, part, to);
+    else
+      with_element<A>(type, [&](auto element) {
+        read_part_of(reinterpret_cast<const decltype(element)*>(x), pixels, part, to);
+      });
+  }
+  template <class T>
+  void read_part_of(const T* from, int64_t pixels, Part part, E* to) const {
+    int64_t channels = g.groups * steps, first = lanes.first_channel(part.from);
     int64_t count = minimum(channels, lanes.first_channel(part.to - 1) + L) - first;
-    with_element<A>(type, [&](auto element) {
-      auto* from = reinterpret_cast<const decltype(element)*>(x);
-      if (lanes.vectors == 1 && count == channels) return read(from, pixels * channels, to);
-      for (int64_t i = 0; i < pixels; ++i, from += channels, to += pixel)
-        if (lanes.vectors == 1)
-          read(from + first, count, to + first);
-        else
-          for (int64_t b = part.from; b < part.to; ++b)
-            read(from + b * g.sources, g.sources, to + first_lane(b));
-    });
+    if (lanes.vectors == 1 && count == channels) return read(from, pixels * channels, to);
+    for (int64_t i = 0; i < pixels; ++i, from += channels, to += pixel)
+      if (lanes.vectors == 1)
+        read(from + first, count, to + first);
+      else
+        for (int64_t b = part.from; b < part.to; ++b) read(from + b * steps, steps, to + first_lane(b));
   }
 
   // Writes the results of a part of the blocks to some pixels.
@@ -281,13 +307,13 @@ class GatherNarrow {
   }
 
   template <int Q, int K>
-  void tiles(const Phase& phase, int64_t begin, int64_t end, int64_t k, Part part, const A* x,
-             const A* weights, A* result, Lists& lists) const {
+  void tiles(const Phase& phase, int64_t begin, int64_t end, int64_t k, Part part, const E* x,
+             const E* weights, Result* result, Lists& lists) const {
     const Axis& width = g.axis[2];
     for (int64_t q = begin; q < end; q += Q) {
       int64_t count = minimum(Q, end - q);
-      const A* source = x + q * width.stride * pixel;
-      A* to_tile = result + (q - begin) * width.step * g.result_channels();
+      const E* source = x + q * width.stride * pixel;
+      Result* to_tile = result + (q - begin) * width.step * g.result_channels();
       if (count == Q && q >= phase.inside && q + Q <= phase.outside) {
         blocks<Q, K, false>(count, k, part, source, weights, to_tile, lists.taps);
         continue;
@@ -316,69 +342,83 @@ class GatherNarrow {
   int64_t tap_stride() const { return lanes.vectors * g.results * L; }
 
   template <int Q, int K, bool EDGE>
-  void blocks(int64_t count, int64_t k, Part part, const A* x, const A* weights, A* tile,
+  void blocks(int64_t count, int64_t k, Part part, const E* x, const E* weights, Result* tile,
               const List<TapOfRow>& taps) const {
-    int64_t step = g.axis[2].stride * pixel * (int64_t)sizeof(A);
+    int64_t step = g.axis[2].stride * pixel * (int64_t)sizeof(E);
     int64_t block_stride = g.taps * lanes.vectors * g.results * L;
     // The pixels that this tile is the first to read are the next tile's, of the row furthest ahead.
     int64_t ahead = taps.size ? maximum(taps[0].source, taps[taps.size - 1].source) + Q * step : 0;
     for (int64_t block = part.from; block < part.to; ++block) {
-      const A* source = x + first_lane(block);
-      const A* w = weights + block * block_stride + k * L;
+      const E* source = x + first_lane(block);
+      const E* w = weights + block * block_stride + k * L;
       if (block % 2 == 0) UNROLL
       for (int q = 0; q < Q; ++q)
         __builtin_prefetch(reinterpret_cast<const char*>(source) + ahead + q * step);
-      Vector<A> sums[Q][K] = {};
+      Vector<E> sums[Q][K] = {};
       for (int64_t v = 0; v < lanes.vectors; ++v, source += L, w += g.results * L)
-        accumulate<A, Q, K, EDGE>(sums, source, step, taps.data, taps.size, w);
+        accumulate<E, Q, K, EDGE>(sums, source, step, taps.data, taps.size, w);
       add_and_store<Q, K>(sums, count, k, block, tile);
     }
   }
 
   // Sums the lanes of each group and stores filters k to k + K of the block's groups.
   template <int Q, int K>
-  ALWAYS_INLINE void add_and_store(Vector<A> (&sums)[Q][K], int64_t count, int64_t k, int64_t block,
-                                   A* tile) const {
+  ALWAYS_INLINE void add_and_store(Vector<E> (&sums)[Q][K], int64_t count, int64_t k, int64_t block,
+                                   Result* tile) const {
     int64_t step = g.axis[2].step * g.result_channels(), groups = lanes.groups_in(block);
-    A* to = tile + block * lanes.per_block * g.results + k;
+    Result* to = tile + block * lanes.per_block * g.results + k;
     std::make_index_sequence<L> all;
     if constexpr (K != 3 && K >= 2 && K < L) {
       if (plan.tree && plan.vectors == K) {
-        bool streams = numbers && plan.streams && whole_lines<A, 1>(to, g.result_channels());
+        constexpr int VECTORS = K * TERMS<E> > L ? 1 : TERMS<E>;
+        bool streams = in_place && plan.streams && whole_lines<Result, VECTORS>(to, g.result_channels());
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
+          int64_t left = groups * K;
+          auto put = [&](Vector<E> sum, int64_t first) __attribute__((always_inline)) {
+            Result* at = to + q * step + first;
+            if (left - first < L)
+              store_first(at, sum, left - first);
+            else
+              streams ? stream(at, sum) : store(at, sum);
+          };
+          if constexpr (TERMS<E> == 2)
+            if (2 * steps == K) {  // two trees, of half the filters each, whose results are zipped by groups
+              add_lanes<K / 4>(sums[q], all);
+              add_lanes<K / 4>(reinterpret_cast<Vector<E>(&)[K / 2]>(sums[q][K / 2]), all);
+              put(zip_by<K / 2, 0>(sums[q][0], sums[q][K / 2], all), 0);
+              if (left > L) put(zip_by<K / 2, 1>(sums[q][0], sums[q][K / 2], all), L);
+              continue;
+            }
           add_lanes<K / 2>(sums[q], all);
-          if (groups * K < L)
-            store_first(to + q * step, sums[q][0], groups * K);
-          else
-            streams ? stream(to + q * step, sums[q][0]) : store(to + q * step, sums[q][0]);
+          put(sums[q][0], 0);
         }
         return;
       }
     }
     if constexpr (K == 8) return;  // these are trees
     if (lanes.vectors > 1 || g.groups == 1 ||
-        g.sources == L) {  // a block is one group, and so are the lanes it loads
+        steps == L) {  // a block is one group, and so are the lanes it loads
       constexpr int TREES = (Q * K + L - 1) / L;
       A sum[TREES * L];
       // The lanes that a single narrow group leaves over hold the next pixel's channels.
-      bool some = lanes.vectors == 1 && g.sources < L;
+      bool some = lanes.vectors == 1 && steps < L;
       UNROLL for (int tree = 0; tree < TREES; ++tree) {
-        Vector<A> part[L];
+        Vector<E> part[L];
         UNROLL for (int i = 0; i < L; ++i) {
           int at = tree * L + i;
-          part[i] = at < Q * K ? sums[at / K % Q][at % K] : Vector<A>{};
-          if (some) part[i] = first_of(part[i], g.sources);
+          part[i] = at < Q * K ? sums[at / K % Q][at % K] : Vector<E>{};
+          if (some) part[i] = first_of(part[i], steps);
         }
         add_lanes<L / 2>(part, all);
         store(sum + tree * L, part[0]);
       }
       for (int64_t q = 0; q < count; ++q) UNROLL
-      for (int f = 0; f < K; ++f) to[q * step + f] = sum[q * K + f];
+      for (int f = 0; f < K; ++f) to[q * step + f] = rounded<Result>(sum[q * K + f]);
       return;
     }
     if constexpr (K == 2 || K == 4)
-      if (g.sources == 1 && g.results == K) {  // a lane is a result: side by side they lie by filters
+      if (steps == 1 && g.results == K) {  // a lane is a result: side by side they lie by filters
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
           zip<K / 2>(sums[q], all);
@@ -395,9 +435,9 @@ class GatherNarrow {
     for (int64_t q = 0; q < count; ++q)
       for (int64_t group = 0; group < groups; ++group)
         for (int64_t f = 0; f < K; ++f) {
-          A sum = lane[q][f][group * g.sources];
-          for (int64_t j = 1; j < g.sources; ++j) sum += lane[q][f][group * g.sources + j];
-          to[q * step + group * g.results + f] = sum;
+          A sum = lane[q][f][group * steps];
+          for (int64_t j = 1; j < steps; ++j) sum += lane[q][f][group * steps + j];
+          to[q * step + group * g.results + f] = rounded<Result>(sum);
         }
   }
 };

@@ -17,8 +17,8 @@
 //            neighbours in x. Those of a tile over a border are copied, with zeros for the padding.
 //   matrix   a single tap that meets every pixel: a matrix product. All pixels are one row.
 //
-// Of half precision, the sources of a stretch are read as numbers first, and its results are written from
-// numbers.
+// Sources are read where they are: numbers, or pairs of channels (vectors/products.h). Else, of half
+// precision, those of a stretch are read as numbers first, and its results are written from numbers.
 
 #pragma once
 
@@ -29,18 +29,18 @@ namespace {
 
 // For Q results whose sources lie one `step` after the other, a row of taps or the single tap: `length`
 // sources. The weights of one and of the next lie `apart`.
-template <class A, int Q, int V>
-ALWAYS_INLINE void multiply_row(Vector<A> (&sums)[Q][V], const A* x, int64_t step, const A* w, int64_t apart,
+template <class E, int Q, int V>
+ALWAYS_INLINE void multiply_row(Vector<E> (&sums)[Q][V], const E* x, int64_t step, const E* w, int64_t apart,
                                 int64_t length) {
-  const A* from[(Q + 2) / 3];  // every third has a register, as in narrow.h
+  const E* from[(Q + 2) / 3];  // every third has a register, as in narrow.h
   from[0] = x;
   UNROLL for (int i = 1; i < (Q + 2) / 3; ++i) from[i] = from[i - 1] + 3 * step;
   for (int64_t s = 0; s < length; ++s, w += apart) {
-    Vector<A> weight[V];
-    UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<A>);
+    Vector<E> weight[V];
+    UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<E>);
     UNROLL for (int q = 0; q < Q; ++q) {
-      Vector<A> source = broadcast(from[q / 3][q % 3 * step]);
-      UNROLL for (int v = 0; v < V; ++v) sums[q][v] += source * weight[v];
+      Vector<E> source = broadcast(from[q / 3][q % 3 * step]);
+      UNROLL for (int v = 0; v < V; ++v) add_product<E>(sums[q][v], source, weight[v]);
     }
     UNROLL for (int i = 0; i < (Q + 2) / 3; ++i) {
       ++from[i];
@@ -49,22 +49,23 @@ ALWAYS_INLINE void multiply_row(Vector<A> (&sums)[Q][V], const A* x, int64_t ste
   }
 }
 
-template <class A>
+template <class E>
 class GatherRows {
-  static constexpr int L = LANES<A>;
+  using A = Wide<E>;
+  using Result = Stored<E>;
+  static constexpr int L = LANES<E>;
   static constexpr bool MANY = REGISTERS == 32;
   static constexpr int64_t WORK = 1 << 15;  // multiply-adds of vectors in a unit
   const Plan& plan;
   const Problem& p;
   Type type;
-  bool numbers;   // whether elements are numbers already
+  bool in_place;  // whether sources are read where they are
   int64_t bytes;  // of an element
   Gather g;
   const Finish<A>& finish;
+  int64_t steps;    // numbers or pairs of a group's sources
   int64_t columns;  // of sources in a row
   int64_t span;     // columns that the taps of a row meet
-
-  static constexpr Type NUMBERS = sizeof(A) == 8 ? Type::f64 : Type::f32;
 
   struct RowOfTaps {  // the source at column 0, and the row of the packed kernel
     int64_t source, weights;
@@ -72,22 +73,23 @@ class GatherRows {
   // Neighbouring results of a row, and their sources. Those of half precision are numbers that were read, or
   // that will be written.
   struct Row {
-    const A* x;                 // column 0 of the first row of taps
-    int64_t columns, channels;  // of x: what is left out is padding
+    const E* x;                 // column 0 of the first row of taps
+    int64_t columns, channels;  // of x, in numbers or pairs: what is left out is padding
     int64_t column, count;      // the first source's column, and how many results there are
-    A* result;
+    Result* result;
     int64_t step;  // from one result to the next
   };
   struct Lists {
     List<RowOfTaps> rows;
-    List<A> copies;            // of a tile over a border: the sources of each of the rows
+    List<E> copies;            // of a tile over a border: the sources of each of the rows
     List<A> sources, results;  // of half precision: as numbers
   };
 
  public:
   GatherRows(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
-      : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), bytes(bytes_of<A>(type)), g(role, p),
-        finish(finish), columns(g.axis[2].sources), span(p.window[2]) {
+      : plan(plan), p(p), type(type), in_place(TERMS<E> == 2 || are_numbers<A>(type)),
+        bytes(bytes_of<A>(type)), g(role, p), finish(finish), steps(g.sources / TERMS<E>),
+        columns(g.axis[2].sources), span(p.window[2]) {
     if (plan.kernel == Kernel::matrix) columns = g.batch * p.in[0] * p.in[1] * p.in[2];
   }
 
@@ -97,12 +99,12 @@ class GatherRows {
     const Axis& width = g.axis[2];
     bool backwards =
         width.phases.size && span > 1 && width.phases[0].taps[0].source > width.phases[0].taps[1].source;
-    const A* kernel = g.packed<A>(plan, parallel, type, w, scratch, backwards ? span : 1);
+    const E* kernel = g.packed<E>(plan, parallel, type, w, scratch, backwards ? span : 1);
     if (plan.kernel == Kernel::matrix) {
       int64_t stretches = ceil_div(columns, plan.stretch);
-      if (numbers && g.groups == 1 && stretches < 8 * parallel.threads)
-        return by_filters(parallel, stretches, reinterpret_cast<const A*>(x), kernel,
-                          reinterpret_cast<A*>(result));
+      if (in_place && g.groups == 1 && stretches < 8 * parallel.threads)
+        return by_filters(parallel, stretches, reinterpret_cast<const E*>(x), kernel,
+                          reinterpret_cast<Result*>(result));
       return g.for_stretches(parallel, stretches, [&](int64_t unit, int64_t from, int64_t to) {
         Lists lists;
         lists.rows.push({0, 0});
@@ -148,7 +150,7 @@ class GatherRows {
         if (sh < 0 || sh >= height.sources) continue;
         int64_t row = (n * depth.sources + sd) * height.sources + sh;
         int64_t tap = g.tap(dp.taps[a].index, hp.taps[b].index, 0, p);
-        rows.push({row * columns * g.source_channels(), tap * g.sources});
+        rows.push({row * columns * steps, tap * steps});
       }
     }
   }
@@ -161,7 +163,8 @@ class GatherRows {
 
   // A matrix product of few pixels: a unit has some of the filters, two vectors at a time as they are packed,
   // and a thread has all pixels of its filters one after the other. So each weight is read by one thread.
-  void by_filters(const Parallel& parallel, int64_t stretches, const A* x, const A* kernel, A* result) const {
+  void by_filters(const Parallel& parallel, int64_t stretches, const E* x, const E* kernel,
+                  Result* result) const {
     int64_t vectors = ceil_div(g.results, L), pairs = maximum(1, vectors / 2);
     int64_t parts = parts_of(parallel, stretches, pairs);
     for_each(parallel, stretches * parts, 1 << 14, [&](int64_t unit) {
@@ -171,7 +174,7 @@ class GatherRows {
       int64_t count = minimum(plan.stretch, columns - first);
       int64_t from = 2 * (pairs * part / parts);
       int64_t to = part + 1 == parts ? vectors : 2 * (pairs * (part + 1) / parts);
-      Row row{x, columns, g.sources, first, count, result + first * g.results, g.results};
+      Row row{x, columns, steps, first, count, result + first * g.results, g.results};
       blocks<true>(row, 0, kernel, lists, from, to);
       finish_pixels(first, count, from * L, minimum(to * L, g.results) - from * L);
       fence();
@@ -179,16 +182,22 @@ class GatherRows {
   }
 
   // A matrix product: `count` pixels of the groups from one to another.
-  void pixels(int64_t first, int64_t count, int64_t from, int64_t to, const char* x, const A* kernel,
+  void pixels(int64_t first, int64_t count, int64_t from, int64_t to, const char* x, const E* kernel,
               char* result, Lists& lists) const {
-    int64_t all = g.source_channels(), outputs = g.result_channels();
-    if (numbers) {
+    int64_t outputs = g.result_channels();
+    if (in_place)
       for (int64_t group = from; group < to; ++group)
-        blocks<true>({reinterpret_cast<const A*>(x) + group * g.sources, columns, all, first, count,
-                      reinterpret_cast<A*>(result) + first * outputs + group * g.results, outputs},
+        blocks<true>({reinterpret_cast<const E*>(x) + group * steps, columns, g.groups * steps, first, count,
+                      reinterpret_cast<Result*>(result) + first * outputs + group * g.results, outputs},
                      group, kernel, lists);
-      return;
-    }
+    else if constexpr (TERMS<E> == 1)
+      read_pixels(first, count, from, to, x, kernel, result, lists);
+  }
+
+  // The same of half precision, as numbers.
+  void read_pixels(int64_t first, int64_t count, int64_t from, int64_t to, const char* x, const A* kernel,
+                   char* result, Lists& lists) const {
+    int64_t all = g.source_channels(), outputs = g.result_channels();
     constexpr int64_t ROOM = 1 << 16;  // numbers
     int64_t at_once = maximum(1, minimum(ROOM / (count * g.sources), to - from));
     lists.sources.reserve(count * at_once * g.sources + L);
@@ -211,14 +220,23 @@ class GatherRows {
   }
 
   // `count` results of a row of the only group, the first of which finds its first source in `column`.
-  void one_row(int64_t column, int64_t count, const char* x, const A* kernel, char* result,
+  void one_row(int64_t column, int64_t count, const char* x, const E* kernel, char* result,
                Lists& lists) const {
-    if (numbers)
-      return blocks<false>({reinterpret_cast<const A*>(x), columns, g.sources, column, count,
-                            reinterpret_cast<A*>(result), g.results},
+    if (in_place)
+      return blocks<false>({reinterpret_cast<const E*>(x), columns, steps, column, count,
+                            reinterpret_cast<Result*>(result), g.results},
                            0, kernel, lists);
+    if constexpr (TERMS<E> == 1) read_row(column, count, x, kernel, result, lists);
+  }
+
+  // The same of half precision, as numbers.
+  void read_row(int64_t column, int64_t count, const char* x, const A* kernel, char* result,
+                Lists& lists) const {
     int64_t met = (count - 1) * g.axis[2].stride + span;
-    copy(x, type, column, met, columns, lists.rows, g.sources, lists.sources);
+    with_element<A>(type, [&](auto element) {
+      copy(reinterpret_cast<const decltype(element)*>(x), column, met, columns, lists.rows, steps,
+           lists.sources);
+    });
     for (int64_t i = 0; i < lists.rows.size; ++i) lists.rows[i].source = i * met * g.sources;
     lists.results.reserve(count * g.results);
     blocks<false>({lists.sources.data, met, g.sources, 0, count, lists.results.data, g.results}, 0, kernel,
@@ -228,16 +246,16 @@ class GatherRows {
 
   // The vectors of a group's filters from the first to the last.
   template <bool MATRIX>
-  void blocks(const Row& row, int64_t group, const A* kernel, Lists& lists, int64_t first = 0,
+  void blocks(const Row& row, int64_t group, const E* kernel, Lists& lists, int64_t first = 0,
               int64_t last = INT64_MAX) const {
     int64_t vectors = ceil_div(g.results, L);
     // Rows that images have in practice are multiples of 7 or of 8.
     bool eights = row.count % 8 == 0 && row.count % 7;
     for (int64_t v = first, block; v < minimum(vectors, last); v += block) {
       block = block_of(vectors - v, 3);
-      Gather::Weights<A> w = g.weights(plan, kernel, group, v, block);
+      Gather::Weights<E> w = g.weights(plan, kernel, group, v, block);
       int64_t filters = minimum(block * L, g.results - v * L);
-      A* to = row.result + v * L;
+      Result* to = row.result + v * L;
       with_number<3>(block, [&](auto V) {
         if constexpr (MANY && !MATRIX)
           if (eights) return tiles<false, 8, V>(row, 0, w, filters, to, lists);
@@ -249,9 +267,9 @@ class GatherRows {
   // Results from `begin` to the end of a row. A rest of up to half a tile goes to smaller tiles, a longer one
   // to a tile that ends with it and sums some results to the same again.
   template <bool MATRIX, int Q, int V>
-  void tiles(const Row& row, int64_t begin, const Gather::Weights<A>& w, int64_t filters, A* result,
+  void tiles(const Row& row, int64_t begin, const Gather::Weights<E>& w, int64_t filters, Result* result,
              Lists& lists) const {
-    bool streams = numbers && plan.streams && whole_lines<A, V>(result, g.results);
+    bool streams = in_place && plan.streams && whole_lines<Result, V>(result, g.results);
     int64_t stride = g.axis[2].stride, wide = (Q - 1) * stride + span, step = stride * row.channels;
     for (int64_t q = begin; q < row.count; q += Q) {
       if constexpr (Q > 1 && Q != 8)
@@ -259,20 +277,20 @@ class GatherRows {
           return tiles<MATRIX, Q / 2, V>(row, q, w, filters, result, lists);
       q = minimum(q, row.count - Q);
       int64_t first = row.column + q * stride;
-      Vector<A> sums[Q][V] = {};
+      Vector<E> sums[Q][V] = {};
       if constexpr (MATRIX) {
-        multiply_row<A, Q, V>(sums, row.x + first * step, step, w.first, w.source, g.sources);
+        multiply_row<E, Q, V>(sums, row.x + first * step, step, w.first, w.source, steps);
       } else {
         bool inside = first >= 0 && first + wide <= row.columns;
-        if (!inside) copy(row.x, NUMBERS, first, wide, row.columns, lists.rows, g.sources, lists.copies);
+        if (!inside) copy(row.x, first, wide, row.columns, lists.rows, steps, lists.copies);
         for (int64_t i = 0; i < lists.rows.size; ++i) {
-          const A* from = inside ? row.x + lists.rows[i].source + first * g.sources
-                                 : lists.copies.data + i * wide * g.sources;
-          multiply_row<A, Q, V>(sums, from, step, w.first + lists.rows[i].weights * V * L, V * L,
-                                span * g.sources);
+          const E* from =
+              inside ? row.x + lists.rows[i].source + first * steps : lists.copies.data + i * wide * steps;
+          multiply_row<E, Q, V>(sums, from, step, w.first + lists.rows[i].weights * V * L, V * L,
+                                span * steps);
         }
       }
-      A* to = result + q * row.step;
+      Result* to = result + q * row.step;
       UNROLL for (int i = 0; i < Q; ++i, to += row.step) UNROLL
       for (int v = 0; v < V; ++v)
         if (filters >= (v + 1) * L)
@@ -283,22 +301,25 @@ class GatherRows {
   }
 
   // The sources of so many columns of each row of taps, [row][column][channel], and zeros beyond the ends.
-  static void copy(const void* x, Type type, int64_t first, int64_t wide, int64_t columns,
-                   const List<RowOfTaps>& rows, int64_t channels, List<A>& copies) {
+  // They are copied, or of half precision read as numbers.
+  template <class T>
+  static void copy(const T* x, int64_t first, int64_t wide, int64_t columns, const List<RowOfTaps>& rows,
+                   int64_t channels, List<E>& copies) {
     copies.reserve(rows.size * wide * channels + L);
     int64_t from = minimum(maximum(first, 0), first + wide),
             to = maximum(from, minimum(first + wide, columns));
-    A* end = copies.data;
+    E* end = copies.data;
     auto zeros = [&](int64_t count) {
-      if (count) memset(end, 0, count * channels * sizeof(A)), end += count * channels;
+      if (count) memset(end, 0, count * channels * sizeof(E)), end += count * channels;
     };
     for (int64_t i = 0; i < rows.size; ++i) {
       zeros(from - first);
-      int64_t source = rows[i].source + from * channels, count = (to - from) * channels;
-      if (are_numbers<A>(type))
-        memcpy(end, static_cast<const A*>(x) + source, count * sizeof(A));
+      const T* source = x + rows[i].source + from * channels;
+      int64_t count = (to - from) * channels;
+      if constexpr (sizeof(T) == sizeof(E))
+        memcpy(end, source, count * sizeof(E));
       else
-        read(type, static_cast<const char*>(x) + source * 2, count, end);
+        read(source, count, end);
       end += count;
       zeros(first + wide - to);
     }

@@ -14,8 +14,9 @@
 // A tap that falls on the padding finds zeros. It is left out where it does so for the whole tile, or for the
 // tile's first or last pixel: in the rows that images have in practice, tiles begin and end at borders.
 //
-// Of half precision, the sources of a stretch and some groups are read as numbers first, and their results
-// are written from numbers.
+// Sources are read where they are: numbers, or pairs of channels (vectors/products.h). Else, of half
+// precision, those of a stretch and some groups are read as numbers first, and their results are written from
+// numbers.
 
 #pragma once
 
@@ -25,30 +26,33 @@ namespace gconv {
 namespace {
 
 // For the pixels from FIRST to LAST.
-template <int FIRST, int LAST, class A, int Q, int V>
-ALWAYS_INLINE void multiply(Vector<A> (&sums)[Q][V], const A* const (&x)[Q], const A* w, int64_t apart,
-                            int64_t channels) {
-  for (int64_t s = 0; s < channels; ++s, w += apart) {
-    Vector<A> weight[V];
-    UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<A>);
+template <int FIRST, int LAST, class E, int Q, int V>
+ALWAYS_INLINE void multiply(Vector<E> (&sums)[Q][V], const E* const (&x)[Q], const E* w, int64_t apart,
+                            int64_t steps) {
+  for (int64_t s = 0; s < steps; ++s, w += apart) {
+    Vector<E> weight[V];
+    UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<E>);
     UNROLL for (int q = FIRST; q < LAST; ++q) {
-      Vector<A> source = broadcast(x[q][s]);
-      UNROLL for (int v = 0; v < V; ++v) sums[q][v] += source * weight[v];
+      Vector<E> source = broadcast(x[q][s]);
+      UNROLL for (int v = 0; v < V; ++v) add_product<E>(sums[q][v], source, weight[v]);
     }
   }
 }
 
-template <class A>
+template <class E>
 class GatherWide {
-  static constexpr int L = LANES<A>;
+  using A = Wide<E>;
+  using Result = Stored<E>;
+  static constexpr int L = LANES<E>;
   static constexpr int64_t TILES = wide_tiles(REGISTERS);
   const Plan& plan;
   const Problem& p;
   Type type;
-  bool numbers;  // whether elements are numbers already
+  bool in_place;  // whether sources are read where they are
   Gather g;
   const Finish<A>& finish;
-  int64_t unit;     // of a table's sources: numbers, or for half precision pixels
+  int64_t steps;    // numbers or pairs of a group's sources
+  int64_t unit;     // of a table's sources: numbers, pairs, or pixels where they are not read in place
   int64_t vectors;  // of a group's filters
 
   struct Stretch {  // of the results of one combination of phases
@@ -59,7 +63,7 @@ class GatherWide {
     int64_t first, count;
     int64_t image, depth, height, width;  // where its first pixel's sources are, but for the tap
   };
-  struct Table {            // of a stretch; offsets are in numbers
+  struct Table {            // of a stretch; offsets are in numbers, of sources in what they are read as
     List<int64_t> taps;     // those that meet a source
     List<int64_t> sources;  // [tap][pixel], -1 on the padding
     List<int64_t> results;  // of each pixel
@@ -70,23 +74,24 @@ class GatherWide {
     List<A> sources, results;  // [pixel][channel]
   };
   struct Block {  // some vectors of a group's filters, and the group's sources
-    const A* x;
-    Gather::Weights<A> weights;
-    const A* zeros;
-    A* result;
+    const E* x;
+    Gather::Weights<E> weights;
+    const E* zeros;
+    Result* result;
     int64_t filters;
     bool first_reader;
   };
 
  public:
   GatherWide(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
-      : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), g(role, p), finish(finish),
-        unit(numbers ? g.source_channels() : 1), vectors(ceil_div(g.results, L)) {}
+      : plan(plan), p(p), type(type), in_place(TERMS<E> == 2 || are_numbers<A>(type)), g(role, p),
+        finish(finish), steps(g.sources / TERMS<E>), unit(in_place ? g.groups * steps : 1),
+        vectors(ceil_div(g.results, L)) {}
 
   void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
-    A* zeros = static_cast<A*>(scratch) + plan.packed;
-    memset(zeros, 0, g.sources * sizeof(A));
-    const A* kernel = g.packed<A>(plan, parallel, type, w, scratch, 1);
+    E* zeros = static_cast<E*>(scratch) + plan.packed;
+    memset(zeros, 0, steps * sizeof(E));
+    const E* kernel = g.packed<E>(plan, parallel, type, w, scratch, 1);
     List<Stretch> stretches;
     for (int64_t a = 0; a < g.axis[0].phases.size; ++a)
       for (int64_t b = 0; b < g.axis[1].phases.size; ++b)
@@ -137,8 +142,8 @@ class GatherWide {
     return from < to;
   }
 
-  void results(const Stretch& pixels, int64_t from, int64_t to, const char* x, const A* kernel,
-               const A* zeros, char* result) const {
+  void results(const Stretch& pixels, int64_t from, int64_t to, const char* x, const E* kernel,
+               const E* zeros, char* result) const {
     Table table;
     table.padded = ceil_div(pixels.count, TILES) * TILES;
     List<RowPart> parts;
@@ -157,11 +162,17 @@ class GatherWide {
           table.sources.size += table.padded;
           table.taps.push(g.tap(dp.taps[a].index, hp.taps[b].index, wp.taps[c].index, p));
         }
-    if (numbers) {
-      const A* first = reinterpret_cast<const A*>(x) + from * g.sources;
-      groups(table, from, to, first, kernel, zeros, reinterpret_cast<A*>(result) + from * g.results);
+    if (in_place) {
+      const E* first = reinterpret_cast<const E*>(x) + from * steps;
+      groups(table, from, to, first, kernel, zeros, reinterpret_cast<Result*>(result) + from * g.results);
       return finish_groups(table.results, from, to);
     }
+    if constexpr (TERMS<E> == 1) from_near(table, from, to, x, kernel, zeros, result);
+  }
+
+  // Half precision, as numbers.
+  void from_near(Table& table, int64_t from, int64_t to, const char* x, const A* kernel, const A* zeros,
+                 char* result) const {
     Near near;
     int64_t at_once = minimum(to - from, number_pixels(table, near));
     for (int64_t& source : table.sources) source = source < 0 ? -1 : source * at_once * g.sources;
@@ -218,14 +229,14 @@ class GatherWide {
   }
 
   // The groups from one to another, of which x and the result begin with the first one's.
-  void groups(const Table& table, int64_t from, int64_t to, const A* x, const A* kernel, const A* zeros,
-              A* result) const {
-    for (int64_t group = from; group < to; ++group, x += g.sources, result += g.results)
+  void groups(const Table& table, int64_t from, int64_t to, const E* x, const E* kernel, const E* zeros,
+              Result* result) const {
+    for (int64_t group = from; group < to; ++group, x += steps, result += g.results)
       for (int64_t v = 0, block; v < vectors; v += block) {
         block = block_of(vectors - v, 3);
-        Gather::Weights<A> w = g.weights(plan, kernel, group, v, block);
+        Gather::Weights<E> w = g.weights(plan, kernel, group, v, block);
         int64_t filters = minimum(block * L, g.results - v * L);
-        bool first_reader = numbers && plan.past_caches && v == 0 && table.taps.size;
+        bool first_reader = in_place && plan.past_caches && v == 0 && table.taps.size;
         with_number<3>(block, [&](auto V) {
           tiles<wide_tile(REGISTERS, V), V>(table, {x, w, zeros, result + v * L, filters, first_reader});
         });
@@ -234,43 +245,43 @@ class GatherWide {
 
   // Asks for the sources of a tile to come.
   template <int Q>
-  void fetch(const A* x, const int64_t* sources) const {
+  void fetch(const E* x, const int64_t* sources) const {
     for (int q = 0; q < Q; ++q)
-      for (int64_t c = 0; c < g.sources && sources[q] >= 0; c += LINE / sizeof(A))
+      for (int64_t c = 0; c < steps && sources[q] >= 0; c += LINE / sizeof(E))
         __builtin_prefetch(x + sources[q] + c, 0, 2);
   }
 
   template <int Q, int V>
   void tiles(const Table& table, const Block& block) const {
-    const A *x = block.x, *zeros = block.zeros, *weights = block.weights.first;
+    const E *x = block.x, *zeros = block.zeros, *weights = block.weights.first;
     int64_t apart = block.weights.source;
-    A* result = block.result;
+    Result* result = block.result;
     int64_t filters = block.filters;
-    bool streams = numbers && plan.streams && whole_lines<A, V>(result, g.results);
+    bool streams = in_place && plan.streams && whole_lines<Result, V>(result, g.results);
     for (int64_t first = 0; first < table.results.size; first += Q) {
-      Vector<A> sums[Q][V] = {};
+      Vector<E> sums[Q][V] = {};
       if (block.first_reader && first + Q < table.results.size)
         fetch<Q>(x, table.sources.data + table.sources.size - table.padded + first + Q);
       for (int64_t t = 0; t < table.taps.size; ++t) {
-        const A* source[Q];
+        const E* source[Q];
         const int64_t* offset = table.sources.data + t * table.padded + first;
         int64_t missing = -1;  // where all sources are on the padding
         UNROLL for (int q = 0; q < Q; ++q) missing &= offset[q];
         if (missing == -1) continue;
         UNROLL for (int q = 0; q < Q; ++q) source[q] = offset[q] < 0 ? zeros : x + offset[q];
-        const A* w = weights + table.taps[t] * block.weights.tap;
+        const E* w = weights + table.taps[t] * block.weights.tap;
         if (offset[0] == -1)
-          multiply<1, Q>(sums, source, w, apart, g.sources);
+          multiply<1, Q, E>(sums, source, w, apart, steps);
         else if (offset[Q - 1] == -1)
-          multiply<0, Q - 1>(sums, source, w, apart, g.sources);
+          multiply<0, Q - 1, E>(sums, source, w, apart, steps);
         else
-          multiply<0, Q>(sums, source, w, apart, g.sources);
+          multiply<0, Q, E>(sums, source, w, apart, steps);
       }
       int64_t count = minimum(Q, table.results.size - first);
       UNROLL for (int q = 0; q < Q; ++q) {
         if (q >= count) break;
         UNROLL for (int v = 0; v < V; ++v) {
-          A* to = result + table.results[first + q] + v * L;
+          Result* to = result + table.results[first + q] + v * L;
           if (filters >= (v + 1) * L)
             streams ? stream(to, sums[q][v]) : store(to, sums[q][v]);
           else

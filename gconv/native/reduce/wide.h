@@ -7,7 +7,7 @@
 // A group's channels are a small part of each pixel, and pixels lie far apart: a power of two apart they
 // share a few sets of the nearest cache, and each is on a page of its own. Where they are read often, a
 // stretch's part of the block is therefore packed first, y once and x for each row of taps: tens of KiB of a
-// thread's own. Half precision is always packed: it is widened then.
+// thread's own. Half precision is always packed: it is widened then, or put into pairs of pixels.
 
 #pragma once
 
@@ -16,9 +16,10 @@
 namespace gconv {
 namespace {
 
-template <class A>
+template <class E>
 class ReduceWide {
-  static constexpr int L = LANES<A>;
+  using A = Wide<E>;
+  static constexpr int L = LANES<E>;
   static constexpr bool MANY = REGISTERS == 32;
   const Plan& plan;
   const Problem& p;
@@ -53,7 +54,7 @@ class ReduceWide {
       }
     });
     for_each(parallel, p.groups * blocks * taps, high * wide * plan.partitions, [&](int64_t unit) {
-      with_element<A>(type, [&](auto element) {
+      with_elements([&](auto element) {
         finish(at(unit / taps), unit % taps, partial + unit * high * wide * L,
                static_cast<decltype(element)*>(result));
       });
@@ -82,13 +83,15 @@ class ReduceWide {
   struct Lists {  // of a stretch
     List<RowPair> rows, packed;
     List<int64_t> from, to;  // the columns that find each tap of a row
-    List<A> x, y;            // packed: [row][pixel][channel] and [pixel][filter], each block's own
+    KeptRows<E> kept;        // rows of x that were packed: taps of several rows meet them
+    List<E> x, y;            // packed: [row][pixel][channel] and [pixel][filter], each block's own
   };
 
   void sum(Lists& lists, int64_t index, const Block& block, const void* x, const void* y, A* partial) const {
     int64_t first_x = block.group * p.channels + block.channel,
             first_y = block.group * p.filters + block.filter;
-    const A* packed_y = nullptr;
+    const E* packed_y = nullptr;
+    lists.kept.forget();
     // Vectors of y are loaded whole, and sums of lanes beyond the filters are dropped. But nothing beyond y
     // may be loaded.
     int64_t left =
@@ -97,7 +100,7 @@ class ReduceWide {
         first_y + ceil_div(block.filters, L) * L - (left * p.out[2] + 1) * stretches.out_channels;
     bool packs_y = plan.packs_y || beyond > 0;
     if (packs_y)
-      with_element<A>(type, [&](auto element) {
+      with_elements([&](auto element) {
         packed_y = pack_y(lists, index, block, static_cast<const decltype(element)*>(y) + first_y);
       });
     for (int64_t d = 0; d < p.window[0]; ++d)
@@ -109,34 +112,56 @@ class ReduceWide {
         for (int64_t w = 0, size; w < p.window[2]; w += size) {
           size = plan.packs_x && !plan.packs_rows ? 1 : p.window[2];
           int64_t step = plan.packs_x ? high : stretches.in_channels, source = w * p.dilation[2] - p.low[2];
-          WidePass<A> at{};
+          WidePass<E> at{};
           at.x_tap = p.dilation[2] * step,
           at.x_column = (plan.packs_x && !plan.packs_rows ? 1 : p.strides[2]) * step;
           at.y_column = packs_y ? wide * L : stretches.out_channels, at.rows = &lists.rows,
           at.channels = block.channels;
           if (plan.packs_x)
-            with_element<A>(type, [&](auto element) {
+            with_elements([&](auto element) {
               auto* elements = static_cast<const decltype(element)*>(x) + first_x;
               at.x = pack_x(lists, index, w, size, block, elements), at.rows = &lists.packed;
             });
           else
-            at.x = static_cast<const A*>(x) + first_x + source * step;
-          at.y = packs_y ? packed_y : static_cast<const A*>(y) + first_y;
+            at.x = static_cast<const E*>(x) + first_x + source * step;
+          at.y = packs_y ? packed_y : static_cast<const E*>(y) + first_y;
           row(lists, at, w, size, block, partial);
         }
       }
   }
 
+  // Calls f with an element of x and y.
+  template <class F>
+  void with_elements(const F& f) const {
+    if constexpr (TERMS<E> == 2)
+      f(Bf16{});
+    else
+      with_element<A>(type, f);
+  }
+
+  // So many channels of a pixel as numbers; or, as pairs, of it and the next one, if it has one.
+  template <class T>
+  static void put(const T* pixel, const T* next, int64_t count, E* to) {
+    if constexpr (TERMS<E> == 1)
+      read(pixel, count, to);
+    else
+      for (int64_t c = 0; c < count; c += L) {
+        Vector<E> pairs = pairs_of<E>(pixel + c, (next ? next : pixel) + c, count - c);
+        store(to + c, next ? pairs : first_terms<E>(pairs));
+      }
+  }
+
   // A stretch's pixels follow each other in y: those of whole rows, or of a part of one.
   template <class T>
-  const A* pack_y(Lists& lists, int64_t index, const Block& block, const T* y) const {
-    int64_t pixels = stretches.rows_in(index) * stretches.columns_in(index),
+  const E* pack_y(Lists& lists, int64_t index, const Block& block, const T* y) const {
+    int64_t columns = stretches.columns_in(index), pixels = stretches.rows_in(index) * columns,
             last = (block.filters - 1) / L * L;
-    A *packed = lines(lists.y, pixels * wide * L), *to = packed;
+    E *packed = lines(lists.y, pixels * wide * L), *to = packed;
     y += (stretches.first_row(index) * p.out[2] + stretches.first_column(index)) * stretches.out_channels;
-    for (int64_t i = 0; i < pixels; ++i, y += stretches.out_channels, to += wide * L) {
-      read(y, block.filters, to);
-      if (plan.pairs && block.filters - last <= L / 2)
+    for (int64_t i = 0, left = columns; i < pixels; ++i, y += stretches.out_channels, to += wide * L) {
+      if (--left == 0) left = columns;  // the last of a row
+      put(y, left == columns ? nullptr : y + stretches.out_channels, block.filters, to);
+      if (plan.twice && block.filters - last <= L / 2)
         store(to + last, twice(load(to + last), std::make_index_sequence<L>{}));
     }
     return packed;
@@ -145,36 +170,47 @@ class ReduceWide {
   // The pixels that some taps from `w` on meet: all from the first to the last, or of a single tap those that
   // it meets. The rows in lists.packed begin where these now lie.
   template <class T>
-  const A* pack_x(Lists& lists, int64_t index, int64_t w, int64_t size, const Block& block,
+  const E* pack_x(Lists& lists, int64_t index, int64_t w, int64_t size, const Block& block,
                   const T* x) const {
     int64_t from = lists.from[w], to = lists.to[w], first, last, step = 1,
             source = w * p.dilation[2] - p.low[2];
     if (size > 1) {
       first = stretches.first_column(index) * p.strides[2] + source;
       last = first + (stretches.columns_in(index) - 1) * p.strides[2] + (size - 1) * p.dilation[2];
-      first = maximum(first, 0), last = minimum(last, p.in[2] - 1), from = 0;
+      first = maximum(first, 0), last = minimum(last, p.in[2] - 1);
     } else {
       step = p.strides[2], first = from * step + source, last = first + (to - from - 1) * step;
     }
-    int64_t count = last < first ? 0 : (last - first) / step + 1;
-    A *packed = lines(lists.x, lists.rows.size * count * high + L), *next = packed;
-    int64_t before =
-        size > 1 ? (source - first) * high : -from * high;  // from the first pixel that is packed to column 0
-    lists.packed.size = 0;
-    for (int64_t s = 0; s < lists.rows.size; ++s) {
-      const RowPair& row = lists.rows[s];
+    int64_t count = last < first ? 0 : (last - first) / step + 1, length = count * high;
+    int64_t apart = p.strides[2];  // from the pixel that a column meets to that of the next one
+    auto pack_row = [&](const RowPair& row, E* to) {
       const T* pixel = x + row.x + first * stretches.in_channels;
-      lists.packed.push({next - packed + before, row.y, row.pixel});
-      for (int64_t i = 0; i < count; ++i, pixel += step * stretches.in_channels, next += high)
-        read(pixel, block.channels, next);
+      for (int64_t i = 0; i < count; ++i, pixel += step * stretches.in_channels, to += high)
+        put(pixel, first + i * step + apart <= last ? pixel + apart * stretches.in_channels : nullptr,
+            block.channels, to);
+    };
+    lists.packed.size = 0;
+    if (size > 1) {
+      int64_t before = (source - first) * high;  // from the first pixel that is packed to column 0
+      lists.kept.begin(plan.stretch_rows, first, length + L);
+      for (const RowPair& row : lists.rows) {
+        int64_t at = lists.kept.place(row.x, [&](E* to) { pack_row(row, to); });
+        lists.packed.push({at + before, row.y, row.pixel});
+      }
+      return lists.kept.all();
+    }
+    E *packed = lines(lists.x, lists.rows.size * length + L), *next = packed;
+    for (const RowPair& row : lists.rows) {
+      pack_row(row, next);
+      lists.packed.push({next - packed - from * high, row.y, row.pixel}), next += length;
     }
     return packed;
   }
 
   // The taps of a row from `w` on, of which `at` has the first: as many together as a column finds.
-  void row(const Lists& lists, WidePass<A> at, int64_t w, int64_t size, const Block& block,
+  void row(const Lists& lists, WidePass<E> at, int64_t w, int64_t size, const Block& block,
            A* partial) const {
-    const A *x = at.x, *y = at.y;
+    const E *x = at.x, *y = at.y;
     at.x_tap *= !plan.shares_sources, at.y_tap = -at.y_column * plan.shares_sources;
     for (int64_t begin = w, end; begin < w + size; begin = end) {
       end = minimum(begin + together(p.window[2] - begin), w + size);
@@ -197,10 +233,10 @@ class ReduceWide {
     }
   }
 
-  void vectors(WidePass<A> at, const Block& block, A* sums) const {
+  void vectors(WidePass<E> at, const Block& block, A* sums) const {
     for (int64_t v = 0, count; v < block.filters; v += count * L, at.y += count * L, sums += count * L) {
       int64_t left = block.filters - v;
-      bool last = plan.pairs && left <= L / 2, before = plan.pairs && !last && left <= L + L / 2;
+      bool last = plan.twice && left <= L / 2, before = plan.twice && !last && left <= L + L / 2;
       count = left > L && !before ? 2 : 1;
       if (last)
         channels<1, true>(at, sums);
@@ -209,48 +245,48 @@ class ReduceWide {
     }
   }
 
-  // `size` channels, or pairs of them.
-  template <int V, bool PAIRS>
-  void channels(const WidePass<A>& at, A* sums) const {
-    int64_t size = at.channels / (1 + PAIRS), row = (1 + PAIRS) * wide * L;
-    if (at.taps == 1) return rows<V, false, PAIRS>(at, size, sums);
+  // All channels; TWICE: two at a time.
+  template <int V, bool TWICE>
+  void channels(const WidePass<E>& at, A* sums) const {
+    int64_t size = at.channels / (1 + TWICE), row = (1 + TWICE) * wide * L;
+    if (at.taps == 1) return rows<V, false, TWICE>(at, size, sums);
     if (plan.one_axis) {
       int64_t all = at.taps * at.channels;
       return neighbours() ? rows<V, false, false>(at, all, sums) : rows<V, true, false>(at, all, sums);
     }
     if constexpr (V == 1) {
       int64_t j = 0;
-      for (; MANY && j + 8 <= size; j += 8) some_taps<8, PAIRS>(at, j, sums + j * row);
-      for (; j < size; j += 4) some_taps<4, PAIRS>(at, j, sums + j * row);
+      for (; MANY && j + 8 <= size; j += 8) some_taps<8, TWICE>(at, j, sums + j * row);
+      for (; j < size; j += 4) some_taps<4, TWICE>(at, j, sums + j * row);
     } else {
-      WidePass<A> one = at;
+      WidePass<E> one = at;
       for (one.taps = 1; one.taps <= at.taps;
            ++one.taps, one.x += at.x_tap, one.y += at.y_tap, sums += high * wide * L)
-        rows<V, false, PAIRS>(one, size, sums);
+        rows<V, false, TWICE>(one, size, sums);
     }
   }
 
-  template <int J, bool PAIRS>
-  void some_taps(const WidePass<A>& at, int64_t first, A* sums) const {
+  template <int J, bool TWICE>
+  void some_taps(const WidePass<E>& at, int64_t first, A* sums) const {
     auto some = [&](auto taps) {
-      plan.shares_sources ? add<taps, J, 1, false, true, PAIRS>(at, first, nullptr, sums)
-                          : add<taps, J, 1, false, !MANY, PAIRS>(at, first, nullptr, sums);
+      plan.shares_sources ? add<taps, J, 1, false, true, TWICE>(at, first, nullptr, sums)
+                          : add<taps, J, 1, false, !MANY, TWICE>(at, first, nullptr, sums);
     };
     at.taps == 3 ? some(Number<3>{}) : some(Number<2>{});
   }
 
-  // Tiles of J channels or pairs, from the first on or as a table has them.
-  template <int TAPS, int J, int V, bool TABLE, bool SHARE, bool PAIRS>
-  void add(const WidePass<A>& at, int64_t first, const int64_t* offsets, A* sums) const {
-    sum_products<A, TAPS, J, V, TABLE, SHARE, PAIRS>(at, first * (1 + PAIRS), offsets, sums, high * wide * L,
-                                                     (1 + PAIRS) * wide * L);
+  // Tiles of J channels, or of twice as many, from the first on or as a table has them.
+  template <int TAPS, int J, int V, bool TABLE, bool SHARE, bool TWICE>
+  void add(const WidePass<E>& at, int64_t first, const int64_t* offsets, A* sums) const {
+    sum_products<E, TAPS, J, V, TABLE, SHARE, TWICE>(at, first * (1 + TWICE), offsets, sums, high * wide * L,
+                                                     (1 + TWICE) * wide * L);
   }
 
-  template <int V, bool TABLE, bool PAIRS>
-  void rows(const WidePass<A>& at, int64_t count, A* sums) const {
+  template <int V, bool TABLE, bool TWICE>
+  void rows(const WidePass<E>& at, int64_t count, A* sums) const {
     constexpr int MOST = V == 2 ? 6 : 8;
     int64_t offsets[MOST];
-    for (int64_t j = 0, size; j < count; j += size, sums += size * (1 + PAIRS) * wide * L) {
+    for (int64_t j = 0, size; j < count; j += size, sums += size * (1 + TWICE) * wide * L) {
       int64_t left = count - j;
       if (V == 2)
         size = left == 8 ? 4 : left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -258,10 +294,10 @@ class ReduceWide {
         size = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
       for (int64_t i = 0; TABLE && i < size; ++i) offsets[i] = (j + i) / high * at.x_tap + (j + i) % high;
       int64_t first = TABLE ? 0 : j;
-      if (size == MOST) add<1, MOST, V, TABLE, false, PAIRS>(at, first, offsets, sums);
-      if (size == 4) add<1, 4, V, TABLE, false, PAIRS>(at, first, offsets, sums);
-      if (size == 2) add<1, 2, V, TABLE, false, PAIRS>(at, first, offsets, sums);
-      if (size == 1) add<1, 1, V, TABLE, false, PAIRS>(at, first, offsets, sums);
+      if (size == MOST) add<1, MOST, V, TABLE, false, TWICE>(at, first, offsets, sums);
+      if (size == 4) add<1, 4, V, TABLE, false, TWICE>(at, first, offsets, sums);
+      if (size == 2) add<1, 2, V, TABLE, false, TWICE>(at, first, offsets, sums);
+      if (size == 1) add<1, 1, V, TABLE, false, TWICE>(at, first, offsets, sums);
     }
   }
 
@@ -272,13 +308,12 @@ class ReduceWide {
         (tap * p.channels + block.channel) * stretches.out_channels + block.group * p.filters + block.filter;
     for (int64_t j = 0; j < block.channels; ++j, partial += wide * L, result += stretches.out_channels)
       for (int64_t v = 0; v < block.filters; v += L) {
-        bool pair = plan.pairs && block.filters - v <= L / 2;
-        const A* at =
-            partial + v - (pair && j % 2 ? wide * L : 0);  // pairs lie where their first channel does
+        bool twice = plan.twice && block.filters - v <= L / 2;
+        const A* at = partial + v - (twice && j % 2 ? wide * L : 0);  // both lie where the first channel does
         Vector<A> sum = load(at);
         for (int64_t i = 1; i < plan.partitions; ++i) sum += load(at + i * plan.packed);
         store_first(result + v,
-                    !pair   ? sum
+                    !twice  ? sum
                     : j % 2 ? every_other<1>(sum, all)
                             : every_other<0>(sum, all),
                     block.filters - v);

@@ -46,6 +46,14 @@ ALWAYS_INLINE void read(const T* from, int64_t count, Wide<T>* to) {
   if (i < count) store(to + i, load_first(from + i, count - i));
 }
 
+// Copies `count` pairs, likewise.
+ALWAYS_INLINE void read(const Pair* from, int64_t count, Pair* to) {
+  constexpr int L = LANES<Pair>;
+  int64_t i = 0;
+  for (; i + L <= count; i += L) store(to + i, load(from + i));
+  if (i < count) store(to + i, load_first(from + i, count - i));
+}
+
 // Writes `count` numbers as elements.
 template <class T>
 ALWAYS_INLINE void write(const Wide<T>* from, int64_t count, T* to) {

@@ -76,10 +76,18 @@ ALWAYS_INLINE void zip(V (&v)[N], std::index_sequence<LANE...> all) {
   if constexpr (HALF > 1) zip<HALF / 2>(v, all);
 }
 
+// Two vectors' lanes in turn, SIZE of the one and SIZE of the other; HALF 0 is the first vector of these, 1
+// the second.
+template <int SIZE, int HALF, class V, size_t... LANE>
+ALWAYS_INLINE V zip_by(V a, V b, std::index_sequence<LANE...>) {
+  constexpr size_t L = sizeof...(LANE), FIRST = HALF * L / 2;
+  return pick<(int)(FIRST + LANE / (2 * SIZE) * SIZE + LANE % SIZE + LANE / SIZE % 2 * L)...>(a, b);
+}
+
 // Two neighbours, one after the other in all lanes.
 template <class A>
-ALWAYS_INLINE typename VectorOf<A, VECTOR_BYTES>::type broadcast_pair(const A* from) {
-  typename VectorOf<A, VECTOR_BYTES>::type v;
+ALWAYS_INLINE Vector<A> broadcast_pair(const A* from) {
+  Vector<A> v;
   if constexpr (sizeof(A) == 4) {
     uint64_t both;
     memcpy(&both, from, sizeof both);

@@ -182,18 +182,22 @@ ALWAYS_INLINE void fence() {
 template <class T>
 ALWAYS_INLINE Vector<T> gather(const T* from, const int32_t (&index)[LANES<Wide<T>>], int64_t largest,
                                int64_t count) {
-#if defined(__AVX2__) && VECTOR_BYTES == 32
-  if constexpr (sizeof(T) == 4)
-    if (largest < 8 && count >= 8) {
-      typedef int Index __attribute__((vector_size(32)));
-      Index lanes;
+  constexpr int L = LANES<Wide<T>>;
+#if defined(__AVX2__) && (VECTOR_BYTES == 32 || defined(__AVX512F__))
+  if constexpr (sizeof(Wide<T>) == 4)
+    if (largest < L && count >= L) {  // of as many neighbours as lanes, by one permutation
+      typename VectorOf<int, VECTOR_BYTES>::type lanes;
       memcpy(&lanes, index, sizeof lanes);
-      return __builtin_ia32_permvarsf256(load(from), lanes);
+#if VECTOR_BYTES == 64
+      return (Vector<T>)_mm512_maskz_permutexvar_ps(ALL, (__m512i)lanes, (__m512)load(from));
+#else
+      return (Vector<T>)_mm256_permutevar8x32_ps((__m256)load(from), (__m256i)lanes);
+#endif
     }
 #endif
   (void)largest, (void)count;
   Vector<T> v;
-  for (int i = 0; i < LANES<Wide<T>>; ++i) v[i] = value(from[index[i]]);
+  for (int i = 0; i < L; ++i) v[i] = value(from[index[i]]);
   return v;
 }
 

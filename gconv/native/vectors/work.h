@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "problem.h"
-#include "vectors/vector.h"
+#include "vectors/products.h"
 
 namespace gconv {
 namespace {

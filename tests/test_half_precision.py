@@ -1,0 +1,160 @@
+"""Half precision on CPU: results are sums in float32 that are rounded once, nothing is copied, and nothing meets another's zero.
+
+The oracle sums in float64. `make sanitize` adds random problems, also for the instruction that adds the products of pairs.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import gconv
+from gconv import backends, native
+from gconv.geometry import geometry
+from gconv.roles import OPERANDS
+
+MISSING = native.load()[1]
+built = pytest.mark.skipif(MISSING is not None, reason=f"native: {MISSING}")
+by_pairs = pytest.mark.skipif("avx512_bf16" != native.instruction_set(), reason="this processor cannot multiply pairs of bfloat16")
+
+# (spatial, window, groups, channels, filters), strides, padding, dilation: borders, odd sizes, and strands and vectors with a rest.
+PROBLEMS = {
+    "depthwise": (((9, 11), (3, 3), 70, 1, 1), (1, 1), ((1, 1), (2, 0)), (1, 1)),
+    "depthwise, few channels": (((9, 11), (3, 3), 13, 1, 1), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    "depthwise, strides and a long window": (((13, 17), (5, 7), 33, 1, 1), (2, 2), ((2, 2), (3, 3)), (1, 1)),
+    "depthwise, dilation": (((3, 33), (1, 3), 40, 1, 1), (1, 1), ((0, 0), (4, 4)), (1, 4)),
+    "two channels": (((7, 9), (3, 3), 21, 2, 2), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    "four channels": (((7, 9), (3, 3), 9, 4, 4), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    "eight channels": (((7, 9), (3, 3), 5, 8, 8), (1, 2), ((1, 1), (1, 1)), (1, 1)),
+    "eight channels, few filters": (((7, 9), (3, 3), 5, 8, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    "odd channels": (((7, 9), (3, 2), 3, 7, 5), (1, 1), ((1, 1), (1, 0)), (1, 1)),
+    "wide groups": (((7, 9), (3, 3), 2, 24, 40), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    "wide groups, strides": (((8, 11), (3, 3), 2, 10, 20), (2, 2), ((1, 0), (1, 1)), (1, 1)),
+    "wide groups, dilation": (((8, 13), (2, 3), 2, 10, 20), (1, 1), ((1, 0), (2, 2)), (1, 2)),
+    "one group of few channels": (((9, 11), (3, 3), 1, 4, 24), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    "a matrix product": (((3, 7), (1, 1), 1, 20, 48), (1, 1), ((0, 0), (0, 0)), (1, 1)),
+}
+
+
+def problem(name, dtype, seed=0):
+    """x, kernel, y and what the oracle is told; all three are random in `dtype`."""
+    (spatial, window, groups, channels, filters), strides, pads, dilation = PROBLEMS[name]
+    options = {"groups": groups, "strides": strides, "pads": pads, "dilation": dilation}
+    generator = np.random.default_rng(seed)
+    x, kernel = (
+        jnp.asarray(generator.standard_normal(shape), dtype)
+        for shape in ((3, *spatial, groups * channels), (*window, channels, groups * filters))
+    )
+    y = jnp.asarray(generator.standard_normal(oracle.conv(wide(x), wide(kernel), **options).shape), dtype)
+    return x, kernel, y, options
+
+
+def wide(a):
+    return np.asarray(a).astype(np.float64)
+
+
+def facts_of(x, kernel, options):
+    given = {"groups": options["groups"], "strides": options["strides"], "dilation": options["dilation"]}
+    return geometry(x.shape, kernel.shape, padding=options["pads"], **given)[1]
+
+
+def kernels(role, facts, dtype, batch):
+    """The names of the kernels that can do a role."""
+    return [name for name, why in backends.native.kernels(role, facts, jnp.dtype(dtype), batch).items() if why is None]
+
+
+def expected_of(role, x, kernel, y, options):
+    if role == "y":
+        return oracle.conv(wide(x), wide(kernel), **options)
+    if role == "x":
+        return oracle.input_gradient(wide(y), wide(kernel), x.shape, **options)
+    return oracle.kernel_gradient(wide(x), wide(y), kernel.shape, **options)
+
+
+def run(role, arrays, facts, dtype, name, precision=None):
+    call = functools.partial(getattr(backends.native, role), geometry=facts, dtype=dtype, precision=precision, forced=name)
+    return np.asarray(jax.jit(call)(*(arrays[operand] for operand in OPERANDS[role]))).astype(np.float64)
+
+
+@built
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("role", "yxw")
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_kernel_rounds_sums_in_float32_once(name, role, dtype):
+    x, kernel, y, options = problem(name, dtype)
+    facts = facts_of(x, kernel, options)
+    expected = expected_of(role, x, kernel, y, options)
+    magnitude = expected_of(role, abs(x), abs(kernel), abs(y), options)
+    half = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
+    found = kernels(role, facts, dtype, 3)
+    assert found
+    for kernel_name in found:
+        result = run(role, {"x": x, "w": kernel, "y": y}, facts, jnp.dtype(dtype), kernel_name)
+        allowed = half * abs(expected) + 6e-7 * magnitude + 6e-8
+        worst = (abs(result - expected) / allowed).max()
+        assert worst <= 1, f"{kernel_name}: {worst}"
+
+
+@built
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.parametrize("role", "yxw")
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_is_not_finite_reaches_exactly_the_sums_that_hold_it(name, role, bad):
+    """In bfloat16 with every kernel, from x and y: a pair never meets a zero in place of its neighbour.
+
+    A kernel's own value may meet the zeros of padding, as it does in XLA.
+    """
+    x, kernel, y, options = problem(name, "bfloat16")
+    facts = facts_of(x, kernel, options)
+    arrays = {"x": x, "w": kernel, "y": y}
+    for spoiled in set(OPERANDS[role]) - {"w"}:
+        ones = {operand: jnp.ones_like(a) for operand, a in arrays.items()}
+        where = np.zeros(arrays[spoiled].shape)
+        where.reshape(-1)[[0, where.size // 3, where.size // 2 + 1, -1]] = 1
+        held = expected_of(role, *((ones | {spoiled: where})[operand] for operand in "xwy"), options) > 0
+        values = arrays | {spoiled: jnp.where(where > 0, jnp.bfloat16(bad), arrays[spoiled])}
+        for kernel_name in kernels(role, facts, "bfloat16", 3):
+            if kernel_name.startswith("winograd"):  # looks for it, and takes plain sums of its tile then
+                continue
+            result = run(role, values, facts, jnp.dtype("bfloat16"), kernel_name)
+            np.testing.assert_array_equal(~np.isfinite(result), held, err_msg=f"{kernel_name}, {spoiled}")
+
+
+@by_pairs
+@pytest.mark.parametrize("role", "yxw")
+def test_a_precision_above_the_default_keeps_numbers_below_the_smallest_normal_one(role):
+    x, kernel, y, options = problem("wide groups", "bfloat16")
+    facts = facts_of(x, kernel, options)
+    tiny = {name: abs(a) * 0 + (2.0**-130 if name == OPERANDS[role][0] else 1) for name, a in zip("xwy", (x, kernel, y), strict=True)}
+    tiny = {name: a.astype("bfloat16") for name, a in tiny.items()}
+    expected = expected_of(role, *(tiny[operand] for operand in "xwy"), options)
+    exact = run(role, tiny, facts, jnp.dtype("bfloat16"), "", precision="highest")
+    np.testing.assert_allclose(exact, expected, rtol=2**-8)
+    assert backends.native.plan(role, facts, jnp.dtype("bfloat16"), 3).by_pairs
+    assert not backends.native.plan(role, facts, jnp.dtype("bfloat16"), 3, "highest").by_pairs
+    assert not run(role, tiny, facts, jnp.dtype("bfloat16"), "").any()  # as documented
+
+
+@by_pairs
+def test_explain_says_that_pairs_are_multiplied():
+    x, kernel = jax.ShapeDtypeStruct((8, 14, 14, 256), "bfloat16"), jax.ShapeDtypeStruct((3, 3, 32, 256), "bfloat16")
+    assert "products of pairs of bfloat16" in str(gconv.explain(x, kernel, padding="same", platform="cpu"))
+    wide_x, wide_kernel = (jax.ShapeDtypeStruct(a.shape, "float32") for a in (x, kernel))
+    assert "pairs of bfloat16" not in str(gconv.explain(wide_x, wide_kernel, padding="same", platform="cpu"))
+
+
+@built
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("spatial", [(64,), (12, 12), (6, 6, 6)])
+def test_operands_are_not_copied(spatial, dtype):
+    """XLA of jaxlib 0.10 copies an operand of bfloat16 that is reshaped for the call."""
+    x, kernel = jnp.ones((4, *spatial, 32), dtype), jnp.ones((*(3 for _ in spatial), 1, 32), dtype)
+    loss = functools.partial(gconv.grouped_conv, padding="same", implementation="native")
+    step = jax.jit(lambda x, w, y: (loss(x, w), jax.vjp(loss, x, w)[1](y)))
+    text = step.lower(x, kernel, x).compile().as_text()
+    assert text.count('custom_call_target="gconv_grouped_conv"') == 3
+    assert not re.findall(r" = \S+ (?:copy|fusion|convert|transpose)\(", text)
