@@ -1,4 +1,4 @@
-"""Half precision on CPU: results are sums in float32 that are rounded once, nothing is copied, and nothing meets another's zero.
+"""Half precision on CPU: sums in float32 that are rounded once, no copies of operands, and nothing that meets another's zero.
 
 The oracle sums in float64. `make sanitize` adds random problems, also for the instruction that adds the products of pairs.
 """
@@ -19,9 +19,11 @@ from gconv.roles import OPERANDS
 
 MISSING = native.load()[1]
 built = pytest.mark.skipif(MISSING is not None, reason=f"native: {MISSING}")
-by_pairs = pytest.mark.skipif("avx512_bf16" != native.instruction_set(), reason="this processor cannot multiply pairs of bfloat16")
+by_pairs = pytest.mark.skipif(
+    native.instruction_set() != "avx512_bf16", reason="this processor cannot multiply pairs of bfloat16"
+)
 
-# (spatial, window, groups, channels, filters), strides, padding, dilation: borders, odd sizes, and strands and vectors with a rest.
+# (spatial, window, groups, channels, filters), strides, padding, dilation: borders, odd sizes, strands and vectors with a rest.
 PROBLEMS = {
     "depthwise": (((9, 11), (3, 3), 70, 1, 1), (1, 1), ((1, 1), (2, 0)), (1, 1)),
     "depthwise, few channels": (((9, 11), (3, 3), 13, 1, 1), (1, 1), ((1, 1), (1, 1)), (1, 1)),
@@ -129,7 +131,10 @@ def test_what_is_not_finite_reaches_exactly_the_sums_that_hold_it(name, role, ba
 def test_a_precision_above_the_default_keeps_numbers_below_the_smallest_normal_one(role):
     x, kernel, y, options = problem("wide groups", "bfloat16")
     facts = facts_of(x, kernel, options)
-    tiny = {name: abs(a) * 0 + (2.0**-130 if name == OPERANDS[role][0] else 1) for name, a in zip("xwy", (x, kernel, y), strict=True)}
+    tiny = {
+        name: abs(a) * 0 + (2.0**-130 if name == OPERANDS[role][0] else 1)
+        for name, a in zip("xwy", (x, kernel, y), strict=True)
+    }
     tiny = {name: a.astype("bfloat16") for name, a in tiny.items()}
     expected = expected_of(role, *(tiny[operand] for operand in "xwy"), options)
     exact = run(role, tiny, facts, jnp.dtype("bfloat16"), "", precision="highest")

@@ -33,8 +33,9 @@ const NormUnit* unit_of(ffi::DataType type) {
                                  ffi::DataType::F16};
   const auto* found = std::find(types, types + 4, type);
   if (!in_use().set || found == types + 4) return nullptr;
+  const char* vectors = in_use().set->units[0][0]->vectors.set;
   for (auto& units : UNITS)
-    if (!std::strcmp(units[0]->set, in_use().set->name)) return units[found - types];
+    if (!std::strcmp(units[0]->set, vectors)) return units[found - types];
   return nullptr;
 }
 
