@@ -38,12 +38,6 @@ int64_t results_in_image(Role role, const Problem& p) {
 
 bool gathers(Role role, const Problem&) { return role != Role::w; }
 
-bool meets_every_pixel(Role, const Problem& p) {
-  bool all = taps_of(p) == 1;
-  for (int i = 0; i < 3; ++i) all &= p.strides[i] == 1 && p.low[i] == 0 && p.in[i] == p.out[i];
-  return all;
-}
-
 // What a tile of `rows` over a border copies stays in the nearest cache.
 bool copies_little(Role role, const Problem& p) {
   double columns = 14.0 * double(p.strides[2]) + double(p.window[2]);
@@ -103,7 +97,7 @@ const Requirement REQUIREMENTS[] = {
      "its errors would be larger than those of plain sums: most taps meet padding"},
 
     {Kernel::matrix, gathers, "it computes roles y and x"},
-    {Kernel::matrix, meets_every_pixel,
+    {Kernel::matrix, [](Role, const Problem& p) { return meets_every_pixel(p); },
      "it takes a single tap that meets every pixel: no strides and no padding"},
 
     {Kernel::rows, gathers, "it computes roles y and x"},
@@ -319,7 +313,9 @@ void plan_wide_gradient(const Call& c, Plan& plan) {
   int64_t high = plan.block_channels, wide = plan.block_vectors;
   int64_t blocks = p.groups * ceil_div(p.channels, high) * ceil_div(p.filters, wide * L);
   plan.packed = blocks * c.taps * high * wide * L;
-  cut_rows(c, maximum(16, minimum(256, (1 << 15) / ((high + wide * L) * c.number))), blocks, plan);
+  // Pairs of pixels overlap, but where a row has a single tap: then they take half of the room.
+  int64_t room = plan.by_pairs && p.window[2] == 1 ? 1 << 16 : 1 << 15;
+  cut_rows(c, maximum(16, minimum(256, room / ((high + wide * L) * c.number))), blocks, plan);
 
   // Fewer channels than fill a tile are one axis with the taps of a row: neighbours in x where there is a
   // single group, else found by a table.
@@ -381,9 +377,10 @@ Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, co
   plan.kernel = kernel, plan.length = length;
   plan.bytes = vectors.bytes, plan.lanes = vectors.bytes / number_bytes(type);
   plan.by_pairs = takes_pairs(kernel, role, type, p, processor);
+  const Problem seen = kernel == Kernel::wide && role == Role::w ? with_long_rows(p) : p;
   const Call c{role,
                type,
-               p,
+               seen,
                sources_of(role, p),
                results_of(role, p),
                taps_of(p),

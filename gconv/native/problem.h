@@ -48,6 +48,22 @@ inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }  
 
 inline int64_t taps_of(const Problem& p) { return p.window[0] * p.window[1] * p.window[2]; }
 
+// Whether a single tap meets every pixel: no strides and no padding.
+inline bool meets_every_pixel(const Problem& p) {
+  bool all = taps_of(p) == 1;
+  for (int i = 0; i < 3; ++i) all &= p.strides[i] == 1 && p.low[i] == 0 && p.in[i] == p.out[i];
+  return all;
+}
+
+// The same kernel gradient with as long rows as there can be: all pixels are one where a single tap meets
+// them.
+inline Problem with_long_rows(Problem p) {
+  if (!meets_every_pixel(p)) return p;
+  p.in[2] = p.out[2] = p.batch * p.out[0] * p.out[1] * p.out[2];
+  p.batch = p.in[0] = p.in[1] = p.out[0] = p.out[1] = 1;
+  return p;
+}
+
 // Channels per group of what role y or x reads and of what results; of role w, those of the kernel.
 inline int64_t sources_of(Role role, const Problem& p) { return role == Role::x ? p.filters : p.channels; }
 inline int64_t results_of(Role role, const Problem& p) { return role == Role::x ? p.channels : p.filters; }

@@ -22,17 +22,19 @@ class ReduceWide {
   static constexpr int L = LANES<E>;
   static constexpr bool MANY = REGISTERS == 32;
   const Plan& plan;
-  const Problem& p;
+  const Problem p;
   Type type;
+  bool apart;  // whether no pair of pixels shares one with the next: where a row has a single tap
   int64_t taps, high, wide;          // a block's channels and vectors
   int64_t down, across, block_size;  // partial sums: [group][block][tap][channel][filter, in whole vectors]
   Stretches stretches;
 
  public:
   ReduceWide(const Plan& plan, Type type, const Problem& p)
-      : plan(plan), p(p), type(type), taps(taps_of(p)), high(plan.block_channels), wide(plan.block_vectors),
-        down(ceil_div(p.channels, high)), across(ceil_div(p.filters, wide * L)),
-        block_size(taps * high * wide * L), stretches(plan, p) {}
+      : plan(plan), p(with_long_rows(p)), type(type),
+        apart(TERMS<E> == 2 && p.window[2] == 1 && plan.block_channels % 2 == 0), taps(taps_of(p)),
+        high(plan.block_channels), wide(plan.block_vectors), down(ceil_div(p.channels, high)),
+        across(ceil_div(p.filters, wide * L)), block_size(taps * high * wide * L), stretches(plan, this->p) {}
 
   void run(const void* x, const void* y, void* result, void* scratch, const Parallel& parallel) const {
     A* partial = static_cast<A*>(scratch);
@@ -94,10 +96,10 @@ class ReduceWide {
     lists.kept.forget();
     // Vectors of y are loaded whole, and sums of lanes beyond the filters are dropped. But nothing beyond y
     // may be loaded.
-    int64_t left =
-        p.batch * p.out[0] * p.out[1] - stretches.first_row(index) - stretches.rows_in(index);  // rows
-    int64_t beyond =
-        first_y + ceil_div(block.filters, L) * L - (left * p.out[2] + 1) * stretches.out_channels;
+    int64_t rows = stretches.first_row(index) + stretches.rows_in(index);
+    int64_t end = (rows - 1) * p.out[2] + stretches.first_column(index) + stretches.columns_in(index);
+    int64_t left = p.batch * p.out[0] * p.out[1] * p.out[2] - end;  // pixels
+    int64_t beyond = first_y + ceil_div(block.filters, L) * L - (left + 1) * stretches.out_channels;
     bool packs_y = plan.packs_y || beyond > 0;
     if (packs_y)
       with_elements([&](auto element) {
@@ -108,14 +110,14 @@ class ReduceWide {
         stretches.rows_of(index, d, h, lists.rows);
         if (!lists.rows.size) continue;
         for (int64_t s = 0; s < lists.rows.size && packs_y; ++s)
-          lists.rows[s].y = (lists.rows[s].pixel - stretches.first_column(index)) * wide * L;
+          lists.rows[s].y = packed_pixel(lists, index, lists.rows[s].pixel) * wide * L / (1 + apart);
         for (int64_t w = 0, size; w < p.window[2]; w += size) {
           size = plan.packs_x && !plan.packs_rows ? 1 : p.window[2];
           int64_t step = plan.packs_x ? high : stretches.in_channels, source = w * p.dilation[2] - p.low[2];
           WidePass<E> at{};
           at.x_tap = p.dilation[2] * step,
-          at.x_column = (plan.packs_x && !plan.packs_rows ? 1 : p.strides[2]) * step;
-          at.y_column = packs_y ? wide * L : stretches.out_channels, at.rows = &lists.rows,
+          at.x_column = (plan.packs_x && !plan.packs_rows ? 1 : p.strides[2]) * step / (1 + apart);
+          at.y_column = packs_y ? wide * L / (1 + apart) : stretches.out_channels, at.rows = &lists.rows,
           at.channels = block.channels;
           if (plan.packs_x)
             with_elements([&](auto element) {
@@ -151,19 +153,28 @@ class ReduceWide {
       }
   }
 
-  // A stretch's pixels follow each other in y: those of whole rows, or of a part of one.
+  // Where column 0 of the row of a stretch that begins with `pixel` lies in packed y, in pixels.
+  int64_t packed_pixel(const Lists& lists, int64_t index, int64_t pixel) const {
+    if (!apart) return pixel - stretches.first_column(index);
+    int64_t columns = lists.to[0] - lists.from[0];
+    return pixel / stretches.columns_in(index) * (columns + columns % 2) - lists.from[0];
+  }
+
+  // A stretch's pixels, row by row; of pairs that do not overlap every other, of those that the tap meets.
   template <class T>
   const E* pack_y(Lists& lists, int64_t index, const Block& block, const T* y) const {
-    int64_t columns = stretches.columns_in(index), pixels = stretches.rows_in(index) * columns,
-            last = (block.filters - 1) / L * L;
-    E *packed = lines(lists.y, pixels * wide * L), *to = packed;
+    int64_t columns = stretches.columns_in(index), skip = 0, last = (block.filters - 1) / L * L;
     y += (stretches.first_row(index) * p.out[2] + stretches.first_column(index)) * stretches.out_channels;
-    for (int64_t i = 0, left = columns; i < pixels; ++i, y += stretches.out_channels, to += wide * L) {
-      if (--left == 0) left = columns;  // the last of a row
-      put(y, left == columns ? nullptr : y + stretches.out_channels, block.filters, to);
-      if (plan.twice && block.filters - last <= L / 2)
-        store(to + last, twice(load(to + last), std::make_index_sequence<L>{}));
-    }
+    int64_t row = columns * stretches.out_channels;  // as long as a stretch's, or the only one
+    if (apart) skip = lists.from[0] - stretches.first_column(index), columns = lists.to[0] - lists.from[0];
+    E *packed = lines(lists.y, stretches.rows_in(index) * columns * wide * L + wide * L), *to = packed;
+    for (int64_t r = 0; r < stretches.rows_in(index); ++r, y += row)
+      for (int64_t c = 0; c < columns; c += 1 + apart, to += wide * L) {
+        const T* pixel = y + (skip + c) * stretches.out_channels;
+        put(pixel, c + 1 < columns ? pixel + stretches.out_channels : nullptr, block.filters, to);
+        if (plan.twice && block.filters - last <= L / 2)
+          store(to + last, twice(load(to + last), std::make_index_sequence<L>{}));
+      }
     return packed;
   }
 
@@ -172,21 +183,22 @@ class ReduceWide {
   template <class T>
   const E* pack_x(Lists& lists, int64_t index, int64_t w, int64_t size, const Block& block,
                   const T* x) const {
-    int64_t from = lists.from[w], to = lists.to[w], first, last, step = 1,
+    int64_t from = lists.from[w], until = lists.to[w], first, last, step = 1,
             source = w * p.dilation[2] - p.low[2];
     if (size > 1) {
       first = stretches.first_column(index) * p.strides[2] + source;
       last = first + (stretches.columns_in(index) - 1) * p.strides[2] + (size - 1) * p.dilation[2];
       first = maximum(first, 0), last = minimum(last, p.in[2] - 1);
     } else {
-      step = p.strides[2], first = from * step + source, last = first + (to - from - 1) * step;
+      step = p.strides[2], first = from * step + source, last = first + (until - from - 1) * step;
     }
     int64_t count = last < first ? 0 : (last - first) / step + 1, length = count * high;
-    int64_t apart = p.strides[2];  // from the pixel that a column meets to that of the next one
+    int64_t next = p.strides[2];  // from the pixel that a column meets to that of the next one
     auto pack_row = [&](const RowPair& row, E* to) {
       const T* pixel = x + row.x + first * stretches.in_channels;
-      for (int64_t i = 0; i < count; ++i, pixel += step * stretches.in_channels, to += high)
-        put(pixel, first + i * step + apart <= last ? pixel + apart * stretches.in_channels : nullptr,
+      int64_t by = 1 + apart;
+      for (int64_t i = 0; i < count; i += by, pixel += by * step * stretches.in_channels, to += high)
+        put(pixel, first + i * step + next <= last ? pixel + next * stretches.in_channels : nullptr,
             block.channels, to);
     };
     lists.packed.size = 0;
@@ -199,10 +211,11 @@ class ReduceWide {
       }
       return lists.kept.all();
     }
-    E *packed = lines(lists.x, lists.rows.size * length + L), *next = packed;
+    E *packed = lines(lists.x, lists.rows.size * (length + high) + L), *to_row = packed;
     for (const RowPair& row : lists.rows) {
-      pack_row(row, next);
-      lists.packed.push({next - packed - from * high, row.y, row.pixel}), next += length;
+      pack_row(row, to_row);
+      lists.packed.push({to_row - packed - from * high / (1 + apart), row.y, row.pixel});
+      to_row += (count + 1) / (1 + apart) * high;
     }
     return packed;
   }
