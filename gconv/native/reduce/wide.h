@@ -38,23 +38,29 @@ class ReduceWide {
 
   void run(const void* x, const void* y, void* result, void* scratch, const Parallel& parallel) const {
     A* partial = static_cast<A*>(scratch);
-    int64_t blocks = down * across, parts = parts_of(parallel, plan.partitions * blocks, p.groups);
-    for_each(parallel, plan.partitions * blocks * parts, 1 << 14, [&](int64_t unit) {
-      int64_t partition = unit / parts / blocks, first = unit / parts % blocks, part = unit % parts;
+    // A unit has the same filters of several groups, and of each several blocks of channels: they share
+    // packed y.
+    int64_t slices = parts_of(parallel, plan.partitions * across, down);
+    int64_t parts = parts_of(parallel, plan.partitions * across * slices, p.groups);
+    for_each(parallel, plan.partitions * across * slices * parts, 1 << 14, [&](int64_t unit) {
+      int64_t part = unit % parts, slice = unit / parts % slices, k = unit / parts / slices % across;
+      int64_t partition = unit / parts / slices / across;
       A* own = partial + partition * plan.packed;
-      auto each = [&](const auto& f) {  // the unit's blocks, the same of several groups
+      auto each = [&](const auto& f) {
         for (int64_t g = p.groups * part / parts; g < p.groups * (part + 1) / parts; ++g)
-          f(g * blocks + first);
+          for (int64_t j = down * slice / slices; j < down * (slice + 1) / slices; ++j)
+            f((g * down + j) * across + k);
       };
       each([&](int64_t block) { memset(own + block * block_size, 0, block_size * sizeof(A)); });
       Lists lists;
       for (int64_t i = stretches.first_of(partition); i < stretches.first_of(partition + 1); ++i) {
-        lists.from.size = lists.to.size = 0;
+        lists.from.size = lists.to.size = 0, lists.group = -1;
         for (int64_t w = 0, from, to; w < p.window[2]; ++w)
           stretches.columns_of(i, w, from, to), lists.from.push(from), lists.to.push(to);
         each([&](int64_t block) { sum(lists, i, at(block), x, y, own + block * block_size); });
       }
     });
+    int64_t blocks = down * across;
     for_each(parallel, p.groups * blocks * taps, high * wide * plan.partitions, [&](int64_t unit) {
       with_elements([&](auto element) {
         finish(at(unit / taps), unit % taps, partial + unit * high * wide * L,
@@ -86,13 +92,14 @@ class ReduceWide {
     List<RowPair> rows, packed;
     List<int64_t> from, to;  // the columns that find each tap of a row
     KeptRows<E> kept;        // rows of x that were packed: taps of several rows meet them
-    List<E> x, y;            // packed: [row][pixel][channel] and [pixel][filter], each block's own
+    int64_t group;           // of which y is packed, or -1
+    const E* packed_y;
+    List<E> x, y;  // packed: [row][pixel][channel] and [pixel][filter], each block's own
   };
 
   void sum(Lists& lists, int64_t index, const Block& block, const void* x, const void* y, A* partial) const {
     int64_t first_x = block.group * p.channels + block.channel,
             first_y = block.group * p.filters + block.filter;
-    const E* packed_y = nullptr;
     lists.kept.forget();
     // Vectors of y are loaded whole, and sums of lanes beyond the filters are dropped. But nothing beyond y
     // may be loaded.
@@ -101,9 +108,10 @@ class ReduceWide {
     int64_t left = p.batch * p.out[0] * p.out[1] * p.out[2] - end;  // pixels
     int64_t beyond = first_y + ceil_div(block.filters, L) * L - (left + 1) * stretches.out_channels;
     bool packs_y = plan.packs_y || beyond > 0;
-    if (packs_y)
+    if (packs_y && lists.group != block.group)
       with_elements([&](auto element) {
-        packed_y = pack_y(lists, index, block, static_cast<const decltype(element)*>(y) + first_y);
+        lists.packed_y = pack_y(lists, index, block, static_cast<const decltype(element)*>(y) + first_y);
+        lists.group = block.group;
       });
     for (int64_t d = 0; d < p.window[0]; ++d)
       for (int64_t h = 0; h < p.window[1]; ++h, partial += p.window[2] * high * wide * L) {
@@ -126,7 +134,7 @@ class ReduceWide {
             });
           else
             at.x = static_cast<const E*>(x) + first_x + source * step;
-          at.y = packs_y ? packed_y : static_cast<const E*>(y) + first_y;
+          at.y = packs_y ? lists.packed_y : static_cast<const E*>(y) + first_y;
           row(lists, at, w, size, block, partial);
         }
       }
