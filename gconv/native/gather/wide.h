@@ -252,7 +252,7 @@ class GatherWide {
   }
 
   template <int Q, int V>
-  void tiles(const Table& table, const Block& block) const {
+  __attribute__((noinline)) void tiles(const Table& table, const Block& block) const {
     const E *x = block.x, *zeros = block.zeros, *weights = block.weights.first;
     int64_t apart = block.weights.source;
     Result* result = block.result;

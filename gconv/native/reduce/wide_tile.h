@@ -31,8 +31,9 @@ struct WidePass {
   int64_t taps, channels;
 };
 
+// Not inlined: among the loops around it there would be too few registers for the addresses.
 template <class E, int TAPS, int J, int V, bool TABLE, bool SHARE, bool TWICE>
-void sum_products(const WidePass<E>& at, int64_t first, const int64_t* offsets, Wide<E>* partial,
+__attribute__((noinline)) void sum_products(const WidePass<E>& at, int64_t first, const int64_t* offsets, Wide<E>* partial,
                   int64_t tap_stride, int64_t channel_stride) {
   constexpr int L = LANES<E>, T = TERMS<E>;
   Vector<E> sums[TAPS][J][V] = {};
