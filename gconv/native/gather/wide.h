@@ -76,6 +76,7 @@ class GatherWide {
     A* result;
     int64_t filters;
     bool first_reader;
+    const A* next;  // the weights that are read after these, or nullptr
   };
 
  public:
@@ -225,9 +226,12 @@ class GatherWide {
         block = block_of(vectors - v, 3);
         Gather::Weights<A> w = g.weights(plan, kernel, group, v, block);
         int64_t filters = minimum(block * L, g.results - v * L);
+        // Of a packed kernel, which is in the caches, nothing.
+        const A* next = plan.packed ? nullptr : w.first + block * L;
         bool first_reader = numbers && plan.past_caches && v == 0 && table.taps.size;
         with_number<3>(block, [&](auto V) {
-          tiles<wide_tile(REGISTERS, V), V>(table, {x, w, zeros, result + v * L, filters, first_reader});
+          tiles<wide_tile(REGISTERS, V), V>(table,
+                                            {x, w, zeros, result + v * L, filters, first_reader, next});
         });
       }
   }
@@ -251,6 +255,9 @@ class GatherWide {
       Vector<A> sums[Q][V] = {};
       if (block.first_reader && first + Q < table.results.size)
         fetch<Q>(x, table.sources.data + table.sources.size - table.padded + first + Q);
+      // The tile's share of each tap's next weights, as rows.h asks for them.
+      int64_t pixels = table.results.size, from = g.sources * first / pixels;
+      int64_t to = block.next ? g.sources * minimum(first + Q, pixels) / pixels : from;
       for (int64_t t = 0; t < table.taps.size; ++t) {
         const A* source[Q];
         const int64_t* offset = table.sources.data + t * table.padded + first;
@@ -259,6 +266,9 @@ class GatherWide {
         if (missing == -1) continue;
         UNROLL for (int q = 0; q < Q; ++q) source[q] = offset[q] < 0 ? zeros : x + offset[q];
         const A* w = weights + table.taps[t] * block.weights.tap;
+        const A* next = block.next + table.taps[t] * block.weights.tap;
+        for (int64_t s = from; s < to; ++s) UNROLL
+        for (int v = 0; v < V; ++v) __builtin_prefetch(next + s * apart + v * L);
         if (offset[0] == -1)
           multiply<1, Q>(sums, source, w, apart, g.sources);
         else if (offset[Q - 1] == -1)
