@@ -349,6 +349,34 @@ def test_a_plan_is_that_of_any_batch_where_it_orders_sums():
 
 
 @built
+@pytest.mark.skipif(native.threads() < 2, reason="one processor")
+def test_calls_of_ten_microseconds_are_shared_by_two_threads():
+    """A second thread that has worked just before begins at once; without it, it would sleep."""
+    threads = lambda channels: backends.native.plan("y", depthwise(channels), "float32", 1).threads
+    depthwise = lambda channels: geometry((1, 14, 14, channels), (3, 3, 1, channels), padding="same")[1]
+    assert [threads(channels) for channels in (16, 384)] == [1, 2]
+
+
+@built
+def test_kernels_are_packed_where_pixels_are_many_or_their_rows_crowd_a_cache():
+    packs = lambda size, filters: (
+        backends.native.plan("y", geometry((1, size, size, 1024), (1, 1, 1024, filters))[1], "float32", 1).packs
+    )
+    assert [packs(size, 1040) for size in (7, 28, 42)] == [False, False, True]
+    assert [packs(size, 1024) for size in (7, 28, 42)] == [False, True, True]  # rows of 4,096 bytes share few sets
+
+
+@built
+def test_a_kernel_whose_rows_crowd_a_cache_gives_the_bits_of_a_packed_one():
+    """Of one image it is copied a few filters at a time; of eight it is packed."""
+    x, kernel = random((8, 7, 7, 300)), random((1, 1, 300, 1024), seed=1)
+    one, eight = (gconv.grouped_conv(images, kernel, implementation="native") for images in (x[:1], x))
+    np.testing.assert_array_equal(one, eight[:1])
+    expected = np.asarray(x[:1], "float64") @ np.asarray(kernel[0, 0], "float64")
+    np.testing.assert_allclose(one, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@built
 def test_the_environment_forces_a_kernel_where_it_can():
     """GCONV_NATIVE_KERNEL holds for what that kernel can do; the rest is planned."""
     program = """

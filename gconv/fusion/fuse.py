@@ -2,10 +2,11 @@
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from gconv.fusion import arguments
@@ -17,7 +18,7 @@ from gconv.fusion.rewrite import Rewritten
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def fuse(function: F) -> F:
+def fuse(function: F, *, frozen: bool = False) -> F:
     """The same function of the same arguments, for inference: convolutions take in what follows them in the network.
 
     The function is traced, and wherever the result of a convolution, of lax's or of gconv's, only goes through per-channel
@@ -47,6 +48,9 @@ def fuse(function: F) -> F:
       function: a function of arrays and of pytrees of arrays: a function of `jax.jit`, a method such as Linen's `apply`, or a
         callable pytree, as the models of NNX and Equinox are, whose arrays are arguments then. Arrays that a function closes
         over are constants, as in `jax.jit`: later changes of them are not seen.
+      frozen: whether the arrays of a callable pytree are constants as well, with the values that they have now. Scale and
+        shift of each batch norm are then computed once, when the function is compiled, and a call does not collect the model's
+        arrays. Later changes of the model are not seen, and each compiled program holds a copy of its arrays.
 
     Returns:
       A function, which is compiled once for each shape and type of its arrays, as by `jax.jit`, and for each value of what is
@@ -56,21 +60,21 @@ def fuse(function: F) -> F:
 
     Raises:
       TypeError: for what is no function; when called, for an argument that is neither an array nor hashable.
-      ValueError: when called, if the function changes its arguments in place, as an NNX batch norm in training does, and does
-        not return what it stores there.
+      ValueError: for `frozen=True` with a function that holds no arrays; when called, if the function changes its arguments in
+        place, as an NNX batch norm in training does, and does not return what it stores there.
     """
     if isinstance(function, type) or not callable(function):
         kind = f"the class {function.__name__}" if isinstance(function, type) else type(function).__name__
         raise TypeError(f"`function` must be a function of arrays, got {kind}. What works: a model, its `apply` or `__call__`.")
-    return _Fused(function)  # type: ignore[return-value]
+    return _Fused(function, _Frozen(function) if frozen else None)  # type: ignore[return-value]
 
 
 class _Fused:
     """What `fuse` returns."""
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable, frozen: "_Frozen | None"):
         functools.update_wrapper(self, function, updated=())
-        self._function = function
+        self._function, self._frozen = function, frozen
         self.report = Fusion(refused="it has not been called yet")
 
         def run(rest: Rest, *arrays):
@@ -80,14 +84,16 @@ class _Fused:
         self._compiled = jax.jit(run, static_argnums=0)
 
     def __call__(self, *args, **kwargs):
-        is_tree = not jax.tree_util.treedef_is_leaf(jax.tree.structure(self._function))
-        arrays, rest = arguments.apart((self._function if is_tree else _Hidden(self._function), args, kwargs))
+        function = self._frozen or (self._function if _is_tree(self._function) else _Hidden(self._function))
+        arrays, rest = arguments.apart((function, args, kwargs))
         return self._compiled(rest, *arrays)
 
     def __get__(self, instance, owner=None):
         return self if instance is None else types.MethodType(self, instance)
 
     def _run(self, rest: Rest, arrays):
+        if self._frozen is not None:
+            rest, arrays = self._frozen.thawed(rest, arrays)
         traced = _trace(rest, arrays)
         operands = (*traced.closed.consts, *arrays)
         program = Program(traced.closed, traced.results)
@@ -101,6 +107,29 @@ class _Fused:
         finished = jax.custom_jvp(lambda *operands: tuple(rewritten.run(*operands)))
         finished.defjvp(lambda primals, tangents: jax.jvp(traced.original, primals, tangents))
         return traced.tree.unflatten(finished(*operands))
+
+
+def _is_tree(function: Callable) -> bool:
+    return not jax.tree_util.treedef_is_leaf(jax.tree.structure(function))
+
+
+class _Frozen:
+    """A callable pytree with the arrays that it has at one moment, as a leaf that is equal to itself only."""
+
+    def __init__(self, function: Callable):
+        arrays, self._rest = arguments.apart((function if _is_tree(function) else _Hidden(function), (), {}))
+        if not arrays:
+            raise ValueError(
+                "`frozen=True` needs a function that holds arrays, as a model of NNX or Equinox does. What works for others: a "
+                "function that closes over them, as in gconv.fuse(lambda x: net.apply(variables, x))."
+            )
+        # A copy of what can be changed in place.
+        self._arrays = tuple(a if isinstance(a, jax.Array) else jnp.array(a) for a in arrays)
+
+    def thawed(self, rest: Rest, arrays: Sequence) -> tuple[Rest, tuple]:
+        """A call of this as a call of the pytree itself."""
+        tree = jax.tree_util.treedef_tuple((self._rest.tree.children()[0], *rest.tree.children()[1:]))
+        return Rest(tree, (*self._rest.leaves, *rest.leaves[1:])), (*self._arrays, *arrays)
 
 
 class _Hidden:

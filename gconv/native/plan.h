@@ -118,6 +118,13 @@ constexpr int winograd_tile(int registers) { return registers == 32 ? 7 : 6; }  
 // Numbers between the packed kernel's points: without them the points of a power of two of channels would
 // crowd the same few lines of the nearest cache as they are written.
 constexpr int64_t WINOGRAD_GAP = 16;
+// Whether so many rows of a kernel that is read as it is, each so many bytes after the other, are more than a
+// second cache keeps of lines that lie so far apart (2048 sets of 8 lines, as on Zen 4): rows that are a
+// large power of two apart share few sets.
+inline bool is_crowded(int64_t rows, int64_t apart) {
+  constexpr int64_t PERIOD = 2048 * 64, WAYS = 8;
+  return rows > WAYS * PERIOD / minimum(apart & -apart, PERIOD);
+}
 constexpr int winograd_vectors(int registers) { return registers == 32 ? 3 : 2; }
 
 constexpr int narrow_tile(int registers, int filters) {

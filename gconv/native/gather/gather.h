@@ -185,6 +185,23 @@ struct Gather {
     return {kernel + (group * ceil_div(results, L) + v) * taps * steps * L, steps * vectors * L, vectors * L};
   }
 
+  // Whether the plan reads the kernel as it is and its rows crowd a cache: what is read often is copied then.
+  template <class A>
+  bool is_crowded(const Plan& plan) const {
+    return !plan.packed && gconv::is_crowded(taps * sources, source_stride * int64_t(sizeof(A)));
+  }
+
+  // Those weights of a kernel that is read as it is, side by side.
+  template <class A>
+  Weights<A> side_by_side(const Weights<A>& weights, int64_t vectors, List<A>& room) const {
+    int64_t length = vectors * LANES<A>;
+    A* to = lines(room, taps * sources * length);
+    for (int64_t row = 0; row < taps * sources; ++row)
+      for (int64_t i = 0; i < length; i += LANES<A>)
+        store(to + row * length + i, load(weights.first + row * weights.source + i));
+    return {to, sources * length, length};
+  }
+
   // Calls f with each stretch and some of the groups, from one to another: as many as keep the threads busy.
   template <class F>
   void for_stretches(const Parallel& parallel, int64_t stretches, const F& f) const {

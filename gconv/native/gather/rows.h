@@ -27,17 +27,34 @@
 namespace gconv {
 namespace {
 
+// Weights that are read next: a tile asks for its share of them while it multiplies. They come from memory or
+// the last cache, since a network has more weights than the nearer ones hold, and row by row, which the
+// processor does not foresee.
+template <class E>
+struct Ahead {
+  const E* first;
+  int64_t apart;       // from one row to the next
+  int64_t row, share;  // the tile's first row, and how many it asks for in 256 of its own
+};
+
+template <int V, class E>
+ALWAYS_INLINE void fetch(const Ahead<E>& next, int64_t s) {
+  const E* row = next.first + (next.row + s * next.share / 256) * next.apart;
+  UNROLL for (int v = 0; v < V; ++v) __builtin_prefetch(row + v * LANES<E>, 0, 2);
+}
+
 // For Q results whose sources lie one `step` after the other, a row of taps or the single tap: `length`
 // sources. The weights of one and of the next lie `apart`.
-template <class E, int Q, int V>
+template <class E, int Q, int V, class... Next>
 ALWAYS_INLINE void multiply_row(Vector<E> (&sums)[Q][V], const E* x, int64_t step, const E* w, int64_t apart,
-                                int64_t length) {
+                                int64_t length, const Next&... next) {
   const E* from[(Q + 2) / 3];  // every third has a register, as in narrow.h
   from[0] = x;
   UNROLL for (int i = 1; i < (Q + 2) / 3; ++i) from[i] = from[i - 1] + 3 * step;
   for (int64_t s = 0; s < length; ++s, w += apart) {
     Vector<E> weight[V];
     UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + v * LANES<E>);
+    (fetch<V>(next, s), ...);
     UNROLL for (int q = 0; q < Q; ++q) {
       Vector<E> source = broadcast(from[q / 3][q % 3 * step]);
       UNROLL for (int v = 0; v < V; ++v) add_product<E>(sums[q][v], source, weight[v]);
@@ -55,7 +72,8 @@ class GatherRows {
   using Result = Stored<E>;
   static constexpr int L = LANES<E>;
   static constexpr bool MANY = REGISTERS == 32;
-  static constexpr int64_t WORK = 1 << 15;  // multiply-adds of vectors in a unit
+  static constexpr int64_t WORK = 1 << 15;    // multiply-adds of vectors in a unit
+  static constexpr int64_t NEAR = 512 << 10;  // bytes of sources that stay in the second cache
   const Plan& plan;
   const Problem& p;
   Type type;
@@ -66,6 +84,7 @@ class GatherRows {
   int64_t steps;    // numbers or pairs of a group's sources
   int64_t columns;  // of sources in a row
   int64_t span;     // columns that the taps of a row meet
+  bool crowded;     // whether weights are copied
 
   struct RowOfTaps {  // the source at column 0, and the row of the packed kernel
     int64_t source, weights;
@@ -83,13 +102,14 @@ class GatherRows {
     List<RowOfTaps> rows;
     List<E> copies;            // of a tile over a border: the sources of each of the rows
     List<A> sources, results;  // of half precision: as numbers
+    List<E> weights;           // of some filters, where those of the kernel crowd a cache
   };
 
  public:
   GatherRows(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
       : plan(plan), p(p), type(type), in_place(TERMS<E> == 2 || are_numbers<A>(type)),
         bytes(bytes_of<A>(type)), g(role, p), finish(finish), steps(g.sources / TERMS<E>),
-        columns(g.axis[2].sources), span(p.window[2]) {
+        columns(g.axis[2].sources), span(p.window[2]), crowded(g.is_crowded<E>(plan)) {
     if (plan.kernel == Kernel::matrix) columns = g.batch * p.in[0] * p.in[1] * p.in[2];
   }
 
@@ -162,16 +182,21 @@ class GatherRows {
   }
 
   // A matrix product of few pixels: a unit has some of the filters, two vectors at a time as they are packed,
-  // and a thread has all pixels of its filters one after the other. So each weight is read by one thread.
+  // and a thread has all pixels of its filters one after the other. So each weight is read by one thread. Of
+  // a kernel that is not packed a unit has all pixels, if their sources stay near and there are enough units.
   void by_filters(const Parallel& parallel, int64_t stretches, const E* x, const E* kernel,
                   Result* result) const {
     int64_t vectors = ceil_div(g.results, L), pairs = maximum(1, vectors / 2);
+    bool near = columns * steps * int64_t(sizeof(E)) <= NEAR && pairs >= 6 * parallel.threads;
+    bool all = crowded || (!plan.packed && near);
+    int64_t stretch = all ? columns : plan.stretch;
+    if (all) stretches = 1;
     int64_t parts = parts_of(parallel, stretches, pairs);
     for_each(parallel, stretches * parts, 1 << 14, [&](int64_t unit) {
       Lists lists;
       lists.rows.push({0, 0});
-      int64_t part = unit / stretches, first = unit % stretches * plan.stretch;
-      int64_t count = minimum(plan.stretch, columns - first);
+      int64_t part = unit / stretches, first = unit % stretches * stretch;
+      int64_t count = minimum(stretch, columns - first);
       int64_t from = 2 * (pairs * part / parts);
       int64_t to = part + 1 == parts ? vectors : 2 * (pairs * (part + 1) / parts);
       Row row{x, columns, steps, first, count, result + first * g.results, g.results};
@@ -254,12 +279,16 @@ class GatherRows {
     for (int64_t v = first, block; v < minimum(vectors, last); v += block) {
       block = block_of(vectors - v, 3);
       Gather::Weights<E> w = g.weights(plan, kernel, group, v, block);
+      // Of a packed kernel, which is in the caches, nothing.
+      Ahead<E> next{w.first, 0, 0, 0};
+      if (!plan.packed) next = {w.first + block * L, w.source, 0, 0};
+      if (crowded) w = g.side_by_side(w, block, lists.weights);
       int64_t filters = minimum(block * L, g.results - v * L);
       Result* to = row.result + v * L;
       with_number<3>(block, [&](auto V) {
         if constexpr (MANY && !MATRIX)
-          if (eights) return tiles<false, 8, V>(row, 0, w, filters, to, lists);
-        tiles<MATRIX, row_tile(REGISTERS, V), V>(row, 0, w, filters, to, lists);
+          if (eights) return tiles<false, 8, V>(row, 0, w, filters, to, lists, next);
+        tiles<MATRIX, row_tile(REGISTERS, V), V>(row, 0, w, filters, to, lists, next);
       });
     }
   }
@@ -268,18 +297,20 @@ class GatherRows {
   // to a tile that ends with it and sums some results to the same again.
   template <bool MATRIX, int Q, int V>
   void tiles(const Row& row, int64_t begin, const Gather::Weights<E>& w, int64_t filters, Result* result,
-             Lists& lists) const {
+             Lists& lists, const Ahead<E>& next) const {
     bool streams = in_place && plan.streams && whole_lines<Result, V>(result, g.results);
     int64_t stride = g.axis[2].stride, wide = (Q - 1) * stride + span, step = stride * row.channels;
     for (int64_t q = begin; q < row.count; q += Q) {
       if constexpr (Q > 1 && Q != 8)
         if (int64_t rest = row.count - q; q == begin ? rest < Q : rest <= Q / 2)
-          return tiles<MATRIX, Q / 2, V>(row, q, w, filters, result, lists);
+          return tiles<MATRIX, Q / 2, V>(row, q, w, filters, result, lists, next);
       q = minimum(q, row.count - Q);
       int64_t first = row.column + q * stride;
       Vector<E> sums[Q][V] = {};
       if constexpr (MATRIX) {
-        multiply_row<E, Q, V>(sums, row.x + first * step, step, w.first, w.source, steps);
+        Ahead<E> ahead = next;
+        ahead.row = steps * q / row.count, ahead.share = 256 * Q / row.count;
+        multiply_row<E, Q, V>(sums, row.x + first * step, step, w.first, w.source, steps, ahead);
       } else {
         bool inside = first >= 0 && first + wide <= row.columns;
         if (!inside) copy(row.x, first, wide, row.columns, lists.rows, steps, lists.copies);

@@ -80,6 +80,7 @@ class GatherWide {
     Result* result;
     int64_t filters;
     bool first_reader;
+    const E* next;  // the weights that are read after these, or nullptr
   };
 
  public:
@@ -236,9 +237,12 @@ class GatherWide {
         block = block_of(vectors - v, 3);
         Gather::Weights<E> w = g.weights(plan, kernel, group, v, block);
         int64_t filters = minimum(block * L, g.results - v * L);
+        // Of a packed kernel, which is in the caches, nothing.
+        const E* next = plan.packed ? nullptr : w.first + block * L;
         bool first_reader = in_place && plan.past_caches && v == 0 && table.taps.size;
         with_number<3>(block, [&](auto V) {
-          tiles<wide_tile(REGISTERS, V), V>(table, {x, w, zeros, result + v * L, filters, first_reader});
+          tiles<wide_tile(REGISTERS, V), V>(table,
+                                            {x, w, zeros, result + v * L, filters, first_reader, next});
         });
       }
   }
@@ -262,6 +266,9 @@ class GatherWide {
       Vector<E> sums[Q][V] = {};
       if (block.first_reader && first + Q < table.results.size)
         fetch<Q>(x, table.sources.data + table.sources.size - table.padded + first + Q);
+      // The tile's share of each tap's next weights, as rows.h asks for them.
+      int64_t pixels = table.results.size, from = steps * first / pixels;
+      int64_t to = block.next ? steps * minimum(first + Q, pixels) / pixels : from;
       for (int64_t t = 0; t < table.taps.size; ++t) {
         const E* source[Q];
         const int64_t* offset = table.sources.data + t * table.padded + first;
@@ -270,6 +277,9 @@ class GatherWide {
         if (missing == -1) continue;
         UNROLL for (int q = 0; q < Q; ++q) source[q] = offset[q] < 0 ? zeros : x + offset[q];
         const E* w = weights + table.taps[t] * block.weights.tap;
+        for (int64_t s = from; s < to; ++s) UNROLL
+        for (int v = 0; v < V; ++v)
+          __builtin_prefetch(block.next + table.taps[t] * block.weights.tap + s * apart + v * L);
         if (offset[0] == -1)
           multiply<1, Q, E>(sums, source, w, apart, steps);
         else if (offset[Q - 1] == -1)

@@ -33,8 +33,8 @@ struct WidePass {
 
 // Not inlined: among the loops around it there would be too few registers for the addresses.
 template <class E, int TAPS, int J, int V, bool TABLE, bool SHARE, bool TWICE>
-__attribute__((noinline)) void sum_products(const WidePass<E>& at, int64_t first, const int64_t* offsets, Wide<E>* partial,
-                  int64_t tap_stride, int64_t channel_stride) {
+__attribute__((noinline)) void sum_products(const WidePass<E>& at, int64_t first, const int64_t* offsets,
+                                            Wide<E>* partial, int64_t tap_stride, int64_t channel_stride) {
   constexpr int L = LANES<E>, T = TERMS<E>;
   Vector<E> sums[TAPS][J][V] = {};
   int64_t offset[J];
