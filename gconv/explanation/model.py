@@ -29,7 +29,8 @@ class Layer:
     """One layer of a model, or what is computed outside of all layers.
 
     Attributes:
-      path, kind: of the layer in the model, and the name of its class.
+      path: of the layer in the model.
+      kind: the name of its class.
       implementations: what its convolutions take, in order; "XLA" of matrix products.
       flops: multiplications plus additions of its convolutions and matrix products, padding counted as if it were data.
       bytes: of the operands and results of these, each touched once.

@@ -3,6 +3,7 @@
 import inspect
 import math
 import sys
+import textwrap
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -100,9 +101,10 @@ class Explanation:
         for r in self.roles:
             scratch = "scratch not known here" if r.scratch is None else f"{r.scratch:,} bytes of scratch"
             lines.append(f"{r.role}: {r.implementation:<6} {r.flops:,} FLOPs, {r.bytes:,} bytes, {scratch}")
-            lines.append(f"   {r.implementation}: {r.why}")
-            lines += [f"   {r.plan}"] if r.plan else []
-            lines += [f"   not {name}: {reason}" for name, reason in r.reasons.items()]
+            details = [f"{r.implementation}: {r.why}", *([str(r.plan)] if r.plan else [])]
+            details += [f"not {name}: {reason}" for name, reason in r.reasons.items()]
+            for text in details:
+                lines += textwrap.wrap(text, 100, initial_indent="   ", subsequent_indent="      ", break_on_hyphens=False)
         return "\n".join(lines)
 
 

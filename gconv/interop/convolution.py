@@ -43,7 +43,8 @@ class Convolution:
       bias: NumPy `(groups * filters,)`, or None.
       config: the geometry, and how it is computed.
       mask: NumPy, of the kernel's shape, by which it is multiplied first, or None.
-      kernel_factor, bias_factor: how the parameters train; what is None in them is left to the defaults of the layers.
+      kernel_factor: how the kernel trains; what is None in it is left to the default of the layers.
+      bias_factor: how the bias trains; likewise.
       name: of the layer, or "".
     """
 

@@ -16,7 +16,8 @@ class Separable(NamedTuple):
     """A channel-wise convolution and a pointwise one, each a `Convolution`; it can be called, and it makes either Flax layer.
 
     Attributes:
-      depthwise, pointwise: in the order in which they are applied.
+      depthwise: applied first.
+      pointwise: applied to its result.
     """
 
     depthwise: Convolution
