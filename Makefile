@@ -8,7 +8,8 @@
 #   make docs        the documentation as a site, in build/site/
 # For other machines:
 #   make wheel       one wheel for every Python, in dist/; with auditwheel at hand for other distributions too
-# And `make thorough`: every mesh with every sharding, of which `make test` takes a sample.
+# And `make thorough`: every mesh with every sharding, of which `make test` takes a sample; and
+# `make test OPTIONS=--optimized`: XLA optimizes its own loops too, as in the programs of users, which takes longer.
 # PYTHON and VENV choose another interpreter: make test PYTHON=python3.13 VENV=.venv-3.13
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ demo: $(VENV)/demo-ready
 
 test: lint
 	$(SAY) "The test suite, in two processes: about 8 minutes on two cores."
-	$(IN_VENV) -m pytest -n 2
+	$(IN_VENV) -m pytest -n 2 $(OPTIONS)
 
 thorough: $(VENV)/ready
 	$(IN_VENV) -m pytest -n 2 --thorough tests/test_partition.py

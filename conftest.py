@@ -1,13 +1,15 @@
-"""Tests and examples run on eight CPU devices, asked for before JAX starts, in JAX's strict modes, and in little memory."""
+"""Tests and examples run on eight CPU devices, asked for before JAX starts, in strict modes, in little time and memory."""
 
 import ctypes
 import gc
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 import jax
+import jaxlib
 import pytest
 
 # As lineax and Flax test theirs. Another library that mixes ranks or types is called in `tests/conftest.py`'s `lenient`.
@@ -15,8 +17,31 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 collect_ignore = ["tests/typing"]  # scripts for type checkers, which are not run
-GROWTH = 500 * 2**20  # bytes that a process may gain before its compiled programs are dropped
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if jaxlib.__version__.startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"  # jaxlib 0.12 has no other emitters, and no such flag
+GROWTH = 300 * 2**20  # bytes that a process may gain before its compiled programs are dropped
 MEMORY = Path("/proc/self/statm")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--optimized", action="store_true", help="XLA optimizes its own loops, as in programs of users (slower)")
+
+
+def pytest_configure(config):
+    """Compiling is most of the suite's time, and most of that is XLA's own loops around gconv's kernels.
+
+    Without `--optimized`, LLVM leaves these loops as they are. gconv's kernels are compiled beforehand, and optimized.
+
+    A program that this process has compiled before, but whose executable JAX's caches have dropped since, is loaded from a
+    folder, which is this process's alone and ends with it. JAX finds it by its whole text, options and versions.
+    """
+    if not config.getoption("--optimized"):
+        os.environ["XLA_FLAGS"] += f" {QUICK}"
+    folder = tempfile.TemporaryDirectory(prefix="gconv-programs-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    jax.config.update("jax_compilation_cache_dir", folder.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def memory() -> int:

@@ -33,6 +33,16 @@ def x64():
         yield
 
 
+@pytest.fixture
+def threads():
+    """For a test that compiles in several threads: none reads a program from JAX's cache while another one writes it there."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, float("inf"))
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope="module")
 def keras():
     """Keras on JAX, or a skip."""
