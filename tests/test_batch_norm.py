@@ -495,7 +495,8 @@ for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 2e-2), ("float16", 2e-3
     import importlib; importlib.reload(kernels)
     jax.clear_caches()
 """
-    sets = {"avx512_bf16": ("avx2", "baseline"), "avx512": ("avx2", "baseline"), "avx2": ("baseline",)}.get(native.instruction_set(), ())
+    below_avx512 = ("avx2", "baseline")
+    sets = {"avx512_bf16": below_avx512, "avx512": below_avx512, "avx2": ("baseline",)}.get(native.instruction_set(), ())
     for name in sets:
         env = {**os.environ, "GCONV_NATIVE_ISA": name}
         folder = Path(__file__).parent.parent

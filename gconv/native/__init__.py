@@ -7,7 +7,7 @@
     reduce/       role w: sums over every pixel. narrow.h, wide.h
     depthwise/    all three roles where a group is one channel: gather.h, reduce.h, and the loops that they share
     norm/         batch norm: its four passes, and its own unit and door to XLA
-    vectors/      vectors of one instruction set, half precision, how narrow groups fill them, lists, and loops over units of work
+    vectors/      vectors of one instruction set, half precision, how narrow groups fill them, lists, loops over units of work
     epilogue.h    what follows a convolution: scale, shift, residual, activation
     unit.h, .cc   the kernels of one length of vectors, with sums in float or in double or of pairs: compiled once for each
     parallel.h    loops on XLA's threads
