@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"among {', '.join(PARTS)}; all by default")
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name contains one of these")
     parser.add_argument("--roles", default="yxw", help="y: forward, x: input gradient, w: kernel gradient")
-    parser.add_argument("--dtypes", nargs="+", choices=(*DTYPES, "float16"), help="of the layers and issues; by default the first two")
+    types = (*DTYPES, "float16")
+    parser.add_argument("--dtypes", nargs="+", choices=types, help="of layers and issues; by default the first two")
     known = [*dict.fromkeys([*PEERS, *GPU_PEERS])]
     parser.add_argument("--peers", nargs="+", choices=known, metavar="NAME", help=f"of the layers: {', '.join(known)}")
     parser.add_argument("--modes", nargs="+", choices=MODES, help="of whole models; by default both")

@@ -4,7 +4,7 @@ JAX runs the same `nnx.Conv` model in each case, without a change to its code:
 
     nnx.Conv               JAX alone
     nnx.Conv installed     with `gconv.install()`
-    nnx.Conv fused         installed, and `gconv.fuse` of the function: inference
+    nnx.Conv fused         installed, and `gconv.fuse` of the model, whose weights are constants as the engines' are: inference
     nnx.Conv accelerated   installed, and `gconv.accelerate` of the model: training
 
 The others are PyTorch in either memory format, PyTorch's compiler (channels last; in inference with frozen weights), and for
@@ -60,7 +60,9 @@ def _flax(make: Callable[..., Prepared], **options) -> Maker:
 INFERENCE: dict[str, Maker] = {
     ALONE: _flax(steps.flax_inference),
     "nnx.Conv installed": _flax(steps.flax_inference, around=gconv.accelerated),
-    "nnx.Conv fused": _flax(steps.flax_inference, around=gconv.accelerated, change=gconv.fuse),
+    "nnx.Conv fused": _flax(
+        steps.flax_inference, around=gconv.accelerated, change=partial(gconv.fuse, frozen=True), frozen=True
+    ),
     **_pytorch(steps.torch_inference),
     "ONNX Runtime": _needs(engines.onnxruntime, "onnxruntime", "onnx", "torch"),
     "OpenVINO": _needs(engines.openvino, "openvino", "onnx", "torch"),
