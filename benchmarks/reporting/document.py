@@ -57,7 +57,7 @@ def _about_models(rows: list[dict]) -> str:
         "Unchanged models with `nnx.Conv`, images of 224 x 224 (224 steps of the Mamba block), float32: by JAX alone; with "
         "`gconv.install()` (installed); and with `gconv.fuse` besides in inference, `gconv.accelerate` in training (gconv). "
         "PyTorch is eager, the better of its two memory formats. torch.compile is in channels last, in inference with frozen "
-        "weights. JAX's programs take their weights as arguments; to the engines and frozen programs they are constants. "
+        "weights. To the engines, the frozen programs and gconv in inference weights are constants; else they are arguments. "
         "The training step is forward, backward and SGD with momentum. JAX alone had one turn, after the others.\n\n"
         f"{rows[-1]['processor']}, {rows[-1]['threads']} threads. {versions}, Python {rows[-1]['python']}. "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {', '.join(commits)}.\n"
