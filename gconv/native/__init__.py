@@ -2,6 +2,7 @@
 
     problem.h     one convolution, as the plan and the kernels see it
     plan.h, .cc   which kernel a call takes, and in which sizes; kernels execute a plan and decide nothing
+    requirements.cc   what each kernel can do
     cost.h, .cc   what a plan costs: the kernel that costs least is chosen
     gather/       roles y and x: every result gathers its sources. narrow.h, wide.h, rows.h, winograd.h
     reduce/       role w: sums over every pixel. narrow.h, wide.h

@@ -1,5 +1,5 @@
-// Which kernel a call takes, and its sizes. Three parts, top to bottom: what each kernel can do, which one is
-// chosen among those that can, and the sizes of the chosen one.
+// Which kernel a call takes, and its sizes: of those that can do it (requirements.cc) the one that costs
+// least (cost.cc).
 
 #include "plan.h"
 
@@ -13,8 +13,6 @@ namespace {
 
 int64_t element_bytes(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
 int64_t number_bytes(Type type) { return type == Type::f64 ? 8 : 4; }  // of the type that sums are formed in
-
-bool is_depthwise(const Problem& p) { return p.channels == 1 && p.filters == 1; }
 
 // One axis of a problem as roles y and x see it: see gather/gather.h.
 struct Along {
@@ -33,83 +31,6 @@ int64_t results_in_image(Role role, const Problem& p) {
   const int64_t* results = role == Role::x ? p.in : p.out;
   return results[0] * results[1] * results[2];
 }
-
-// --- what a kernel can do ----------------------------------------------------------------------------------
-
-bool gathers(Role role, const Problem&) { return role != Role::w; }
-
-// What a tile of `rows` over a border copies stays in the nearest cache.
-bool copies_little(Role role, const Problem& p) {
-  double columns = 14.0 * double(p.strides[2]) + double(p.window[2]);
-  return double(p.window[0]) * double(p.window[1]) * columns * double(sources_of(role, p)) <= 1 << 15;
-}
-
-bool is_three_by_three(Role role, const Problem& p) {
-  const int64_t* results = role == Role::x ? p.in : p.out;
-  for (int i = 1; i < 3; ++i)
-    if (p.window[i] != 3 || p.strides[i] != 1 || results[i] < 1) return false;
-  return true;
-}
-
-bool is_flat(Role role, const Problem& p) {
-  const int64_t* results = role == Role::x ? p.in : p.out;
-  return p.window[0] == 1 || results[0] >= 2 * p.window[0];
-}
-
-// Whether more than half of the products of a 3 x 3 window meet a source.
-bool most_taps_meet(Role role, const Problem& p) {
-  const int64_t *results = role == Role::x ? p.in : p.out, *sources = role == Role::x ? p.out : p.in;
-  double met = 1;
-  for (int i = 1; i < 3; ++i) {
-    int64_t pairs = 0;  // of a result and a tap that meet a source
-    for (int64_t t = 0; t < 3; ++t) {
-      int64_t shift = t * p.dilation[i] - p.low[i],
-              first = role == Role::x ? -shift : shift;  // source of result 0
-      pairs += maximum(0, minimum(sources[i] - first, results[i]) - maximum(-first, 0));
-    }
-    met *= double(pairs) / 3 / double(results[i]);
-  }
-  return 2 * met > 1;
-}
-
-struct Requirement {
-  Kernel kernel;
-  bool (*holds)(Role, const Problem&);
-  const char* otherwise;
-};
-
-// What each kernel asks of a problem, from top to bottom. `wide` and `narrow` ask for nothing.
-const Requirement REQUIREMENTS[] = {
-    {Kernel::depthwise, [](Role, const Problem& p) { return is_depthwise(p); },
-     "it takes groups of one channel and one filter"},
-
-    {Kernel::winograd, gathers, "it computes roles y and x"},
-    {Kernel::winograd, is_three_by_three, "it takes windows of 3 x 3 without strides"},
-    {Kernel::winograd, [](Role, const Problem& p) { return !p.plain; },
-     "its results are not the plain sums of their products, which a precision above the default asks for"},
-    // Rounding errors are as large as those of plain sums from 8 channels on (tests/test_native.py measures
-    // them).
-    {Kernel::winograd, [](Role role, const Problem& p) { return sources_of(role, p) >= 8; },
-     "with fewer than 8 source channels its rounding errors would be larger than those of plain sums"},
-    {Kernel::winograd, is_flat,
-     "its errors would be larger than those of plain sums: most windows hang over in depth"},
-    {Kernel::winograd, most_taps_meet,
-     "its errors would be larger than those of plain sums: most taps meet padding"},
-
-    {Kernel::matrix, gathers, "it computes roles y and x"},
-    {Kernel::matrix, [](Role, const Problem& p) { return meets_every_pixel(p); },
-     "it takes a single tap that meets every pixel: no strides and no padding"},
-
-    {Kernel::rows, gathers, "it computes roles y and x"},
-    {Kernel::rows, [](Role, const Problem& p) { return p.groups == 1; }, "it takes one group"},
-    {Kernel::rows, [](Role role, const Problem& p) { return sources_of(role, p) <= 16; },
-     "it takes up to 16 source channels"},
-    {Kernel::rows, [](Role, const Problem& p) { return p.window[2] > 1 && p.dilation[2] == 1; },
-     "it takes rows of neighbouring taps: a window of more than one column, without dilation"},
-    {Kernel::rows, [](Role role, const Problem& p) { return role == Role::y || p.strides[2] == 1; },
-     "it takes no strides along the rows in role x"},
-    {Kernel::rows, copies_little, "what it copies at borders would not stay in the nearest cache"},
-};
 
 // --- the sizes ---------------------------------------------------------------------------------------------
 
@@ -427,12 +348,6 @@ const char* name_of(Kernel kernel) {
     case Kernel::wide: return "wide";
     default: return "narrow";
   }
-}
-
-const char* why_not(Kernel kernel, Role role, const Problem& problem) {
-  for (const Requirement& r : REQUIREMENTS)
-    if (r.kernel == kernel && !r.holds(role, problem)) return r.otherwise;
-  return nullptr;
 }
 
 const char* plan_call(Role role, Type type, const Problem& p, const Processor& processor, int64_t threads,

@@ -38,7 +38,8 @@ struct Strand {
 };
 
 template <>
-class Strand<Bf16> {
+struct Strand<Bf16> {
+ private:
   // In registers from the beginning of a loop on: the compiler would make them anew for each use.
   Word upper = Word{} + 0xffff0000, half = Word{} + 0x7fff, one = Word{} + 1;
 

@@ -112,7 +112,7 @@ struct Gather {
     if (result_stride != 1)
       return transposed(reinterpret_cast<const Pair*>(from), sources, result_stride / 2, results, to, step);
     for (int64_t s = 0; s < sources; ++s, from += 2 * source_stride, to += step)
-      store(to, pairs_of<Pair>(from, from + source_stride, results));
+      store(to, pairs_of(from, from + source_stride, results));
   }
   // Source channels are neighbours.
   template <class T, class E>
@@ -134,12 +134,8 @@ struct Gather {
                   int64_t reversed) const {
     if (!plan.packed) return static_cast<const E*>(w);
     E* to = static_cast<E*>(scratch);
-    if constexpr (TERMS<E> == 2)
-      pack(parallel, static_cast<const Bf16*>(w), to, reversed);
-    else
-      with_element<E>(type, [&](auto element) {
-        pack(parallel, static_cast<const decltype(element)*>(w), to, reversed);
-      });
+    with_element<E>(
+        type, [&](auto element) { pack(parallel, static_cast<const decltype(element)*>(w), to, reversed); });
     return to;
   }
   template <class T, class E>

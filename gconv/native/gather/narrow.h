@@ -89,9 +89,9 @@ class GatherNarrow {
 
  public:
   GatherNarrow(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
-      : plan(plan), p(p), type(type), in_place(TERMS<E> == 2 || are_numbers<A>(type)),
-        bytes(bytes_of<A>(type)), g(role, p), finish(finish), steps(g.sources / TERMS<E>),
-        lanes(g.groups, steps), direct(in_place && (lanes.vectors == 1 || steps % L == 0)),
+      : plan(plan), p(p), type(type), in_place(gconv::in_place<E>(type)), bytes(bytes_of<A>(type)),
+        g(role, p), finish(finish), steps(g.sources / TERMS<E>), lanes(g.groups, steps),
+        direct(in_place && (lanes.vectors == 1 || steps % L == 0)),
         pixel(lanes.vectors == 1 ? g.groups * steps : lanes.blocks * lanes.vectors * L),
         beyond(first_lane(lanes.blocks - 1) + lanes.vectors * L - pixel),
         image(g.axis[0].sources * g.axis[1].sources * g.axis[2].sources * pixel) {}
@@ -99,7 +99,8 @@ class GatherNarrow {
   void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
     E* weights = static_cast<E*>(scratch);
     for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L, [&](int64_t block) {
-      with_elements([&](auto element) { pack(block, static_cast<const decltype(element)*>(w), weights); });
+      with_element<E>(type,
+                      [&](auto element) { pack(block, static_cast<const decltype(element)*>(w), weights); });
     });
     // A unit is some stretches of rows.
     int64_t longest = 0;
@@ -143,15 +144,6 @@ class GatherNarrow {
   // channels, which may be NaN; the unused lanes of a single vector never meet the others.
   int64_t first_lane(int64_t block) const {
     return lanes.vectors == 1 ? lanes.first_channel(block) : block * lanes.vectors * L;
-  }
-
-  // Calls f with an element of the operands.
-  template <class F>
-  void with_elements(const F& f) const {
-    if constexpr (TERMS<E> == 2)
-      f(Bf16{});
-    else
-      with_element<A>(type, f);
   }
 
   // [block][tap][vector][filter][lane]

@@ -107,9 +107,9 @@ class GatherRows {
 
  public:
   GatherRows(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
-      : plan(plan), p(p), type(type), in_place(TERMS<E> == 2 || are_numbers<A>(type)),
-        bytes(bytes_of<A>(type)), g(role, p), finish(finish), steps(g.sources / TERMS<E>),
-        columns(g.axis[2].sources), span(p.window[2]), crowded(g.is_crowded<E>(plan)) {
+      : plan(plan), p(p), type(type), in_place(gconv::in_place<E>(type)), bytes(bytes_of<A>(type)),
+        g(role, p), finish(finish), steps(g.sources / TERMS<E>), columns(g.axis[2].sources),
+        span(p.window[2]), crowded(g.is_crowded<E>(plan)) {
     if (plan.kernel == Kernel::matrix) columns = g.batch * p.in[0] * p.in[1] * p.in[2];
   }
 

@@ -85,9 +85,8 @@ class GatherWide {
 
  public:
   GatherWide(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
-      : plan(plan), p(p), type(type), in_place(TERMS<E> == 2 || are_numbers<A>(type)), g(role, p),
-        finish(finish), steps(g.sources / TERMS<E>), unit(in_place ? g.groups * steps : 1),
-        vectors(ceil_div(g.results, L)) {}
+      : plan(plan), p(p), type(type), in_place(gconv::in_place<E>(type)), g(role, p), finish(finish),
+        steps(g.sources / TERMS<E>), unit(in_place ? g.groups * steps : 1), vectors(ceil_div(g.results, L)) {}
 
   void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
     E* zeros = static_cast<E*>(scratch) + plan.packed;

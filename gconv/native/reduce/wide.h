@@ -62,7 +62,7 @@ class ReduceWide {
     });
     int64_t blocks = down * across;
     for_each(parallel, p.groups * blocks * taps, high * wide * plan.partitions, [&](int64_t unit) {
-      with_elements([&](auto element) {
+      with_element<E>(type, [&](auto element) {
         finish(at(unit / taps), unit % taps, partial + unit * high * wide * L,
                static_cast<decltype(element)*>(result));
       });
@@ -109,7 +109,7 @@ class ReduceWide {
     int64_t beyond = first_y + ceil_div(block.filters, L) * L - (left + 1) * stretches.out_channels;
     bool packs_y = plan.packs_y || beyond > 0;
     if (packs_y && lists.group != block.group)
-      with_elements([&](auto element) {
+      with_element<E>(type, [&](auto element) {
         lists.packed_y = pack_y(lists, index, block, static_cast<const decltype(element)*>(y) + first_y);
         lists.group = block.group;
       });
@@ -128,7 +128,7 @@ class ReduceWide {
           at.y_column = packs_y ? wide * L / (1 + apart) : stretches.out_channels, at.rows = &lists.rows,
           at.channels = block.channels;
           if (plan.packs_x)
-            with_elements([&](auto element) {
+            with_element<E>(type, [&](auto element) {
               auto* elements = static_cast<const decltype(element)*>(x) + first_x;
               at.x = pack_x(lists, index, w, size, block, elements), at.rows = &lists.packed;
             });
@@ -140,15 +140,6 @@ class ReduceWide {
       }
   }
 
-  // Calls f with an element of x and y.
-  template <class F>
-  void with_elements(const F& f) const {
-    if constexpr (TERMS<E> == 2)
-      f(Bf16{});
-    else
-      with_element<A>(type, f);
-  }
-
   // So many channels of a pixel as numbers; or, as pairs, of it and the next one, if it has one.
   template <class T>
   static void put(const T* pixel, const T* next, int64_t count, E* to) {
@@ -156,7 +147,7 @@ class ReduceWide {
       read(pixel, count, to);
     else
       for (int64_t c = 0; c < count; c += L) {
-        Vector<E> pairs = pairs_of<E>(pixel + c, (next ? next : pixel) + c, count - c);
+        Vector<E> pairs = pairs_of(pixel + c, (next ? next : pixel) + c, count - c);
         store(to + c, next ? pairs : first_terms<E>(pairs));
       }
   }

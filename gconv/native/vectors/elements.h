@@ -24,11 +24,19 @@ int64_t bytes_of(Type type) {
   return are_numbers<A>(type) ? sizeof(A) : 2;
 }
 
-// Calls f with an element of this type.
-template <class A, class F>
+// Whether elements are read where they are: as the numbers that they are, or as pairs.
+template <class E>
+bool in_place(Type type) {
+  return TERMS<E> == 2 || are_numbers<Wide<E>>(type);
+}
+
+// Calls f with an element of this type, for kernels that compute with numbers or pairs E.
+template <class E, class F>
 ALWAYS_INLINE void with_element(Type type, const F& f) {
-  if constexpr (sizeof(A) == 8)
+  if constexpr (sizeof(E) == 8)
     f(double{});
+  else if constexpr (TERMS<E> == 2)
+    f(Bf16{});
   else if (type == Type::f32)
     f(float{});
   else if (type == Type::bf16)

@@ -49,11 +49,10 @@ ALWAYS_INLINE Vector<E> first_terms(Vector<E> v) {
 }
 
 // Two rows of elements as pairs of one from each.
-template <class E>
 ALWAYS_INLINE Floats pairs_of(const Bf16* first, const Bf16* second, int64_t count) {
-  constexpr int L = LANES<E>;
   auto words = [&](const Bf16* row) __attribute__((always_inline)) {
-    return (Word)(count >= L ? load(row) : load_first(row, count));  // elements are the upper halves
+    return (Word)(count >= LANES<Pair> ? load(row)
+                                       : load_first(row, count));  // elements are the upper halves
   };
   return (Floats)((words(first) >> 16) | words(second));
 }
