@@ -11,7 +11,7 @@ import gconv
 from gconv import backends
 from gconv.backends import choice
 from gconv.backends.problem import Problem
-from gconv.geometry import geometry
+from gconv.geometry import Geometry, geometry
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,8 +67,21 @@ CASES = {
 EVERY = [
     pytest.param(name, row, given, id=f"{name}-{i}")
     for name, rows in choice.ROWS.items()
+    if name in backends.TABLE
     for i, (row, given) in enumerate(zip(rows, CASES[name], strict=True))
 ]
+
+
+# Of `x @ matrix`, in the order of the rows.
+MATRICES = (
+    ((2, 49, 96), 384, "bfloat16"),
+    ((2, 0, 96), 384, "float32"),
+    ((1, 15, 1280), 1000, "float32"),
+    ((2, 49, 96), 7, "float32"),
+    ((2, 49, 3072), 768, "float32"),
+    ((2, 49, 4000), 768, "float32"),
+    ((2, 49, 3136), 768, "float32"),
+)
 
 
 @pytest.fixture
@@ -106,6 +119,20 @@ def test_every_row_decides_a_problem_and_explain_says_so(name, row, given, alone
         assert found[role].implementation != name
         assert found[role].reasons[name] == row.say(problem)
         assert f"   not {name}: {row.say(problem)}" in unwrapped(found)
+
+
+@pytest.mark.parametrize("row, given", [*zip(choice.MATRIX, MATRICES, strict=True)])
+def test_every_row_decides_a_matrix_product(row, given, monkeypatch):
+    (batch, pixels, channels), filters, dtype = given
+    g = Geometry((pixels,), (1,), (1,), ((0, 0),), (1,), 1, channels, filters)
+    monkeypatch.setattr(backends.native, "why_not", lambda *_: None)
+    problem = Problem("y", g, jnp.dtype(dtype), "cpu", batch)
+    assert choice.decide("matrix", problem) is row
+    reason = backends.reason_against_matrix(g, jnp.dtype(dtype), "cpu", batch)
+    assert reason == (None if row.takes else row.say(problem))
+    assert backends.reason_against_matrix(g, jnp.dtype(dtype), "cpu", batch, "it is exported") == "native: it is exported"
+    monkeypatch.setattr(backends.native, "why_not", lambda *_: "there are none")
+    assert backends.reason_against_matrix(g, jnp.dtype(dtype), "cpu", batch) == "native: there are none"
 
 
 @pytest.mark.parametrize("name", choice.ROWS)

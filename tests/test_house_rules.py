@@ -27,7 +27,7 @@ ORDER = (
     ("mesh.nnx",),
     ("geometry",),
     ("backends.convolution", "backends.problem"),
-    ("backends.lax", "backends.native", "backends.xla"),
+    ("backends.lax", "backends.native", "backends.xla", "backends.row"),
     ("backends.choice",),
     ("backends", "mesh.partition"),
     ("roles", "padding"),

@@ -1,19 +1,24 @@
-"""The convolutions of a program, whoever wrote them, as roles of geometries that something can follow."""
+"""The convolutions of a program, whoever wrote them, as roles of geometries that something can follow.
 
+A matrix product of the channels of each pixel, as of `nnx.Linear`, is one more of them: its window is one pixel.
+"""
+
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 from jax import Array, lax
 from jax.sharding import AxisType
 
-from gconv import roles
+from gconv import backends, roles
 from gconv.acceleration.equation import read
 from gconv.acceleration.lowering import DROP_IN, equation_of
 from gconv.fusion import epilogue
 from gconv.fusion.activations import Activation
-from gconv.fusion.program import Atom, Node
+from gconv.fusion.program import Atom, Node, typeof
 from gconv.geometry import Geometry
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -31,6 +36,7 @@ class Convolution:
       inputs: the node's operands that are the role's, and `operands` which of them is which.
       parts: what follows the convolution already, in the node itself; likewise `activation`.
       axis: of the result, the axis of its channels.
+      matrix: whether it is a matrix product.
       result, canonical: from the role's result to the node's, and back.
     """
 
@@ -44,14 +50,24 @@ class Convolution:
     axis: int
     parts: dict[str, Atom] = field(default_factory=dict)
     activation: Activation | None = None
+    matrix: bool = False
     result: Callable[[Array], Array] = _same
     canonical: Callable[[Array], Array] = _same
 
 
 def is_convolution(node: Node) -> bool:
-    """Whether a node is a convolution of lax's or of gconv's."""
+    """Whether a node is a convolution of lax's or of gconv's, or a matrix product like one."""
     primitive = node.equation.primitive
-    return primitive in (lax.conv_general_dilated_p, epilogue.PRIMITIVE, *roles.PRIMITIVES.values())
+    known = (lax.conv_general_dilated_p, epilogue.PRIMITIVE, *roles.PRIMITIVES.values())
+    return primitive in known or is_matrix_product(node)
+
+
+def is_matrix_product(node: Node) -> bool:
+    """Whether a node sums over the last axis of an array and the first of a matrix: `x @ matrix`."""
+    if node.equation.primitive is not lax.dot_general_p:
+        return False
+    x, matrix = (len(typeof(a).shape) for a in node.inputs)
+    return x >= matrix == 2 and node.params["dimension_numbers"] == (((x - 1,), (0,)), ((), ()))
 
 
 def convolution(node: Node) -> Convolution | str:
@@ -63,11 +79,16 @@ def convolution(node: Node) -> Convolution | str:
         return "on a mesh with explicit axes"
     if node.equation.ctx.compute_type is not None:
         return f"computed on {node.equation.ctx.compute_type}"
+    if is_matrix_product(node):
+        return _of_matrix_product(node)
     return _of_lax(node) if node.equation.primitive is lax.conv_general_dilated_p else _of_gconv(node)
 
 
 def describe(node: Node) -> str:
     """The role, the window and the channels, in words."""
+    if is_matrix_product(node):
+        channels, filters = typeof(node.inputs[1]).shape
+        return f"y  matrix, {channels} -> {filters} channels"
     params = dict(node.params)
     if "geometry" not in params:
         equation = equation_of([a.aval for a in node.inputs], params)
@@ -128,4 +149,33 @@ def _of_gconv(node: Node) -> Convolution | str:
         axis=len(node.outputs[0].aval.shape) - 1,
         parts=dict(zip(params.get("parts", ()), parts, strict=True)),
         activation=params.get("activation"),
+    )
+
+
+def _of_matrix_product(node: Node) -> Convolution | str:
+    x, matrix, y = (typeof(a) for a in (*node.inputs, *node.outputs))
+    (*pixels, channels), (_, filters) = x.shape, matrix.shape
+    if not all(isinstance(n, int) for n in (*x.shape, filters)):
+        return "its sizes are not known"
+    if node.params["out_sharding"] is not None:
+        return "asks for a sharding"
+    if not x.dtype == matrix.dtype == y.dtype:
+        return f"{x.dtype} times {matrix.dtype} in {y.dtype}"
+    rank = min(max(len(pixels) - 1, 1), 3)  # up to three axes are the image's, those before them the batch
+    batch, ones, none = math.prod(pixels[:-rank]), (1,) * rank, ((0, 0),) * rank
+    geometry = Geometry(tuple(pixels[-rank:]), ones, ones, none, ones, 1, channels, filters)
+    if reason := backends.reason_against_matrix(geometry, y.dtype, jax.default_backend(), batch):
+        return reason
+    return Convolution(
+        role="y",
+        geometry=geometry,
+        inputs=tuple(node.inputs),
+        operands=lambda x, w: {"x": x.reshape(geometry.x_shape(batch)), "w": w.reshape(geometry.kernel_shape)},
+        dtype=y.dtype,
+        precision=node.params["precision"],
+        implementation=None,
+        axis=len(pixels),
+        matrix=True,
+        result=lambda value: value.reshape(y.shape),
+        canonical=lambda value: value.reshape(geometry.y_shape(batch)),
     )

@@ -1,4 +1,4 @@
-"""A convolution and what follows it in a network, as one primitive:
+"""A convolution, or a matrix product, and what follows it in a network, as one primitive:
 
     activation(scale * convolution + shift + residual)
 
@@ -6,6 +6,8 @@ with every part optional: per-channel `scale` and `shift`, which are what a bias
 a `residual` of the result's shape; an activation. On CPU the kernels finish each result while it lies in the nearest caches, so
 that nothing is read or written twice. Everywhere else, and in every transformation that is not written out here, it is the
 composition of its parts: derivatives of any order, meshes, exported programs and other platforms know nothing of it.
+
+To the kernels a matrix product is a convolution whose window is one pixel. In the composition it is XLA's matrix product.
 """
 
 from functools import partial
@@ -13,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -38,6 +40,7 @@ def bind(
     dtype,
     precision,
     implementation,
+    matrix: bool = False,
     scale: Array | None = None,
     shift: Array | None = None,
     residual: Array | None = None,
@@ -46,6 +49,7 @@ def bind(
     """Role "y" or "x" of the operands, a dict with the keys `roles.OPERANDS[role]`, and what follows it.
 
     Args:
+      matrix: whether it is a matrix product: role "y" of one group, whose window is one pixel, with no padding and no strides.
       scale, shift: `(channels of the result,)` or None, in any floating type.
       residual: of the result's canonical shape, `(N, *output, G*K)` for "y", or None, in any floating type.
       activation: an `Activation` or None.
@@ -57,9 +61,9 @@ def bind(
     dtype = jnp.dtype(dtype)
     parts = typed({"scale": scale, "shift": shift, "residual": residual}, dtype)
     varying = equally_varying({**operands, **parts})
-    options = dict(geometry=geometry, dtype=dtype, precision=precision, implementation=implementation)
+    options = dict(geometry=geometry, dtype=dtype, precision=precision, implementation=implementation, matrix=matrix)
     if not parts and activation is None:
-        return roles.bind(role, varying, **options)
+        return alone(role, varying, **options)
     first, second = (varying[name] for name in roles.OPERANDS[role])
     return PRIMITIVE.bind(
         first,
@@ -78,12 +82,20 @@ def typed(given: dict[str, Array | None], dtype) -> dict[str, Array]:
     return {name: a.astype(dtype if name == "residual" else wide) for name, a in given.items() if a is not None}
 
 
-def compose(first, second, *operands, role, geometry, dtype, precision, implementation, parts, activation) -> Array:
+def compose(first, second, *operands, role, parts, activation, **options) -> Array:
     """The same, each part an operation of its own."""
-    options = dict(geometry=geometry, dtype=dtype, precision=precision, implementation=implementation)
-    names = roles.OPERANDS[role]
-    result = roles.bind(role, dict(zip(names, (first, second), strict=True)), **options)
+    result = alone(role, dict(zip(roles.OPERANDS[role], (first, second), strict=True)), **options)
     return finish(result, dict(zip(parts, operands, strict=True)), activation)
+
+
+def alone(role: str, operands: dict, *, matrix: bool = False, **options) -> Array:
+    """The convolution or the matrix product that nothing follows."""
+    if not matrix:
+        return roles.bind(role, operands, **options)
+    x, w = operands["x"], operands["w"]
+    contracted = (((x.ndim - 1,), (0,)), ((), ()))
+    how = dict(precision=options["precision"], preferred_element_type=options["dtype"])
+    return lax.dot_general(x, w.reshape(w.shape[-2:]), contracted, **how)
 
 
 def finish(result: Array, parts: dict[str, Array], activation: Activation | None) -> Array:
@@ -164,9 +176,13 @@ def fits(ctx, platform: str, params: dict) -> bool:
     if platform != "cpu" or partition.devices_of(ctx):
         return False
     first, second = ctx.avals_in[:2]
-    operand = wider(first.dtype, second.dtype)
-    choice = (params["role"], params["geometry"], operand, platform, first.shape[0], params["implementation"])
-    if backends.choose(*choice, roles.must_be_portable(ctx)) != "native" or operand != params["dtype"]:
+    operand, portable = wider(first.dtype, second.dtype), roles.must_be_portable(ctx)
+    problem = (params["geometry"], operand, platform, first.shape[0])
+    if params["matrix"]:
+        is_theirs = backends.reason_against_matrix(*problem, portable) is None
+    else:
+        is_theirs = backends.choose(params["role"], *problem, params["implementation"], portable) == "native"
+    if not is_theirs or operand != params["dtype"]:
         return False
     return not any(0 in aval.shape for aval in (first, second, *ctx.avals_out))  # of which they add up nothing
 
@@ -182,7 +198,7 @@ def _by_kernels(first, second, *operands, role, geometry, dtype, precision, part
 # --- outside jit ------------------------------------------------------------------------------------------------------
 
 PRIMITIVE.def_abstract_eval(_abstract)
-PARAMETERS = ("role", "geometry", "dtype", "precision", "implementation", "parts", "activation")
+PARAMETERS = ("role", "geometry", "dtype", "precision", "implementation", "matrix", "parts", "activation")
 PRIMITIVE.def_impl(roles.compiled_once(PRIMITIVE, *PARAMETERS))
 ad.primitive_jvps[PRIMITIVE] = _jvp
 ad.primitive_transposes[PRIMITIVE] = _transpose

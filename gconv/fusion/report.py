@@ -5,17 +5,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """One convolution of a program.
+    """One convolution of a program, or a matrix product.
 
     Attributes:
       convolution: its role, window and channels, in words.
       parts: what was put into it: of "scale", "shift", "residual" and an activation's name, in this order.
       reason: why nothing else was.
+      is_matrix: whether it is a matrix product.
     """
 
     convolution: str
     parts: tuple[str, ...]
     reason: str
+    is_matrix: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class Fusion:
     """What became of the convolutions of a function, in the order in which they stand there; `print` shows it.
 
     Attributes:
-      convolutions: a `Fused` for each, once for all turns of a loop. refused: why nothing at all was done, or None.
+      convolutions: a `Fused` for each, once for all turns of a loop; also for each matrix product `x @ matrix`.
+      refused: why nothing at all was done, or None.
     """
 
     convolutions: tuple[Fused, ...] = ()
@@ -31,7 +34,11 @@ class Fusion:
 
     def __str__(self) -> str:
         rows = self.convolutions
-        lines = [f"{sum(bool(row.parts) for row in rows)} of {len(rows)} convolutions take in what follows them"]
+        counts = []
+        for kind, is_matrix in (("convolutions", False), ("matrix products", True)):
+            if taken := [bool(row.parts) for row in rows if row.is_matrix == is_matrix]:
+                counts.append(f"{sum(taken)} of {len(taken)} {kind}")
+        lines = [f"{' and '.join(counts) or '0 of 0 convolutions'} take in what follows them"]
         lines += [f"nothing was changed: {self.refused}"] if self.refused else []
         width = max([len(row.convolution) for row in rows], default=0)
         what = lambda row: ", ".join(row.parts) if row.parts else f"nothing: {row.reason}"

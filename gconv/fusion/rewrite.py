@@ -1,4 +1,7 @@
-"""A program in which convolutions take in what follows them: which do, and how it then runs."""
+"""A program in which convolutions take in what follows them: which do, and how it then runs.
+
+Matrix products like those of `nnx.Linear` are among the convolutions here.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from gconv.dtypes import accumulator
 from gconv.fusion import epilogue
 from gconv.fusion.chain import Chain, changed, changed_back, follow
 from gconv.fusion.channels import Read
-from gconv.fusion.convolutions import Convolution, convolution, describe, is_convolution
+from gconv.fusion.convolutions import Convolution, convolution, describe, is_convolution, is_matrix_product
 from gconv.fusion.program import Atom, Node, Program, Value, values
 from gconv.fusion.report import Fused
 
@@ -93,21 +96,20 @@ class Rewritten:
         return [read(a) for a in self.program.outputs]
 
     def _row(self, node: Node) -> Fused:
-        what = describe(node)
         conv = convolution(node)
         if isinstance(conv, str):
-            return Fused(what, (), conv)
+            return _said(node, (), conv)
         if not node.outputs[0].readers and not node.outputs[0].is_result:
-            return Fused(what, (), "its result is not used")
+            return _said(node, (), "its result is not used")
         chains, reason = follow(node, conv)
         for chain in reversed(chains):
             plan = _plan(node, conv, chain)
             if self._fits(plan):
                 self._plans[plan.place] = plan
                 self._left_out.update(chain.nodes, [node])
-                return Fused(what, plan.parts, reason)
+                return _said(node, plan.parts, reason)
             reason = "what follows it is taken in by another convolution"
-        return Fused(what, (), reason)
+        return _said(node, (), reason)
 
     def _fits(self, plan: Plan) -> bool:
         """Whether no plan leaves out what another one reads."""
@@ -134,6 +136,10 @@ class Rewritten:
         return rows
 
 
+def _said(node: Node, parts: tuple[str, ...], reason: str) -> Fused:
+    return Fused(describe(node), parts, reason, is_matrix_product(node))
+
+
 def _untouched(programs: Iterable, reason: str) -> list[Fused]:
     """The rows of the convolutions of programs that stay as they are."""
     rows = []
@@ -141,7 +147,7 @@ def _untouched(programs: Iterable, reason: str) -> list[Fused]:
         for equation in getattr(program, "jaxpr", program).eqns:
             node = Node(equation, equation.invars)
             if is_convolution(node):
-                rows.append(Fused(describe(node), (), reason))
+                rows.append(_said(node, (), reason))
             rows += _untouched(jaxprs_in_params(equation.params), reason)
     return rows
 
@@ -180,6 +186,7 @@ def _run(plan: Plan, read: Read) -> Array:
         dtype=conv.dtype,
         precision=conv.precision,
         implementation=conv.implementation,
+        matrix=conv.matrix,
         activation=chain.activation or conv.activation,
         **parts,
     )

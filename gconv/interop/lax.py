@@ -48,7 +48,7 @@ def _written_out(role: str, operands: dict, *, geometry, dtype, precision, imple
 
 def _composed(role: str, operands: dict, *, scale=None, shift=None, residual=None, activation=None, **options):
     """What `epilogue.bind` computes, as operations of lax."""
-    result = _written_out(role, operands, **options)
+    result = epilogue.alone(role, operands, **options)  # whose convolutions are `_written_out`
     parts = {"scale": scale, "shift": shift, "residual": residual}
     return epilogue.finish(result, epilogue.typed(parts, result.dtype), activation)
 
