@@ -1,4 +1,4 @@
-"""A convolution together with what follows it in a network.
+"""A convolution, or a matrix product, together with what follows it in a network.
 
 activations   their names, and the functions of JAX that they are
 epilogue      the primitive: activation(scale * convolution + shift + residual)
@@ -8,7 +8,7 @@ report        what became of its convolutions
 arguments     arrays, which a compiled program takes, and the rest, which it is compiled for
 rewrite       the plans, and how a program runs by them
 chain         what follows a convolution, as far as it can be taken in
-convolutions  those of lax and of gconv
+convolutions  those of lax and of gconv, and matrix products like them
 channels      operands that vary along the channels only
 patterns      activations, found by what they compute
 spellings     the ways to write them

@@ -1,4 +1,4 @@
-"""`gconv.fuse`: the same function for inference, in which convolutions finish their own results."""
+"""`gconv.fuse`: the same function for inference, in which convolutions and matrix products finish their own results."""
 
 import functools
 import types
@@ -26,6 +26,9 @@ def fuse(function: F, *, frozen: bool = False) -> F:
     part of the convolution::
 
         fuse(function)(*arguments) == function(*arguments)      # to rounding
+
+    A matrix product `x @ matrix` in float32, as of `nnx.Linear`, counts as a convolution whose window is one pixel. On CPU it
+    takes in what follows it where gconv's kernels are then faster than XLA; otherwise it stays XLA's product.
 
     >>> import gconv, jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -55,8 +58,8 @@ def fuse(function: F, *, frozen: bool = False) -> F:
     Returns:
       A function, which is compiled once for each shape and type of its arrays, as by `jax.jit`, and for each value of what is
       no array, such as `train=False`. May be called inside and outside of `jit`, `vmap`, `scan`, `shard_map` and so on. Its
-      attribute `report` says what became of each convolution when the function was last traced. Its derivatives, of any order,
-      are those of `function`, in which nothing is fused.
+      attribute `report` says what became of each convolution and matrix product when the function was last traced. Its
+      derivatives, of any order, are those of `function`, in which nothing is fused.
 
     Raises:
       TypeError: for what is no function; when called, for an argument that is neither an array nor hashable.
