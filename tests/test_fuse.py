@@ -396,6 +396,12 @@ def test_types_without_an_epilogue(dtype):
     assert reason == f"results in {dtype}"
 
 
+def test_a_type_that_gives_way_still_does():
+    x, w = jnp.full((2, 6, 5, C), 0.5), jnp.full((3, 3, 4, C), 0.25)
+    (reason,) = check(lambda x, w: jax.nn.relu(conv(x, w)), x, w, parts=[()])
+    assert reason == "its type gives way to others, as a number's does"
+
+
 # --- convolutions ----------------------------------------------------------------------------------------------------
 
 

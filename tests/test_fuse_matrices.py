@@ -9,7 +9,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 from foreign import normal
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -169,6 +169,30 @@ def test_layers_of_nnx(frozen):
     assert [row.parts for row in fused.report.convolutions] == [("shift", "gelu"), ("residual",)]
 
 
+@built
+def test_layers_of_linen(lenient):
+    model = linen.Sequential([linen.Dense(48), linen.gelu, linen.Dense(12), linen.silu])
+    x = array(0, 3, 20, 12)
+    variables = model.init(jax.random.key(0), x)
+    fused = gconv.fuse(model.apply)
+    close(fused(variables, x), model.apply(variables, x), 1e-5)
+    assert [row.parts for row in fused.report.convolutions] == [("shift", "gelu"), ("shift", "silu")]
+
+
+@built
+def test_what_explain_says_of_a_fused_layer():
+    class Layer(nnx.Module):
+        def __init__(self):
+            self.kernel = nnx.Param(array(1, 16, 24))
+
+        def __call__(self, x):
+            return gconv.fuse(lambda x, w: jax.nn.relu(x @ w))(x, self.kernel[...])
+
+    found = {p: gconv.explain(Layer(), array(0, 40, 16), platform=p)["(the model itself)"] for p in ("cpu", "cuda")}
+    assert {platform: layer.implementations for platform, layer in found.items()} == {"cpu": ("native",), "cuda": ("XLA",)}
+    assert found["cpu"].flops == 2 * 40 * 16 * 24
+
+
 MATRICES = {
     "an argument": lambda x, w: x @ w,
     "computed": lambda x, w: x @ (w + w.mean()),
@@ -326,6 +350,25 @@ def test_mapped_images_and_mapped_weights():
     for axes in ((None, 0, 0, 0, 0, 0), (None, None, 0, None, None, None), (None, None, None, None, None, 0)):
         given = [x, *(both if axis == 0 else one for both, one, axis in zip(many, weights, axes[1:], strict=True))]
         close(jax.vmap(fused, in_axes=axes)(*given), jax.vmap(block, in_axes=axes)(*given), 1e-5)
+
+
+@built
+def test_without_jit_and_with_checks():
+    args = arguments(2, 7, 5, 16)
+    with jax.disable_jit():
+        close(gconv.fuse(block)(*args), block(*args), 1e-5)
+    with jax.debug_nans(True), jax.check_tracer_leaks(True):
+        close(gconv.fuse(block)(*args), block(*args), 1e-5)
+
+
+@built
+def test_numbers_of_no_type_of_their_own():
+    x, w, function = jnp.full((40, 16), 0.5), jnp.full((16, 24), 2.0), lambda x, w: jax.nn.relu(x @ w)
+    assert left(function, x, w) == ["its type gives way to others, as a number's does"]
+    for args in ((x, array(1, 16, 24)), (array(0, 40, 16), w)):
+        fused = gconv.fuse(function)
+        close(fused(*args), function(*args), 1e-5)
+        assert rows(fused)[0].parts == ("relu",)
 
 
 @built

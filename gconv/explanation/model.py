@@ -203,7 +203,11 @@ def _cost(eqn, platform: str) -> tuple[str, int] | None:
     role = own or next((r for r, p in roles.PRIMITIVES.items() if p is eqn.primitive), None)
     if role is not None:
         g, batch = params["geometry"], avals[0].shape[0]
-        by = backends.choose(role, g, _operand(avals[:2]), platform, batch, params["implementation"])
+        problem = (g, _operand(avals[:2]), platform, batch)
+        if params.get("matrix"):
+            by = "XLA" if backends.reason_against_matrix(*problem) else "native"
+        else:
+            by = backends.choose(role, *problem, params["implementation"])
         return by, 2 * backends.products(g, batch)
     if eqn.primitive is lax.conv_general_dilated_p:
         equation = equation_of(avals, params)

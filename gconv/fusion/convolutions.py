@@ -75,6 +75,8 @@ def convolution(node: Node) -> Convolution | str:
     (result,) = node.outputs
     if str(result.aval.dtype) not in FLOATS:
         return f"results in {result.aval.dtype}"
+    if result.aval.weak_type:
+        return "its type gives way to others, as a number's does"
     if any(AxisType.Explicit in _mesh(a.aval).axis_types for a in (*node.inputs, result)):
         return "on a mesh with explicit axes"
     if node.equation.ctx.compute_type is not None:
