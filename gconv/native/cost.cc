@@ -270,17 +270,21 @@ Counts narrow_gradient(const Plan& plan, const Sums& s, const Problem& p) {
 
 Counts wide_gradient(const Plan& plan, const Sums& s, const Problem& p) {
   Counts c{};
-  double vectors = tiles_in(s.results, s.lanes), block = double(plan.vectors), taps = 1;
-  if (!plan.one_axis) taps = double(plan.together);
-  double channels = plan.one_axis ? s.sources * s.across : s.sources,
-         across = s.groups * tiles_in(vectors, block);
+  double vectors = tiles_in(s.results, s.lanes), taps = plan.one_axis ? 1 : double(plan.together);
+  double channels = plan.one_axis ? s.sources * s.across : s.sources;
   double columns = (plan.one_axis ? s.outer * s.row : s.outer * s.inner) / s.terms;
-  take(channels, {block == 2 ? 6.0 : 8.0, 4, 2, 1}, [&](double size, double times) {
-    double loads = taps == 1 ? block + size / 2 : (taps * block + size) / taps;
-    c.vectors += times * across * columns * larger(size * block, loads),
-        c.starts += times * across * columns / taps;
-    c.tiles += times * across * (plan.one_axis ? s.outer : s.outer * s.across / taps);
-  });
+  // `block` vectors at a time of so many channels, or of so many pairs of them.
+  auto pass = [&](double block, double blocks, double of) {
+    take(of, {block == 2 ? 6.0 : 8.0, 4, 2, 1}, [&](double size, double times) {
+      double loads = taps == 1 ? block + size / 2 : (taps * block + size) / taps;
+      times *= s.groups * blocks;
+      c.vectors += times * columns * larger(size * block, loads);
+      c.starts += times * columns / taps;
+      c.tiles += times * (plan.one_axis ? s.outer : s.outer * s.across / taps);
+    });
+  };
+  double whole = vectors - plan.twice, pairs = std::floor(whole / 2);
+  pass(2, pairs, channels), pass(1, whole - 2 * pairs, channels), pass(1, plan.twice, channels / 2);
   double blocks =
       tiles_in(s.sources, double(plan.block_channels)) * tiles_in(vectors, double(plan.block_vectors));
   c.numbers =
@@ -322,7 +326,7 @@ double cost_of(Role role, const Plan& plan, const Counts& c, bool two_passes) {
 double least_cost(Role role, Type type, const Problem& p, const Processor& processor) {
   double best = 0;  // products in a cycle: two multiply-adds of vectors
   for (int i = 0; i < processor.lengths; ++i) {
-    const Vectors& v = processor.vectors[i];
+    const Vectors& v = processor.vectors[i][int(type)];
     double lanes = double(v.bytes) / (type == Type::f64 ? 8 : 4);
     if (type == Type::bf16 && processor.pairs && !p.plain) lanes *= 2;
     best = larger(best, 2 * lanes / (v.bytes == 64 && processor.two_passes ? 2 : 1));

@@ -275,7 +275,7 @@ EXPORT int64_t gconv_plan(int64_t role, int64_t type, const int64_t* spatial, co
     for (Kernel kernel : EVERY_KERNEL) {
       const char* reason = why_not(kernel, r, p);
       out += std::string(out.back() == '{' ? "" : ", ") + "\"" + name_of(kernel) + "." +
-             std::to_string(processor.vectors[i].bytes) +
+             std::to_string(processor.vectors[i][type].bytes) +
              "\": " + (reason ? "\"" + std::string(reason) + "\"" : "null");
     }
   out += "}}";

@@ -12,15 +12,15 @@ namespace {
 
 // By types: float32, float64, bfloat16 and float16, of which all but the second are computed in float.
 #define UNITS_OF(set) {&set##_float, &set##_double, &set##_float, &set##_float}
+// Short vectors of float64 take avx2's unit.
+#define UNITS_OF_AVX512 \
+  UNITS_OF(avx512), { &avx512_short_float, &avx2_double, &avx512_short_float, &avx512_short_float }
 
 // The best set first.
 const Set SETS[] = {
 #ifdef __x86_64__
-    {"avx512_bf16",
-     has_avx512_bf16(),
-     {UNITS_OF(avx512), UNITS_OF(avx512_short)},
-     {&avx512_pairs, &avx512_short_pairs}},
-    {"avx512", has_avx512(), {UNITS_OF(avx512), UNITS_OF(avx512_short)}, {}},
+    {"avx512_bf16", has_avx512_bf16(), {UNITS_OF_AVX512}, {&avx512_pairs, &avx512_short_pairs}},
+    {"avx512", has_avx512(), {UNITS_OF_AVX512}, {}},
     {"avx2", has_avx2(), {UNITS_OF(avx2), {}}, {}},
 #endif
     {"baseline", true, {UNITS_OF(baseline), {}}, {}},
@@ -47,7 +47,10 @@ InUse::InUse() {
   if (!set) return;
   if (kernel) forced = kernel;
   for (auto& units : set->units)
-    if (units[0]) processor.vectors[processor.lengths++] = units[0]->vectors;
+    if (units[0]) {
+      for (int type = 0; type < 4; ++type) processor.vectors[processor.lengths][type] = units[type]->vectors;
+      ++processor.lengths;
+    }
   processor.pairs = set->pairs[0];
   processor.two_passes = has_two_passes();
   processor.cache = last_cache_bytes();

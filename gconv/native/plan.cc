@@ -299,7 +299,7 @@ void plan_threads(const Call& c, int64_t threads, Plan& plan) {
 Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, const Processor& processor,
            int64_t threads) {
   Plan plan{};
-  const Vectors& vectors = processor.vectors[length];
+  const Vectors& vectors = processor.vectors[length][int(type)];
   plan.kernel = kernel, plan.length = length;
   plan.bytes = vectors.bytes, plan.lanes = vectors.bytes / number_bytes(type);
   plan.by_pairs = takes_pairs(kernel, role, type, p, processor);
@@ -356,7 +356,7 @@ const char* plan_call(Role role, Type type, const Problem& p, const Processor& p
   bool found = false;
   for (int length = 0; length < processor.lengths; ++length)
     for (Kernel kernel : EVERY_KERNEL) {
-      if (*forced && !has_name(forced, kernel, processor.vectors[length].bytes)) continue;
+      if (*forced && !has_name(forced, kernel, processor.vectors[length][int(type)].bytes)) continue;
       const char* reason = why_not(kernel, role, p);
       if (*forced) why = reason;
       if (reason) continue;

@@ -23,9 +23,9 @@ struct Vectors {
 };
 
 struct Processor {
-  Vectors vectors[2];  // of the instruction set in use, the longest first
-  int lengths;         // how many of them there are
-  bool pairs;          // whether an instruction adds both products of pairs of bfloat16
+  Vectors vectors[2][4];  // of the instruction set in use, the longest first, for each type
+  int lengths;            // how many of them there are
+  bool pairs;             // whether an instruction adds both products of pairs of bfloat16
   bool two_passes;  // whether vectors of 64 bytes take two passes through its arithmetic units, as on Zen 4
   double cache;     // bytes of the last cache that it shares with its neighbours
 };

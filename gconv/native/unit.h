@@ -26,7 +26,7 @@ struct Unit {
 GCONV_UNITS(baseline);
 GCONV_UNITS(avx2);
 GCONV_UNITS(avx512);
-GCONV_UNITS(avx512_short);
+extern const Unit avx512_short_float;  // float64 takes avx2's
 GCONV_PAIRS(avx512);
 GCONV_PAIRS(avx512_short);
 

@@ -226,11 +226,10 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
          sum = type == Type::f64 ? 1e-15 : 6e-7;
   const Unit& unit = *set.units[int(type)];
   bool pairs = set.pairs && random() % 4;
-  Processor processor{{unit.vectors},
-                      1,
-                      pairs,
-                      random() % 2 == 0,
-                      random() % 2 ? 0. : 1e18};  // x and y fill its caches or not
+  Processor processor{};
+  processor.vectors[0][int(type)] = unit.vectors;
+  processor.lengths = 1, processor.pairs = pairs, processor.two_passes = random() % 2;
+  processor.cache = random() % 2 ? 0 : 1e18;  // x and y fill it or not
   auto right = [&](const char* kernel) {
     auto planned = [&](int64_t threads) {
       Plan plan;
@@ -335,7 +334,8 @@ int main(int argc, char** argv) {
   }
   if (has_avx512()) {
     sets.push_back(UNITS_OF(avx512));
-    sets.push_back(UNITS_OF(avx512_short));
+    sets.push_back(
+        {"avx512_short", {&avx512_short_float, &avx2_double, &avx512_short_float, &avx512_short_float}});
     if (has_avx512_bf16())
       sets[sets.size() - 2].pairs = &avx512_pairs, sets.back().pairs = &avx512_short_pairs;
   }

@@ -20,22 +20,21 @@ int pick(int least, int most) { return std::uniform_int_distribution<int>(least,
 
 struct Tested {
   const NormUnit* unit;
+  int type;
   bool here;
   int bytes;       // of an element
   int wide_bytes;  // of the type that sums are formed in
 };
 
-#define TESTED(set, here)                                                                               \
-  {&norm_##set##_f32, here, 4, 4}, {&norm_##set##_f64, here, 8, 8}, {&norm_##set##_bf16, here, 2, 4}, { \
-    &norm_##set##_f16, here, 2, 4                                                                       \
-  }
+#define TESTED(unit, here) \
+  {&unit, 0, here, 4, 4}, {&unit, 1, here, 8, 8}, {&unit, 2, here, 2, 4}, { &unit, 3, here, 2, 4 }
 
 const Tested ALL[] = {
 #ifdef __x86_64__
-    TESTED(avx512, has_avx512()),
-    TESTED(avx2, has_avx2()),
+    TESTED(norm_avx512, has_avx512()),
+    TESTED(norm_avx2, has_avx2()),
 #endif
-    TESTED(baseline, true),
+    TESTED(norm_baseline, true),
 };
 
 // One thread, in ranges as other threads would leave them.
@@ -85,7 +84,7 @@ bool runs(const Tested& tested, const Norm& p) {
     NormBuffers b{x.data(),         factors.data(), residual.data(),
                   dy.data(),        terms.data(),   reduces ? sums.data() : y.data(),
                   dresidual.data(), partial.data()};
-    if (!tested.unit->run(pass, p, b, PARALLEL)) return false;
+    if (!tested.unit->run[tested.type](pass, p, b, PARALLEL)) return false;
   }
   if (tested.bytes == 2) return true;
   return tested.bytes == 4 ? are_moments<float>(p, x.data(), sums.data())

@@ -43,6 +43,8 @@ struct Places {
 
 template <class A>
 class Finish {
+  static constexpr int L = LANES<A>;
+  static constexpr int64_t NEAR = 256;  // elements that are read as numbers at once
   const Epilogue& epilogue;
   const Type type;
   void* const result;
@@ -54,16 +56,9 @@ class Finish {
   bool any() const { return is_any(epilogue); }
 
   // `count` neighbouring channels, from `channel` on, of some pixels.
-  __attribute__((noinline)) void operator()(const Places& places, int64_t pixels, int64_t channel,
-                                            int64_t count) const {
-    with_element<A>(type, [&](auto element) {
-      with_kind<LAST_ACTIVATION>([&](auto kind) {
-        using T = decltype(element);
-        constexpr Activation KIND = static_cast<Activation>(int64_t(kind));
-        epilogue.residual ? loop<T, KIND, true>(places, pixels, channel, count)
-                          : loop<T, KIND, false>(places, pixels, channel, count);
-      });
-    });
+  void operator()(const Places& places, int64_t pixels, int64_t channel, int64_t count) const {
+    with_kind<LAST_ACTIVATION>(
+        [&](auto kind) { loop<static_cast<Activation>(int64_t(kind))>(places, pixels, channel, count); });
   }
 
  private:
@@ -75,37 +70,47 @@ class Finish {
       with_kind<KIND - 1>(f);
   }
 
-  template <class T, Activation KIND, bool ADDS>
+  template <Activation KIND>
   __attribute__((noinline)) void loop(const Places& places, int64_t pixels, int64_t channel,
                                       int64_t count) const {
-    constexpr int L = LANES<A>;
     // What is not there changes no bit: 1 * x is x, and so is x + -0, also where x is -0.
-    A ones[L], zeros[L];
+    A ones[L], zeros[L], near[NEAR], near_residual[NEAR];
     store(ones, Vector<A>{} + 1), store(zeros, -Vector<A>{});
     const A* scale = epilogue.scale ? static_cast<const A*>(epilogue.scale) + channel : ones;
     const A* shift = epilogue.shift ? static_cast<const A*>(epilogue.shift) + channel : zeros;
-    int64_t scales = epilogue.scale ? -1 : 0, shifts = epilogue.shift ? -1 : 0;  // masks of their offsets
-    const T* residual = static_cast<const T*>(epilogue.residual);
-    A slope = A(epilogue.slope);
+    // Masks of their offsets.
+    int64_t scales = epilogue.scale ? -1 : 0, shifts = epilogue.shift ? -1 : 0;
+    const char* residual = static_cast<const char*>(epilogue.residual);
+    const int64_t bytes = bytes_of<A>(type), chunk = are_numbers<A>(type) ? count : NEAR;
+    const A slope = A(epilogue.slope);
     for (int64_t i = 0; i < pixels; ++i) {
       int64_t offset = places[i];
       if (offset < 0) continue;
-      T* at = static_cast<T*>(result) + offset;
-      auto finished = [&](int64_t c, const auto& of) __attribute__((always_inline)) {
-        Vector<A> v = of(static_cast<const T*>(at) + c) * of(scale + (c & scales));
-        keep(v);  // rounded: else the sum would be one operation with it, in some of the loop's copies only
-        v += of(shift + (c & shifts));
-        if constexpr (ADDS) v += of(residual + offset + c);
-        return activated<KIND>(v, slope);
-      };
-      int64_t c = 0;
-      for (; c + L <= count; c += L)
-        store(at + c, finished(c, [](auto* from) __attribute__((always_inline)) { return load(from); }));
-      if (int64_t rest = count - c)
-        store_first(at + c,
-                    finished(
-                        c, [&](auto* from) __attribute__((always_inline)) { return load_first(from, rest); }),
-                    rest);
+      for (int64_t first = 0; first < count; first += chunk) {
+        int64_t size = minimum(chunk, count - first), at = (offset + first) * bytes;
+        void* elements = static_cast<char*>(result) + at;
+        A* numbers = static_cast<A*>(elements);
+        const A* sum = residual ? reinterpret_cast<const A*>(residual + at) : zeros;
+        if (!are_numbers<A>(type)) {
+          read(type, elements, size, numbers = near);
+          if (residual) read(type, residual + at, size, near_residual), sum = near_residual;
+        }
+        auto finish = [&](int64_t c, auto whole) __attribute__((always_inline)) {
+          auto of = [&](const A* from) __attribute__((always_inline)) {
+            return decltype(whole)::value ? load(from) : load_first(from, size - c);
+          };
+          Vector<A> v = of(numbers + c) * of(scale + ((first + c) & scales));
+          keep(v);  // rounded: else the sum would be one operation with it, in some of the loop's copies only
+          v += of(shift + ((first + c) & shifts));
+          v += of(sum + (residual ? c : 0));
+          v = activated<KIND>(v, slope);
+          decltype(whole)::value ? store(numbers + c, v) : store_first(numbers + c, v, size - c);
+        };
+        int64_t c = 0;
+        for (; c + L <= size; c += L) finish(c, True{});
+        if (c < size) finish(c, False{});
+        if (!are_numbers<A>(type)) write(near, size, type, elements);
+      }
     }
   }
 };

@@ -114,6 +114,14 @@ struct Gather {
     for (int64_t s = 0; s < sources; ++s, from += 2 * source_stride, to += step)
       store(to, pairs_of(from, from + source_stride, results));
   }
+  // The same for a type that is known when it runs.
+  template <class A>
+  __attribute__((noinline)) void square(Type type, const void* from, int64_t sources, int64_t results, A* to,
+                                        int64_t step) const {
+    with_element<A>(type, [&](auto element) {
+      square(static_cast<const decltype(element)*>(from), sources, results, to, step);
+    });
+  }
   // Source channels are neighbours.
   template <class T, class E>
   static void transposed(const T* from, int64_t sources, int64_t apart, int64_t results, E* to,

@@ -162,7 +162,7 @@ class GatherNarrow {
             else
               return value(*first);
           };
-          for (int64_t l = 0; l < L; ++l) to[l] = l < used ? lane(from + offset[l]) : E{};
+          UNROLL for (int64_t l = 0; l < L; ++l) to[l] = l < used ? lane(from + offset[l]) : E{};
         }
     }
   }
@@ -419,6 +419,15 @@ class GatherNarrow {
               store(to + q * step + k * L, sums[q][k]);
             else if (left > 0)
               store_first(to + q * step + k * L, sums[q][k], left);
+        }
+        return;
+      }
+    if constexpr (K == 1 && L > 2)
+      if (steps == 2 && g.results == 1) {
+        UNROLL for (int q = 0; q < Q; ++q) {
+          if (q >= count) break;
+          store_first(to + q * step, every_other<0>(sums[q][0] + swap_neighbours(sums[q][0], all), all),
+                      groups);
         }
         return;
       }

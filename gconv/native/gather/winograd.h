@@ -75,10 +75,7 @@ class GatherWinograd {
     memset(zeros, 0, g.source_channels() * bytes);
     for_each(parallel, g.groups * p.window[0] * blocks, 100 * L * vectors, [&](int64_t unit) {
       int64_t rest = unit / g.groups;  // neighbouring groups lie side by side in the kernel
-      with_element<A>(type, [&](auto element) {
-        pack(unit % g.groups, rest / blocks, rest % blocks * L, static_cast<const decltype(element)*>(w),
-             packed);
-      });
+      pack(unit % g.groups, rest / blocks, rest % blocks * L, static_cast<const char*>(w), packed);
     });
 
     List<Stretch> stretches;
@@ -114,10 +111,9 @@ class GatherWinograd {
 
   // [group][block of V vectors][point][depth tap][source channel][lane], zeros beyond the last filter: of one
   // group and depth tap, the L channels from `first` on.
-  template <class T>
-  void pack(int64_t group, int64_t tap, int64_t first, const T* w, A* packed) const {
+  void pack(int64_t group, int64_t tap, int64_t first, const char* w, A* packed) const {
     int64_t count = minimum(L, g.sources - first), rows = p.window[0] * g.sources;
-    const T* from = w + tap * 9 * g.tap_stride + first * g.source_stride + group * g.group_stride;
+    int64_t from = tap * 9 * g.tap_stride + first * g.source_stride + group * g.group_stride;
     for (int64_t v = 0, block; v < vectors; v += block) {
       block = block_of(vectors - v, VECTORS);
       A* to = packed + (group * vectors + v) * 16 * (rows * L + WINOGRAD_GAP) +
@@ -125,9 +121,10 @@ class GatherWinograd {
       int64_t point = rows * block * L + WINOGRAD_GAP;
       for (int64_t u = 0; u < block; ++u, to += L) {
         A squares[9][L * L];
-        for (int t = 0; t < 9; ++t)
-          g.square(from + (forward ? t : 8 - t) * g.tap_stride + (v + u) * L * g.result_stride, count,
-                   g.results - (v + u) * L, squares[t], L);
+        for (int t = 0; t < 9; ++t) {
+          int64_t at = from + (forward ? t : 8 - t) * g.tap_stride + (v + u) * L * g.result_stride;
+          g.square(type, w + at * bytes, count, g.results - (v + u) * L, squares[t], L);
+        }
         for (int64_t s = 0; s < count; ++s) {
           Vector<A> half[4][3], points[4];
           UNROLL for (int j = 0; j < 3; ++j) {
@@ -315,7 +312,7 @@ class GatherWinograd {
     }
     auto finite = zero == zero;
     bool all = true;
-    for (int i = 0; i < L; ++i) all &= finite[i] != 0;
+    UNROLL for (int i = 0; i < L; ++i) all &= finite[i] != 0;
     return all;
   }
 

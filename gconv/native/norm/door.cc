@@ -1,4 +1,4 @@
-// The door to XLA of batch norm: checks everything about a call and hands the buffers to a unit.
+// The door to XLA of batch norm: checks everything about a call and hands the buffers to the passes.
 //
 // As in ffi.cc nothing here trusts its caller: what does not fit gives an error, never an access.
 
@@ -19,23 +19,23 @@ namespace ffi = xla::ffi;
 namespace gconv {
 namespace {
 
-const NormUnit* const UNITS[][4] = {
+const NormUnit* const UNITS[] = {
 #ifdef __x86_64__
-    {&norm_avx512_f32, &norm_avx512_f64, &norm_avx512_bf16, &norm_avx512_f16},
-    {&norm_avx2_f32, &norm_avx2_f64, &norm_avx2_bf16, &norm_avx2_f16},
+    &norm_avx512,
+    &norm_avx2,
 #endif
-    {&norm_baseline_f32, &norm_baseline_f64, &norm_baseline_bf16, &norm_baseline_f16},
+    &norm_baseline,
 };
 
-// The unit of the instruction set in use, or nullptr.
-const NormUnit* unit_of(ffi::DataType type) {
+// The passes of the instruction set in use for a type, or nullptr.
+RunPass passes_of(ffi::DataType type) {
   const ffi::DataType types[] = {ffi::DataType::F32, ffi::DataType::F64, ffi::DataType::BF16,
                                  ffi::DataType::F16};
   const auto* found = std::find(types, types + 4, type);
   if (!in_use().set || found == types + 4) return nullptr;
   const char* vectors = in_use().set->units[0][0]->vectors.set;
-  for (auto& units : UNITS)
-    if (!std::strcmp(units[0]->set, vectors)) return units[found - types];
+  for (const NormUnit* unit : UNITS)
+    if (!std::strcmp(unit->set, vectors)) return unit->run[found - types];
   return nullptr;
 }
 
@@ -63,8 +63,8 @@ ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Remaini
   if (!first || first->dimensions().size() != 2) return refuse("x must have two axes");
   ffi::DataType type = first->element_type(),
                 wide = type == ffi::DataType::F64 ? ffi::DataType::F64 : ffi::DataType::F32;
-  const NormUnit* unit = unit_of(type);
-  if (!unit)
+  RunPass run = passes_of(type);
+  if (!run)
     return refuse(
         "elements must be float32, float64, bfloat16 or float16, on an instruction set that is here");
   Norm p{first->dimensions()[0], first->dimensions()[1], partitions, relu, residual};
@@ -107,8 +107,8 @@ ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Remaini
 
   double work = double(p.rows) * double(p.channels);
   int64_t threads = std::max<int64_t>(1, std::min<int64_t>(pool.num_threads(), int64_t(work / SMALL)));
-  bool done = threads > 1 ? unit->run(pass, p, b, OnPool<ffi::ThreadPool>(&pool, threads, work >= LONG))
-                          : unit->run(pass, p, b, Parallel{in_the_caller, 1});
+  bool done = threads > 1 ? run(pass, p, b, OnPool<ffi::ThreadPool>(&pool, threads, work >= LONG))
+                          : run(pass, p, b, Parallel{in_the_caller, 1});
   return done ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kResourceExhausted, NO_MEMORY);
 }
 

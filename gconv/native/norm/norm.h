@@ -25,26 +25,22 @@ struct Norm {
 };
 
 // Buffers of a pass, nullptr where it has none. `factors`, `terms` and the first result of moments and sums
-// hold the type that sums are formed in; all other arrays hold the unit's type.
+// hold the type that sums are formed in; all other arrays hold the pass's type.
 struct NormBuffers {
   const void *x, *factors, *residual, *dy, *terms;
   void *result, *residual_result;
   double* partial;  // moments and sums: 2 * partitions * channels numbers
 };
 
-// The passes with one length of vectors for one type: norm/unit.cc, compiled once for each.
+// False where there is no memory for the lists that a pass works with.
+using RunPass = bool (*)(Pass pass, const Norm& norm, const NormBuffers& buffers, const Parallel& parallel);
+
+// The passes with one length of vectors: norm/unit.cc, compiled once for each.
 struct NormUnit {
   const char* set;  // the instruction set
-  // False where there is no memory for the lists that it works with.
-  bool (*run)(Pass pass, const Norm& norm, const NormBuffers& buffers, const Parallel& parallel);
+  RunPass run[4];   // by type: float32, float64, bfloat16 and float16
 };
 
-// By type: float32, float64, bfloat16 and float16.
-#define GCONV_NORM_UNITS(set) \
-  extern const NormUnit norm_##set##_f32, norm_##set##_f64, norm_##set##_bf16, norm_##set##_f16
-
-GCONV_NORM_UNITS(baseline);
-GCONV_NORM_UNITS(avx2);
-GCONV_NORM_UNITS(avx512);
+extern const NormUnit norm_baseline, norm_avx2, norm_avx512;
 
 }  // namespace gconv

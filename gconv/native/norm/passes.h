@@ -200,7 +200,7 @@ void moments(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
   });
 }
 
-template <class T, bool RELU, bool RESIDUAL>
+template <class T, bool RELU>
 void sums(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
   using A = Wide<T>;
   using V = Vector<T>;
@@ -225,7 +225,7 @@ void sums(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
               V d = read<WHOLE>(x + i, count) - mean, dz = read<WHOLE>(dy + i, count);
               if constexpr (RELU) {
                 V z = d * scale + bias;
-                if constexpr (RESIDUAL) z += read<WHOLE>(residual + i, count);
+                if (residual) z += read<WHOLE>(residual + i, count);
                 dz = passed(dz, z);
               }
               tile += dz, products += dz * d;
@@ -239,7 +239,7 @@ void sums(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
           A d = value(x[at]) - k.mean.data[i], dz = value(dy[at]);
           if constexpr (RELU) {
             A z = d * k.scale.data[i] + k.bias.data[i];
-            if constexpr (RESIDUAL) z += value(residual[at]);
+            if (residual) z += value(residual[at]);
             dz = z > 0 ? dz : 0;
           }
           sum.data[i] += dz, product.data[i] += dz * d;
@@ -270,7 +270,7 @@ void for_all_rows(const Folded& f, const Parallel& parallel, const F& body) {
   });
 }
 
-template <class T, bool RELU, bool RESIDUAL>
+template <class T, bool RELU>
 void apply(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
   using A = Wide<T>;
   using V = Vector<T>;
@@ -286,7 +286,7 @@ void apply(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
       UNROLL for (int r = 0; r < decltype(rows)::value; ++r) {
         int64_t i = (row + r) * f.length + at;
         V z = (read<WHOLE>(x + i, count) - mean) * scale + bias;
-        if constexpr (RESIDUAL) z += read<WHOLE>(residual + i, count);
+        if (residual) z += read<WHOLE>(residual + i, count);
         if constexpr (RELU) z = rectified(z);
         write<WHOLE>(y + i, z, count);
       }
@@ -295,12 +295,12 @@ void apply(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
   for (int64_t i = 0; i < f.tail; ++i) {
     int64_t at = f.rows * f.length + i;
     A z = (value(x[at]) - k.mean.data[i]) * k.scale.data[i] + k.bias.data[i];
-    if constexpr (RESIDUAL) z += value(residual[at]);
+    if (residual) z += value(residual[at]);
     y[at] = rounded<T>(RELU && z <= 0 ? 0 : z);
   }
 }
 
-template <class T, bool RELU, bool RESIDUAL>
+template <class T, bool RELU>
 void backward(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
   using A = Wide<T>;
   using V = Vector<T>;
@@ -323,9 +323,9 @@ void backward(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
         V d = read<WHOLE>(x + i, count) - mean, dz = read<WHOLE>(dy + i, count);
         if constexpr (RELU) {
           V z = d * scale + bias;
-          if constexpr (RESIDUAL) z += read<WHOLE>(residual + i, count);
+          if (residual) z += read<WHOLE>(residual + i, count);
           dz = passed(dz, z);
-          if constexpr (RESIDUAL) write<WHOLE>(dresidual + i, dz, count);
+          if (residual) write<WHOLE>(dresidual + i, dz, count);
         }
         write<WHOLE>(dx + i, scale * dz + (factor * d + term), count);
       }
@@ -336,9 +336,9 @@ void backward(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
     A d = value(x[at]) - k.mean.data[i], dz = value(dy[at]);
     if constexpr (RELU) {
       A z = d * k.scale.data[i] + k.bias.data[i];
-      if constexpr (RESIDUAL) z += value(residual[at]);
+      if (residual) z += value(residual[at]);
       dz = z > 0 ? dz : 0;
-      if constexpr (RESIDUAL) dresidual[at] = rounded<T>(dz);
+      if (residual) dresidual[at] = rounded<T>(dz);
     }
     dx[at] = rounded<T>(k.scale.data[i] * dz + (slope.data[i] * d + constant.data[i]));
   }

@@ -1,5 +1,5 @@
-// The passes of batch norm with one length of vectors of one instruction set, for one type. Compiled once for
-// each: UNIT is its name, SET and VECTOR_BYTES are its vectors, and ELEMENT is the type.
+// The passes of batch norm with one length of vectors of one instruction set. Compiled once for each: UNIT is
+// its name, SET and VECTOR_BYTES are its vectors.
 
 #include "norm/norm.h"
 
@@ -8,22 +8,20 @@
 namespace gconv {
 namespace {
 
-using T = ELEMENT;
-
+template <class T>
 bool run(Pass pass, const Norm& p, const NormBuffers& b, const Parallel& parallel) try {
-  auto with = [&](auto relu, auto residual) {
-    constexpr bool RELU = decltype(relu)::value, RESIDUAL = decltype(residual)::value;
+  auto with = [&](auto relu) {
+    constexpr bool RELU = decltype(relu)::value;
     switch (pass) {
-      case Pass::moments: return moments<T>(p, b, parallel);
-      case Pass::apply: return apply<T, RELU, RESIDUAL>(p, b, parallel);
-      case Pass::sums: return sums<T, RELU, RESIDUAL>(p, b, parallel);
-      default: return backward<T, RELU, RESIDUAL>(p, b, parallel);
+      case Pass::apply: return apply<T, RELU>(p, b, parallel);
+      case Pass::sums: return sums<T, RELU>(p, b, parallel);
+      default: return backward<T, RELU>(p, b, parallel);
     }
   };
-  if (p.relu)
-    p.residual ? with(True{}, True{}) : with(True{}, False{});
+  if (pass == Pass::moments)
+    moments<T>(p, b, parallel);
   else
-    p.residual ? with(False{}, True{}) : with(False{}, False{});
+    p.relu ? with(True{}) : with(False{});
   return true;
 } catch (OutOfMemory) {
   return false;
@@ -35,6 +33,6 @@ bool run(Pass pass, const Norm& p, const NormBuffers& b, const Parallel& paralle
 }  // namespace
 
 extern const NormUnit UNIT;
-const NormUnit UNIT{TEXT(SET), run};
+const NormUnit UNIT{TEXT(SET), {run<float>, run<double>, run<Bf16>, run<F16>}};
 
 }  // namespace gconv

@@ -26,7 +26,7 @@ ALWAYS_INLINE V polynomial(V x, float first, Rest... rest) {
 // Calls f with each number of a vector.
 template <class V, class F>
 ALWAYS_INLINE V each(V v, const F& f) {
-  for (size_t i = 0; i < sizeof v / sizeof v[0]; ++i) v[i] = f(v[i]);
+  UNROLL for (size_t i = 0; i < sizeof v / sizeof v[0]; ++i) v[i] = f(v[i]);
   return v;
 }
 

@@ -98,6 +98,11 @@ ALWAYS_INLINE Vector<A> broadcast_pair(const A* from) {
   return v;
 }
 
+template <class V, size_t... LANE>
+ALWAYS_INLINE V swap_neighbours(V v, std::index_sequence<LANE...>) {
+  return pick<(int)(LANE ^ 1)...>(v, v);
+}
+
 // The first half of the lanes, each twice; and every other lane, from FIRST on, in the first half.
 template <class V, size_t... LANE>
 ALWAYS_INLINE V twice(V v, std::index_sequence<LANE...>) {

@@ -197,7 +197,7 @@ ALWAYS_INLINE Vector<T> gather(const T* from, const int32_t (&index)[LANES<Wide<
 #endif
   (void)largest, (void)count;
   Vector<T> v;
-  for (int i = 0; i < L; ++i) v[i] = value(from[index[i]]);
+  UNROLL for (int i = 0; i < L; ++i) v[i] = value(from[index[i]]);
   return v;
 }
 
