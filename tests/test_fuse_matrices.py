@@ -398,6 +398,16 @@ def test_the_primitive_is_a_product_in_every_transformation():
 
 
 @built
+def test_the_rows_of_the_choice_are_asked_again_when_a_program_is_lowered():
+    for images, calls in ((1, 0), (2, 1)):
+        x, w, b = array(0, images, 15, 16), array(1, 1, 16, 24), array(2, 24)
+        g = geometry(x.shape, w.shape, groups=1)[1]
+        facts = dict(geometry=g, dtype="float32", precision=None, implementation=None, matrix=True)
+        text = lowered(lambda x, w, b, facts=facts: epilogue.bind("y", {"x": x, "w": w}, shift=b, **facts), x, w, b)
+        assert (by_kernels(text), text.count("stablehlo.dot_general")) == (calls, 1 - calls)
+
+
+@built
 def test_exported_programs_hold_xlas_product():
     args = arguments(2, 7, 5, 16)
     exported = jax.export.export(jax.jit(gconv.fuse(block)))(*args)

@@ -159,8 +159,6 @@ def _of_matrix_product(node: Node) -> Convolution | str:
     (*pixels, channels), (_, filters) = x.shape, matrix.shape
     if not all(isinstance(n, int) for n in (*x.shape, filters)):
         return "its sizes are not known"
-    if node.params["out_sharding"] is not None:
-        return "asks for a sharding"
     if not x.dtype == matrix.dtype == y.dtype:
         return f"{x.dtype} times {matrix.dtype} in {y.dtype}"
     rank = min(max(len(pixels) - 1, 1), 3)  # up to three axes are the image's, those before them the batch
