@@ -244,7 +244,7 @@ Counts depthwise(Role role, const Problem& p, const Plan& plan, const Sums& s) {
   return c;
 }
 
-Counts narrow_gradient(const Plan& plan, const Sums& s, const Problem& p) {
+Counts narrow_gradient(Type type, const Plan& plan, const Sums& s, const Problem& p) {
   Counts c{};
   double per_block = s.sources < s.lanes ? std::floor(s.lanes / s.sources) : 1;
   double vectors = tiles_in(s.sources, s.lanes), blocks = tiles_in(s.groups, per_block);
@@ -265,6 +265,8 @@ Counts narrow_gradient(const Plan& plan, const Sums& s, const Problem& p) {
                : plan.bytes == 64 ? 1.6 * s.lanes
                                   : s.lanes);
   c.packed = blocks * vectors * s.results * s.taps * s.lanes / 4 + all * s.outer * in_row * passes;
+  if (type == Type::bf16 || type == Type::f16)
+    c.packed += all * double(p.batch * p.in[0] * p.in[1]) * double(p.in[2]);
   return c;
 }
 
@@ -295,13 +297,13 @@ Counts wide_gradient(const Plan& plan, const Sums& s, const Problem& p) {
 
 }  // namespace
 
-Counts count(Role role, const Problem& p, const Plan& plan, int64_t registers) {
+Counts count(Role role, Type type, const Problem& p, const Plan& plan, int64_t registers) {
   const Sums s(role, p, plan, registers);
   bool gradient = role == Role::w;
   switch (plan.kernel) {
     case Kernel::depthwise: return depthwise(role, p, plan, s);
     case Kernel::winograd: return winograd(role, p, s);
-    case Kernel::narrow: return gradient ? narrow_gradient(plan, s, p) : narrow(s, plan);
+    case Kernel::narrow: return gradient ? narrow_gradient(type, plan, s, p) : narrow(s, plan);
     default: break;
   }
   if (gradient) return wide_gradient(plan, s, p);

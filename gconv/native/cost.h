@@ -20,10 +20,10 @@ struct Counts {
   double starts;   // of an innermost loop
   double tiles;    // register tiles; role w: times that a tile is added to its partial sums
   double numbers;  // that are handled one by one, of offset tables, borders and sums of lanes
-  double packed;   // vectors of the packed kernel; role w: of partial sums
+  double packed;   // vectors of the packed kernel; role w: of partial sums, and of sources read as numbers
 };
 
-Counts count(Role role, const Problem& problem, const Plan& plan, int64_t registers);
+Counts count(Role role, Type type, const Problem& problem, const Plan& plan, int64_t registers);
 
 // Cycles of one processor, of which a vector of 64 bytes takes twice as many with `two_passes`.
 double cost_of(Role role, const Plan& plan, const Counts& counts, bool two_passes);

@@ -325,7 +325,7 @@ Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, co
     case Kernel::winograd: plan_winograd(c, plan); break;
     default: plan_rows(c, plan);
   }
-  plan.cost = cost_of(role, plan, count(role, p, plan, vectors.registers), processor.two_passes);
+  plan.cost = cost_of(role, plan, count(role, type, p, plan, vectors.registers), processor.two_passes);
   plan.least = least_cost(role, type, p, processor);
   return plan;
 }

@@ -60,6 +60,7 @@ ALWAYS_INLINE Vector<T> load_first(const T* from, int64_t count) {
     return (Vector<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(from),
                                          first_words(count * (sizeof(T) / 4)));
 #endif
+  if (sizeof(T) == 2 && count >= LANES<Wide<T>>) return load(from);
   T lanes[LANES<Wide<T>>] = {};
   for (int64_t i = 0; i < count && i < LANES<Wide<T>>; ++i) lanes[i] = from[i];
   return load(lanes);
@@ -82,6 +83,7 @@ ALWAYS_INLINE void store_first(T* to, Vector<T> v, int64_t count) {
   if constexpr (sizeof(T) >= 4)
     return _mm256_maskstore_ps(reinterpret_cast<float*>(to), first_words(count * (sizeof(T) / 4)), (__m256)v);
 #endif
+  if (sizeof(T) == 2 && count >= LANES<Wide<T>>) return store(to, v);
   T lanes[LANES<Wide<T>>];
   store(lanes, v);
   for (int64_t i = 0; i < count && i < LANES<Wide<T>>; ++i) to[i] = lanes[i];
@@ -196,9 +198,15 @@ ALWAYS_INLINE Vector<T> gather(const T* from, const int32_t (&index)[LANES<Wide<
     }
 #endif
   (void)largest, (void)count;
-  Vector<T> v;
-  UNROLL for (int i = 0; i < L; ++i) v[i] = value(from[index[i]]);
-  return v;
+  if constexpr (sizeof(T) == 2) {
+    Half bits;
+    UNROLL for (int i = 0; i < L; ++i) bits[i] = from[index[i]].bits;
+    return widen(bits, T{});
+  } else {
+    Vector<T> v;
+    UNROLL for (int i = 0; i < L; ++i) v[i] = from[index[i]];
+    return v;
+  }
 }
 
 // The lanes of two vectors that have these numbers, of the second those that follow the first's.
