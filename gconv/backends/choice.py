@@ -324,12 +324,6 @@ MATRIX = (
         f"{CHAINS} of 4 channels, with gelu: 0.5 to 0.8 with 16 to 64 rows; 1.0 to 1.3 of 8 channels with 8 to 32 rows",
     ),
     leave(
-        lambda p: p.sources % 1024 == 0,
-        "XLA is faster where rows begin a multiple of 4,096 bytes apart, as those of {p.sources} numbers do",
-        f"{MATRICES}, 392 and 1,568 rows: 0.77 with 1,024 and 2,048 sources, 0.76 to 0.80 with 3,072, 0.73 with 4,096; 1.11 to "
-        "1.24 with 1,088, 0.99 to 1.05 with 2,112, 0.97 to 1.06 with 3,136",
-    ),
-    leave(
         lambda p: p.sources > 3200,
         "sums over {p.sources} numbers take so long that nothing is gained by what follows them",
         f"{MATRICES}, 16 to 1,568 rows: 0.90 to 1.04 with 4,000 sources, 0.97 to 1.12 with 3,136",

@@ -182,7 +182,7 @@ int64_t packed_or_none(const Call& c) {
   const Problem& p = c.p;
   constexpr int64_t FEW = 1024, FEW_CROWDED = 256;
   bool fits = c.role == Role::y && c.element == c.number && c.results % c.L == 0;
-  bool crowded = is_crowded(c.taps * c.sources, p.groups * p.filters * c.element);
+  bool crowded = is_crowded(c.taps * c.sources, p.groups * p.filters * c.element, SECOND_SETS);
   bool few = p.batch * p.out[0] * p.out[1] * p.out[2] <= (crowded ? FEW_CROWDED : FEW);
   return fits && few ? 0 : packed_filters(c);
 }

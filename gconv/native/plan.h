@@ -118,12 +118,13 @@ constexpr int winograd_tile(int registers) { return registers == 32 ? 7 : 6; }  
 // Numbers between the packed kernel's points: without them the points of a power of two of channels would
 // crowd the same few lines of the nearest cache as they are written.
 constexpr int64_t WINOGRAD_GAP = 16;
-// Whether so many rows of a kernel that is read as it is, each so many bytes after the other, are more than a
-// second cache keeps of lines that lie so far apart (2048 sets of 8 lines, as on Zen 4): rows that are a
-// large power of two apart share few sets.
-inline bool is_crowded(int64_t rows, int64_t apart) {
-  constexpr int64_t PERIOD = 2048 * 64, WAYS = 8;
-  return rows > WAYS * PERIOD / minimum(apart & -apart, PERIOD);
+// Whether so many lines, each so many bytes after the other, are more than a cache keeps of lines that lie so
+// far apart: those that are a large power of two apart share few sets. The nearest cache has 64 sets, the
+// second one 2048, of 8 lines each, as on Zen 4.
+constexpr int64_t NEAREST_SETS = 64, SECOND_SETS = 2048;
+inline bool is_crowded(int64_t lines, int64_t apart, int64_t sets) {
+  constexpr int64_t LINE_BYTES = 64, WAYS = 8;
+  return lines > WAYS * sets * LINE_BYTES / minimum(apart & -apart, sets * LINE_BYTES);
 }
 constexpr int winograd_vectors(int registers) { return registers == 32 ? 3 : 2; }
 

@@ -382,6 +382,8 @@ int main(int argc, char** argv) {
     if (below(8) == 0) {  // a single tap that meets every pixel
       for (int i = 0; i < 3; ++i) p.window[i] = p.strides[i] = 1, p.low[i] = 0, p.out[i] = p.in[i];
       p.channels = 1 + below(60), p.filters = 1 + below(below(2) ? 8 : 150), p.groups = 1 + below(4);
+      if (below(4) == 0)  // and pixels that crowd the nearest cache
+        p.groups = 1 << below(3), p.channels = (1024 << below(2)) / p.groups, p.filters = 1 + below(20);
     }
     if (below(10) == 0) {  // a row of taps of one group, whose sources are neighbours
       p.dilation[2] = p.groups = 1, p.channels = 1 + below(20), p.filters = 1 + below(below(2) ? 16 : 100);

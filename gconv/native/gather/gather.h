@@ -192,7 +192,7 @@ struct Gather {
   // Whether the plan reads the kernel as it is and its rows crowd a cache: what is read often is copied then.
   template <class A>
   bool is_crowded(const Plan& plan) const {
-    return !plan.packed && gconv::is_crowded(taps * sources, source_stride * int64_t(sizeof(A)));
+    return !plan.packed && gconv::is_crowded(taps * sources, source_stride * int64_t(sizeof(A)), SECOND_SETS);
   }
 
   // Those weights of a kernel that is read as it is, side by side.
