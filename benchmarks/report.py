@@ -38,6 +38,7 @@ def load(files: Iterable[Path], *, quick: bool = False) -> list[dict]:
             if "part" in row and row["quick"] <= quick:
                 if row["part"] in document.MODEL_PARTS:
                     row.setdefault("mode", "training")  # until 2026-11-25 nothing else was profiled
+                    row.setdefault("dtype", "float32")  # rows that do not say it
                 key = tuple(row.get(name) for name in IDENTITY)
                 rows.pop(key, None)
                 rows[key] = row

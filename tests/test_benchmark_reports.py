@@ -12,13 +12,14 @@ FACTS = {"date": "2026-11-28T20:00Z", "commit": "abc", "processor": "P", "thread
 FACTS |= {"versions": {"jax": "1", "openvino": None}}
 
 
-def row(case, mode, batch, **seconds):
+def row(case, mode, batch, dtype="float32", **seconds):
     names = {"ours": {"inference": "nnx.Conv fused", "training": "nnx.Conv accelerated"}[mode], "jax": "nnx.Conv"}
     names |= {"eager": "PyTorch contiguous", "last": "PyTorch channels_last", "compiled": "PyTorch compiled"}
     names |= {"ort": "ONNX Runtime", "openvino": "OpenVINO", "installed": "nnx.Conv installed"}
     spread = {"compile": 1.0, "first": 1.0, "calls": 9}
     times = {names[key]: spread | {"median": s, "low": s, "high": 2 * s} for key, s in seconds.items()}
-    return FACTS | {"part": "models", "case": case, "mode": mode, "batch": batch, "size": 224, "least": 0.001, "times": times}
+    work = {"case": case, "mode": mode, "dtype": dtype, "batch": batch, "size": 224}
+    return FACTS | work | {"part": "models", "least": 0.001, "times": times}
 
 
 ROWS = [
@@ -52,6 +53,18 @@ def test_the_table_of_models():
     assert widths == [14] * 6 + [13] * 4
 
 
+def test_bfloat16_has_a_table_of_its_own():
+    """And no target. The glance and the plot are of float32."""
+    half = row("mobilenet_v2", "training", 8, "bfloat16", ours=0.1, jax=3.0, last=0.2)
+    single, both = model_tables.models(ROWS), model_tables.models([half, *ROWS])
+    assert both.startswith(single) and "Target" not in both.removeprefix(single)
+    assert "| ms, a training step in bfloat16, batch 8 | JAX | gconv | PyTorch |" in both
+    assert "| MobileNetV2 | 3,000 | 100 | 200 | 30.00 | 2.00 |" in both
+    assert model_tables.glance([half, *ROWS]) == model_tables.glance(ROWS)
+    assert len(model_plots.models([half, *ROWS]).axes) == 2
+    assert "autocast" in document.models_summary([half, *ROWS]) and "autocast" not in document.models_summary(ROWS)
+
+
 def test_a_glance_at_models():
     assert model_tables.glance(ROWS) == [
         ["inference, batch 1: 2 networks", "20", "2", "1.41"],
@@ -60,7 +73,7 @@ def test_a_glance_at_models():
 
 
 PEAKS = {"nnx.Conv accelerated": 300, "PyTorch channels_last": 250, "PyTorch contiguous": 260, "PyTorch compiled": 200}
-MEMORY = FACTS | {"part": "memory", "case": "mamba", "mode": "training", "batch": 8, "size": 224}
+MEMORY = FACTS | {"part": "memory", "case": "mamba", "mode": "training", "dtype": "float32", "batch": 8, "size": 224}
 MEMORY |= {"peaks": {peer: {"before": 100 * 2**20, "peak": peak * 2**20} for peer, peak in PEAKS.items()}}
 KINDS = {"grouped convolutions": 0.1, "other convolutions and matrix products": 0.2, "reductions": 0.3}
 PROFILE = MEMORY | {"part": "profile", "kinds": {"nnx.Conv accelerated": KINDS | {"the rest, elementwise": 0.4}}}
@@ -85,10 +98,10 @@ def test_plots_hold_every_network():
 
 
 def test_models_come_from_runs_of_their_own(tmp_path):
-    """Their limits do not replace those of the run of layers, and rows without a mode are of training."""
+    """Their limits do not replace those of the run of layers, and rows without a mode or type are of training in float32."""
     folder = tmp_path / "models"
     folder.mkdir()
-    old = {key: value for key, value in PROFILE.items() if key != "mode"} | {"date": "old"}
+    old = {key: value for key, value in PROFILE.items() if key not in ("mode", "dtype")} | {"date": "old"}
     limits = FACTS | {"part": "limits"}
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (limits | {"commit": "first"}, old)))
     (folder / "new.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (limits, PROFILE, ROWS[0])))

@@ -19,6 +19,7 @@ from benchmarks.reporting.tables import (
 )
 
 MODEL_PARTS = ("models", "profile", "memory")
+HALF = "In bfloat16, Flax's layers have that `dtype` and float32 parameters, and PyTorch's forward pass is under autocast."
 
 
 def report(rows: list[dict], plots: Sequence[str]) -> str:
@@ -53,12 +54,14 @@ def _but_models(rows: list[dict]) -> list[dict]:
 def _about_models(rows: list[dict]) -> str:
     dates, commits = sorted({row["date"][:10] for row in rows}), sorted({row["commit"] for row in rows})
     versions = ", ".join(f"{name} {version}" for name, version in rows[-1]["versions"].items() if version)
+    half = f" {HALF}" if any(row["dtype"] == "bfloat16" for row in rows) else ""
     return (
         "Unchanged models with `nnx.Conv`, images of 224 x 224 (224 steps of the Mamba block), float32: by JAX alone; with "
         "`gconv.install()` (installed); and with `gconv.fuse` besides in inference, `gconv.accelerate` in training (gconv). "
         "PyTorch is eager, the better of its two memory formats. torch.compile is in channels last, in inference with frozen "
         "weights. To the engines, the frozen programs and gconv in inference weights are constants; else they are arguments. "
-        "The training step is forward, backward and SGD with momentum. JAX alone had one turn, after the others.\n\n"
+        "The training step is forward, backward and SGD with momentum. JAX alone had one turn, after the "
+        f"others.{half}\n\n"
         f"{rows[-1]['processor']}, {rows[-1]['threads']} threads. {versions}, Python {rows[-1]['python']}. "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {', '.join(commits)}.\n"
     )

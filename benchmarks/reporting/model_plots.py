@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.programs import profile
 from benchmarks.reporting.drawing import legend, plain_numbers, plot_peer
-from benchmarks.reporting.model_tables import SHOWN, added, by_work, name_of, seconds
+from benchmarks.reporting.model_tables import SHOWN, added, by_work, in_float32, name_of, seconds
 from benchmarks.reporting.numbers import part
 
 COLOURS = dict(zip(profile.KINDS, ("#0072B2", "#56B4E9", "#E69F00", "#BBBBBB"), strict=True))
@@ -46,7 +46,7 @@ def dots(values: Callable[[dict], dict[str, float]], unit: float) -> Callable:
 
 def models(rows: list[dict]):
     """Milliseconds."""
-    of = part(rows, "models")
+    of = in_float32(rows)
     title = f"Whole models, float32, {of[-1]['threads']} threads" if of else ""
     return panels_of(of, title, "ms", dots(seconds, 1e3))
 

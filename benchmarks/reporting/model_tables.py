@@ -28,7 +28,8 @@ SHOWN = {
 RIVALS = ("PyTorch", "torch.compile", "ONNX Runtime", "OpenVINO")
 ENGINES = ("ONNX Runtime", "OpenVINO")
 WORKS = {("inference", 1): (1.0, 0.85), ("inference", 8): (1.0, 0.9), ("training", 8): (1.2, 0.97)}
-"""What is measured, mode and batch, and its targets: the best of the others over gconv in geometric mean, and the least."""
+"""What is measured in float32, mode and batch, and its targets: the best of the others over gconv in geometric mean, and the
+least."""
 
 
 def name_of(row: dict) -> str:
@@ -58,12 +59,19 @@ def over(values: dict[str, float], others: Sequence[str]) -> float | None:
 
 def by_work(rows: list[dict]) -> Iterator[tuple[str, list[dict], list[dict]]]:
     """What was done; its rows; and those of them which a mean is of: in inference, those of the images' networks."""
-    for mode, batch in sorted({(row["mode"], row["batch"]) for row in rows}):
-        of = [row for row in rows if (row["mode"], row["batch"]) == (mode, batch)]
+    work_of = lambda row: (row["mode"], row["batch"], row["dtype"])
+    for mode, batch, dtype in sorted(set(map(work_of, rows)), key=lambda work: (*work[:2], work[2] != "float32")):
+        of = [row for row in rows if work_of(row) == (mode, batch, dtype)]
         of.sort(key=lambda row: [*NAMES, row["case"]].index(row["case"]))
         images = [row for row in of if row["case"] in networks.IMAGES]
         words = "a training step" if mode == "training" else mode
+        words += "" if dtype == "float32" else f" in {dtype}"
         yield f"{words}, batch {batch}", of, of if mode == "training" else images or of
+
+
+def in_float32(rows: list[dict]) -> list[dict]:
+    """The rows of times that the plot and the glance show."""
+    return [row for row in part(rows, "models") if row["dtype"] == "float32"]
 
 
 def factor(value: float | None) -> str:
@@ -83,7 +91,8 @@ def verdict(rows: list[dict]) -> str:
         f"The best of the others takes {reached:.2f} times as long as gconv, in geometric mean over {len(found)} networks; "
         f"the least is {found[least]:.2f}, {least}."
     )
-    if (target := WORKS.get((rows[0]["mode"], rows[0]["batch"]))) is None:
+    target = WORKS.get((rows[0]["mode"], rows[0]["batch"]))
+    if target is None or rows[0]["dtype"] != "float32":
         return text
     met = reached >= target[0] and found[least] >= target[1]
     return f"{text} Target: {target[0]:g}, and none under {target[1]:g}: {'met' if met else 'missed'}."
@@ -166,7 +175,7 @@ def memory(rows: list[dict]) -> str:
 def glance(rows: list[dict]) -> list[list[object]]:
     """For the README: what, and how many times as fast as JAX, PyTorch and the engines gconv is."""
     lines = []
-    for words, _, of in by_work(part(rows, "models")):
+    for words, _, of in by_work(in_float32(rows)):
         against = ((ALONE,), ("PyTorch", "torch.compile"), ENGINES)
         found = ([r for row in of if (r := over(seconds(row), others))] for others in against)
         lines.append([f"{words}: {len(of)} networks", *(f"{statistics.geometric_mean(f):.3g}" if f else "" for f in found)])
