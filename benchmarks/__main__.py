@@ -3,6 +3,7 @@
 python -m benchmarks                             everything (about an hour)
 python -m benchmarks layers --only resnext --roles w --dtypes float32
 python -m benchmarks models --only mobilenet --modes inference
+python -m benchmarks models --modes training --dtypes bfloat16
 python -m benchmarks --gpu                       on an NVIDIA GPU: layers at batch 64, issues, sweeps; the time of the device
 python -m benchmarks --quick                     a little of everything, small; results are compared: two minutes
 python -m benchmarks.report                      tables and plots of what has been measured
@@ -38,7 +39,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name contains one of these")
     parser.add_argument("--roles", default="yxw", help="y: forward, x: input gradient, w: kernel gradient")
     types = (*DTYPES, "float16")
-    parser.add_argument("--dtypes", nargs="+", choices=types, help="of layers and issues; by default the first two")
+    words = "by default the first two for layers and issues, the first for sweeps and models; models: bfloat16 in training only"
+    parser.add_argument("--dtypes", nargs="+", choices=types, help=words)
     known = [*dict.fromkeys([*PEERS, *GPU_PEERS])]
     parser.add_argument("--peers", nargs="+", choices=known, metavar="NAME", help=f"of the layers: {', '.join(known)}")
     parser.add_argument("--modes", nargs="+", choices=MODES, help="of whole models; by default both")
@@ -89,7 +91,7 @@ def main() -> None:
             }
             known = inspect.signature(PARTS[part]).parameters
             options = {key: value for key, value in options.items() if key in known and value is not None}
-            seconds = args.seconds * len(options.get("dtypes", DTYPES if "dtypes" in known else [1]))
+            seconds = args.seconds * len(options.get("dtypes", known["dtypes"].default if "dtypes" in known else [1]))
             progress = tqdm(PARTS[part](bounds, seconds, quick=args.quick, **options), desc=part, file=sys.stderr)
             for row in progress:
                 write(row)

@@ -93,6 +93,22 @@ def test_a_step_tells_its_gradient():
         assert steps.torch_training("mamba", 2, SIZE, channels_last=True).result()[1] == pytest.approx(got, rel=1e-3)
 
 
+def test_a_training_step_in_bfloat16(monkeypatch):
+    """The quick run compares everyone. Two are compared with themselves in float32, in which their parameters stay."""
+    monkeypatch.setattr(contenders.shutil, "which", lambda name: None)  # PyTorch's compiler takes a minute
+    bounds = {"flops": {"float32": 1e9, "bfloat16": 2e9}}
+    (row,) = parts.models(bounds, 0.0, quick=True, dtypes=("bfloat16", "float16"))  # inference is in float32 only
+    assert row["mode"] == "training" and row["dtype"] == "bfloat16" and row["least"] == row["flops"] / 2e9
+    assert {*row["times"], *row["missing"]} == {*contenders.of("training")}
+    for peer in (contenders.ALONE, "PyTorch channels_last"):
+        half, single = (contenders.of("training", dtype)[peer]("small", 2, SIZE) for dtype in ("bfloat16", "float32"))
+        if isinstance(half, str):
+            continue  # it is not installed
+        got, want = ([float(value) for value in of.result()] for of in (half, single))
+        assert got != want and got == pytest.approx(want, rel=float(jnp.finfo("bfloat16").eps)), peer
+        assert len({str(leaf.dtype) for leaf in jax.tree.leaves([half.run(), single.run()])}) == 1, peer
+
+
 def test_programs_are_fused_and_accelerated():
     texts = {mode: contenders.of(mode)[peer]("small", 1, SIZE).keep.as_text() for mode, peer in contenders.OURS.items()}
     silu = "activation = 5 : i64"
@@ -127,7 +143,7 @@ def test_missing_engines_are_listed(monkeypatch):
 def test_without_a_compiler_it_is_missing(monkeypatch):
     monkeypatch.setattr(contenders.shutil, "which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    answer = contenders.TRAINING["PyTorch compiled"]("small", 2, SIZE)
+    answer = contenders.of("training")["PyTorch compiled"]("small", 2, SIZE)
     assert answer == "there is no C++ compiler, which torch.compile needs"
 
 

@@ -12,6 +12,7 @@ from benchmarks.programs import profile as profiles
 
 MODES = contenders.MODES
 BATCHES = {"inference": (1, 8), "training": (8,)}
+MEASURED_IN = {"inference": ("float32",), "training": ("float32", "bfloat16")}
 
 
 def work(only, modes, *, quick: bool) -> list[tuple[str, str, int, int]]:
@@ -22,13 +23,16 @@ def work(only, modes, *, quick: bool) -> list[tuple[str, str, int, int]]:
     return [(mode, name, batch, 224) for mode in modes for name in names for batch in BATCHES[mode]]
 
 
-def models(bounds: dict, seconds: float, *, quick=False, only=("",), modes=MODES) -> Iterator[dict]:
-    """Whole networks: inference at batch 1 and 8, a training step at batch 8. Compiling comes on top of the seconds."""
-    chosen = work(only, modes, quick=quick)
-    for mode, name, batch, size in chosen:
-        answers = {peer: make(name, batch, size) for peer, make in contenders.of(mode).items()}
+def models(bounds: dict, seconds: float, *, quick=False, only=("",), modes=MODES, dtypes=("float32",)) -> Iterator[dict]:
+    """Whole networks: inference at batch 1 and 8, a training step at batch 8. Compiling comes on top of the seconds.
+
+    Of `dtypes`, inference is measured in float32 and a training step in float32 and bfloat16.
+    """
+    chosen = [(dtype, *of) for dtype in dtypes for of in work(only, modes, quick=quick) if dtype in MEASURED_IN[of[0]]]
+    for dtype, mode, name, batch, size in chosen:
+        answers = {peer: make(name, batch, size) for peer, make in contenders.of(mode, dtype).items()}
         prepared = {peer: given for peer, given in answers.items() if isinstance(given, Prepared)}
-        options = {"quick": quick, "dtype": "float32", "tolerance": 1e-3}
+        options = {"quick": quick, "dtype": dtype, "tolerance": 1e-3 if dtype == "float32" else None}
         if quick:
             times = measured(prepared, 0.0, **options)
         else:  # JAX alone is so slow that it would take most of the others' time: it has one turn, after them
@@ -40,10 +44,11 @@ def models(bounds: dict, seconds: float, *, quick=False, only=("",), modes=MODES
             "part": "models",
             "case": name,
             "mode": mode,
+            "dtype": dtype,
             "batch": batch,
             "size": size,
             "flops": flops,
-            "least": flops / bounds["flops"]["float32"],
+            "least": flops / bounds["flops"][dtype],
             "times": times,
             "missing": {peer: given for peer, given in answers.items() if isinstance(given, str)},
         }

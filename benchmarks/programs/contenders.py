@@ -8,7 +8,7 @@ JAX runs the same `nnx.Conv` model in each case, without a change to its code:
     nnx.Conv accelerated   installed, and `gconv.accelerate` of the model: training
 
 The others are PyTorch in either memory format, PyTorch's compiler (channels last; in inference with frozen weights), and for
-inference the engines.
+inference the engines. Everyone's training step computes in float32 or bfloat16.
 """
 
 import importlib.util
@@ -28,9 +28,9 @@ ALONE = "nnx.Conv"
 OURS = {"inference": "nnx.Conv fused", "training": "nnx.Conv accelerated"}
 
 
-def of(mode: str) -> dict[str, Maker]:
-    """All who run a model for inference or training, by name."""
-    return INFERENCE if mode == "inference" else TRAINING
+def of(mode: str, dtype: str = "float32") -> dict[str, Maker]:
+    """All who run a model for inference, in float32, or for training, computing in `dtype`, by name."""
+    return INFERENCE if mode == "inference" else _training(dtype)
 
 
 def _needs(make: Callable[..., Prepared], *packages: str, compiler: bool = False) -> Maker:
@@ -67,9 +67,13 @@ INFERENCE: dict[str, Maker] = {
     "ONNX Runtime": _needs(engines.onnxruntime, "onnxruntime", "onnx", "torch"),
     "OpenVINO": _needs(engines.openvino, "openvino", "onnx", "torch"),
 }
-TRAINING: dict[str, Maker] = {
-    ALONE: _flax(steps.flax_training),
-    "nnx.Conv installed": _flax(steps.flax_training, around=gconv.accelerated),
-    "nnx.Conv accelerated": _flax(steps.flax_training, around=gconv.accelerated, change=gconv.accelerate),
-    **_pytorch(steps.torch_training),
-}
+
+
+def _training(dtype: str) -> dict[str, Maker]:
+    flax = partial(_flax, steps.flax_training, dtype=dtype)
+    return {
+        ALONE: flax(),
+        "nnx.Conv installed": flax(around=gconv.accelerated),
+        "nnx.Conv accelerated": flax(around=gconv.accelerated, change=gconv.accelerate),
+        **_pytorch(partial(steps.torch_training, dtype=dtype)),
+    }

@@ -3,6 +3,9 @@
 The training step is forward, backward and stochastic gradient descent with momentum, in training mode (batch norms use and
 update their statistics). Each step goes on from the parameters that the last one left. Its result is the loss and the norm of
 the gradient of all parameters.
+
+A step may compute in bfloat16. Parameters, their gradients, the loss and the optimizer stay in float32: Flax's layers have
+`dtype=jnp.bfloat16`, and PyTorch runs forward under `torch.autocast`.
 """
 
 import contextlib
@@ -44,6 +47,13 @@ def build(name: str, conv: Callable) -> nnx.Module:
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, state))
 
 
+def compute_in(model: nnx.Module, dtype: str) -> None:
+    """Makes every layer compute as if it were built with this `dtype`. The parameters stay as they are."""
+    for _, layer in nnx.iter_modules(model):
+        if hasattr(layer, "param_dtype"):
+            layer.dtype = jnp.dtype(dtype)
+
+
 def example(name: str, batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Random input, and labels (the Mamba block learns to give its input back)."""
     rng = np.random.default_rng(0)
@@ -55,6 +65,7 @@ def example(name: str, batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def loss_of(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
     if outputs.shape == labels.shape:
         return ((outputs - labels) ** 2).mean()
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
@@ -92,12 +103,16 @@ def flax_inference(
     return Prepared(run, lambda: np.asarray(run()), seconds, keep=program)
 
 
-def training_step(name: str, conv: Callable, *, change: Callable = lambda model: None) -> tuple[Callable, tuple]:
+def training_step(
+    name: str, conv: Callable, *, change: Callable = lambda model: None, dtype: str = "float32"
+) -> tuple[Callable, tuple]:
     """The step as a pure function `(*state, x, labels) -> (loss, *state)`, and the first state.
 
-    `change` may change the model in place before that.
+    `change` may change the model in place before that. `dtype` is what the layers compute in.
     """
     model = build(name, conv)
+    if dtype != "float32":  # in which layers compute if nothing is said
+        compute_in(model, dtype)
     change(model)
     model.train()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -117,10 +132,17 @@ def training_step(name: str, conv: Callable, *, change: Callable = lambda model:
 
 
 def flax_training(
-    name: str, conv: Callable, batch: int, size: int, *, around=contextlib.nullcontext, change: Callable = lambda model: None
+    name: str,
+    conv: Callable,
+    batch: int,
+    size: int,
+    *,
+    around=contextlib.nullcontext,
+    change: Callable = lambda model: None,
+    dtype: str = "float32",
 ) -> Prepared:
     """`around` is what the program is compiled in, and `change` what is done to the model before it is."""
-    step, state = training_step(name, conv, change=change)
+    step, state = training_step(name, conv, change=change, dtype=dtype)
     x, labels = (jnp.asarray(a) for a in example(name, batch, size))
     with around():
         program, seconds = timed(lambda: jax.jit(step, donate_argnums=(0, 1, 2)).lower(*state, x, labels).compile())
@@ -188,7 +210,9 @@ def torch_inference(name: str, batch: int, size: int, *, channels_last: bool, co
     return Prepared(run, lambda: run().numpy(), timed(run)[1] if compiled else 0.0)
 
 
-def torch_training(name: str, batch: int, size: int, *, channels_last: bool, compiled: bool = False) -> Prepared:
+def torch_training(
+    name: str, batch: int, size: int, *, channels_last: bool, compiled: bool = False, dtype: str = "float32"
+) -> Prepared:
     """`compiled`: the model by `torch.compile`, forward and backward; the loss and the optimizer stay eager."""
     import torch
 
@@ -197,9 +221,14 @@ def torch_training(name: str, batch: int, size: int, *, channels_last: bool, com
     solver = torch.optim.SGD(model.parameters(), RATE, MOMENTUM)
     loss_of = torch.nn.functional.mse_loss if name == "mamba" else torch.nn.functional.cross_entropy
     forward = _compiled(model) if compiled else model
+    around = contextlib.nullcontext() if dtype == "float32" else torch.autocast("cpu", getattr(torch, dtype))
+
+    def forward_and_loss():
+        with around:
+            return loss_of(forward(x), labels)
 
     def step():
-        loss = loss_of(forward(x), labels)
+        loss = forward_and_loss()
         loss.backward()
         solver.step()
         solver.zero_grad(set_to_none=True)
@@ -211,7 +240,7 @@ def torch_training(name: str, batch: int, size: int, *, channels_last: bool, com
         return [loss.detach().numpy(), torch.nn.utils.get_total_norm(momenta).numpy()]
 
     def compile_():  # in a first forward and backward, which leave nothing but a step of the batch norms' statistics
-        loss_of(forward(x), labels).backward()
+        forward_and_loss().backward()
         solver.zero_grad(set_to_none=True)
 
     return Prepared(step, result, timed(compile_)[1] if compiled else 0.0)
