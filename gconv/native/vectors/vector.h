@@ -16,7 +16,7 @@ ALWAYS_INLINE Vector<T> load(const T* from) {
     memcpy(&h, from, sizeof h);
     return widen(h, T{});
   } else {
-    Vector<T> v;
+    Vector<T> v{};
     memcpy(&v, from, sizeof v);
     return v;
   }
@@ -199,11 +199,11 @@ ALWAYS_INLINE Vector<T> gather(const T* from, const int32_t (&index)[LANES<Wide<
 #endif
   (void)largest, (void)count;
   if constexpr (sizeof(T) == 2) {
-    Half bits;
+    Half bits{};
     UNROLL for (int i = 0; i < L; ++i) bits[i] = from[index[i]].bits;
     return widen(bits, T{});
   } else {
-    Vector<T> v;
+    Vector<T> v{};
     UNROLL for (int i = 0; i < L; ++i) v[i] = from[index[i]];
     return v;
   }
