@@ -10,7 +10,7 @@ import sys
 
 # Data, not code: an object's table of kernels and what AddressSanitizer adds to it, the address of the C++ runtime's function
 # for exceptions, and names of types.
-UNITS = "(norm_)?(baseline|avx2|avx512|avx512_short|long_vectors)_(float|double|pairs|f32|f64|bf16|f16)"
+UNITS = "(norm_(baseline|avx2|avx512)|(baseline|avx2|avx512|avx512_short|long_vectors)_(float|double|pairs))"
 FINE = re.compile(rf"(__odr_asan(_gen_)?\.?)?_?_ZN5gconv\d+{UNITS}E|DW\.ref\.__gxx_personality_v0|_?_ZT[IS]\w+")
 
 
