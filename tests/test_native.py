@@ -90,8 +90,8 @@ def test_the_library_shows_nothing_but_its_own_entries():
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm, which lists the symbols of an object")
-@pytest.mark.parametrize(("unit", "prefix", "numbers"), [("unit.cc", "", "float"), ("norm/unit.cc", "norm_", "f32")])
-def test_instruction_sets_share_no_code(unit, prefix, numbers, tmp_path):
+@pytest.mark.parametrize(("unit", "table"), [("unit.cc", "{}_float"), ("norm/unit.cc", "norm_{}")])
+def test_instruction_sets_share_no_code(unit, table, tmp_path):
     """Without optimization every inline function stands for itself: the worst case. `make sanitize` checks what it builds."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     if compiler is None:
@@ -99,8 +99,7 @@ def test_instruction_sets_share_no_code(unit, prefix, numbers, tmp_path):
     path = tmp_path / "unit.o"
     flags = ["-mavx2", "-mfma", "-mf16c"] if platform.machine() in ("x86_64", "AMD64") else []
     name, vector = ("avx2", 32) if flags else ("baseline", 16)
-    defined = [f"-DUNIT={prefix}{name}_{numbers}", f"-DSET={name}", f"-DVECTOR_BYTES={vector}"]
-    defined += ["-DELEMENT=float", "-DCOMPUTED=float"]
+    defined = [f"-DUNIT={table.format(name)}", f"-DSET={name}", f"-DVECTOR_BYTES={vector}", "-DCOMPUTED=float"]
     sources = ROOT / "gconv" / "native"
     command = [compiler, "-std=c++17", "-O0", "-fPIC", "-w", f"-I{sources}", *flags, *defined, "-c", str(sources / unit)]
     command += ["-o", str(path)]
