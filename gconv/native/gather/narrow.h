@@ -1,72 +1,15 @@
 // Roles y and x of narrow groups: lanes are source channels (see lanes.h).
 //
-// The register tile is Q results of one row by K filters of the group, one vector of lanes each:
-//
-//   for each tap:  K loads of weights;  for each of Q results: 1 load of x, K multiply-adds
-//
-// which is K + Q loads for K * Q multiply-adds: 7 for 12 with four filters (K = 4, Q = 3), 10 for 24 with 32
-// registers (Q = 6), 11 for 24 with eight filters (Q = 3). Two multiply-adds a cycle of latency 4 need 8
-// running sums, and 16 registers hold 12 besides the weights.
-//
-// A sum over the channels of a group is a sum of lanes, done once per result after all taps: in a tree (see
-// lanes.h) where a group has 2, 4 or 8 lanes and as many filters, or twice as many, and where all lanes that
-// are loaded are one group's. Where a group has one lane it is a result already. Tiles that reach over a
-// border carry a mask per tap that says which of the Q results meet a source; nothing is padded.
-//
-// A lane is a number, or a pair of channels (vectors/products.h).
+// Each tile (narrow_tile.h) has some results of one row. Tiles that reach over a border carry a mask per tap
+// that says which of the results meet a source; nothing is padded. Sources are read where they are, but for
+// half precision, groups of several vectors and the end of x, of which rows are read as lanes first.
 
 #pragma once
 
-#include "gather/finish.h"
-#include "vectors/lanes.h"
+#include "gather/narrow_tile.h"
 
 namespace gconv {
 namespace {
-
-struct TapOfRow {  // offsets in bytes, so that a tap costs no multiplication
-  int64_t source;  // of the first result's source
-  int64_t weights;
-  uint32_t mask;  // of the results that meet a source
-};
-
-template <class E, int Q, int K, bool EDGE>
-ALWAYS_INLINE void accumulate(Vector<E> (&sums)[Q][K], const E* x, int64_t step, const TapOfRow* taps,
-                              int64_t count, const E* weights) {
-  constexpr int L = LANES<E>;
-  int64_t step3 = 3 * step;
-  for (int64_t t = 0; t < count; ++t) {
-    // Every third source has a register; the next two are at one and two steps from it. (The compiler would
-    // else compute each.)
-    const char* from[(Q + 2) / 3];
-    from[0] = reinterpret_cast<const char*>(x) + taps[t].source;
-    UNROLL for (int i = 1; i < (Q + 2) / 3; ++i) {
-      from[i] = from[i - 1] + step3;
-      __asm__("" : "+r"(from[i]));
-    }
-    const E* w = reinterpret_cast<const E*>(reinterpret_cast<const char*>(weights) + taps[t].weights);
-    uint32_t mask = taps[t].mask;
-    auto source = [&](int q) __attribute__((always_inline)) {
-      return load(reinterpret_cast<const E*>(from[q / 3] + q % 3 * step));
-    };
-    if constexpr (Q < K &&
-                  !EDGE) {  // the sources are fewer: they stay in registers, and each weight comes and goes
-      Vector<E> sources[Q];
-      UNROLL for (int q = 0; q < Q; ++q) sources[q] = source(q);
-      UNROLL for (int k = 0; k < K; ++k) {
-        Vector<E> weight = load(w + k * L);
-        UNROLL for (int q = 0; q < Q; ++q) add_product<E>(sums[q][k], sources[q], weight);
-      }
-      continue;
-    }
-    Vector<E> weight[K];
-    UNROLL for (int k = 0; k < K; ++k) weight[k] = load(w + k * L);
-    UNROLL for (int q = 0; q < Q; ++q) {
-      if (EDGE && !(mask >> q & 1)) continue;
-      Vector<E> ours = source(q);
-      UNROLL for (int k = 0; k < K; ++k) add_product<E>(sums[q][k], ours, weight[k]);
-    }
-  }
-}
 
 template <class E>
 class GatherNarrow {
@@ -82,6 +25,7 @@ class GatherNarrow {
   const Finish<A>& finish;
   int64_t steps;  // lanes of a group's sources: numbers or pairs
   Lanes<E> lanes;
+  LaneSums<E> lane_sums;
   bool direct;     // whether vectors are loaded from x: else sources are read as numbers first
   int64_t pixel;   // lanes from one source to the next
   int64_t beyond;  // how many lanes the last vector of a source has beyond it: they hold what follows
@@ -91,6 +35,7 @@ class GatherNarrow {
   GatherNarrow(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
       : plan(plan), p(p), type(type), in_place(gconv::in_place<E>(type)), bytes(bytes_of<A>(type)),
         g(role, p), finish(finish), steps(g.sources / TERMS<E>), lanes(g.groups, steps),
+        lane_sums(plan, g, lanes, steps, in_place),
         direct(in_place && (lanes.vectors == 1 || steps % L == 0)),
         pixel(lanes.vectors == 1 ? g.groups * steps : lanes.blocks * lanes.vectors * L),
         beyond(first_lane(lanes.blocks - 1) + lanes.vectors * L - pixel),
@@ -349,97 +294,8 @@ class GatherNarrow {
       Vector<E> sums[Q][K] = {};
       for (int64_t v = 0; v < lanes.vectors; ++v, source += L, w += g.results * L)
         accumulate<E, Q, K, EDGE>(sums, source, step, taps.data, taps.size, w);
-      add_and_store<Q, K>(sums, count, k, block, tile);
+      lane_sums.template add_and_store<Q, K>(sums, count, k, block, tile);
     }
-  }
-
-  // Sums the lanes of each group and stores filters k to k + K of the block's groups.
-  template <int Q, int K>
-  ALWAYS_INLINE void add_and_store(Vector<E> (&sums)[Q][K], int64_t count, int64_t k, int64_t block,
-                                   Result* tile) const {
-    int64_t step = g.axis[2].step * g.result_channels(), groups = lanes.groups_in(block);
-    Result* to = tile + block * lanes.per_block * g.results + k;
-    std::make_index_sequence<L> all;
-    if constexpr (K != 3 && K >= 2 && K < L) {
-      if (plan.tree && plan.vectors == K) {
-        constexpr int VECTORS = K * TERMS<E> > L ? 1 : TERMS<E>;
-        bool streams = in_place && plan.streams && whole_lines<Result, VECTORS>(to, g.result_channels());
-        UNROLL for (int q = 0; q < Q; ++q) {
-          if (q >= count) break;
-          int64_t left = groups * K;
-          auto put = [&](Vector<E> sum, int64_t first) __attribute__((always_inline)) {
-            Result* at = to + q * step + first;
-            if (left - first < L)
-              store_first(at, sum, left - first);
-            else
-              streams ? stream(at, sum) : store(at, sum);
-          };
-          if constexpr (TERMS<E> == 2)
-            if (2 * steps == K) {  // two trees, of half the filters each, whose results are zipped by groups
-              add_lanes<K / 4>(sums[q], all);
-              add_lanes<K / 4>(reinterpret_cast<Vector<E>(&)[K / 2]>(sums[q][K / 2]), all);
-              put(zip_by<K / 2, 0>(sums[q][0], sums[q][K / 2], all), 0);
-              if (left > L) put(zip_by<K / 2, 1>(sums[q][0], sums[q][K / 2], all), L);
-              continue;
-            }
-          add_lanes<K / 2>(sums[q], all);
-          put(sums[q][0], 0);
-        }
-        return;
-      }
-    }
-    if constexpr (K == 8) return;  // these are trees
-    if (lanes.vectors > 1 || g.groups == 1 ||
-        steps == L) {  // a block is one group, and so are the lanes it loads
-      constexpr int TREES = (Q * K + L - 1) / L;
-      A sum[TREES * L];
-      // The lanes that a single narrow group leaves over hold the next pixel's channels.
-      bool some = lanes.vectors == 1 && steps < L;
-      UNROLL for (int tree = 0; tree < TREES; ++tree) {
-        Vector<E> part[L];
-        UNROLL for (int i = 0; i < L; ++i) {
-          int at = tree * L + i;
-          part[i] = at < Q * K ? sums[at / K % Q][at % K] : Vector<E>{};
-          if (some) part[i] = first_of(part[i], steps);
-        }
-        add_lanes<L / 2>(part, all);
-        store(sum + tree * L, part[0]);
-      }
-      for (int64_t q = 0; q < count; ++q) UNROLL
-      for (int f = 0; f < K; ++f) to[q * step + f] = rounded<Result>(sum[q * K + f]);
-      return;
-    }
-    if constexpr (K == 2 || K == 4)
-      if (steps == 1 && g.results == K) {  // a lane is a result: side by side they lie by filters
-        UNROLL for (int q = 0; q < Q; ++q) {
-          if (q >= count) break;
-          zip<K / 2>(sums[q], all);
-          UNROLL for (int k = 0; k < K; ++k)
-            if (int64_t left = groups * K - k * L; left >= L)
-              store(to + q * step + k * L, sums[q][k]);
-            else if (left > 0)
-              store_first(to + q * step + k * L, sums[q][k], left);
-        }
-        return;
-      }
-    if constexpr (K == 1 && L > 2)
-      if (steps == 2 && g.results == 1) {
-        UNROLL for (int q = 0; q < Q; ++q) {
-          if (q >= count) break;
-          store_first(to + q * step, every_other<0>(sums[q][0] + swap_neighbours(sums[q][0], all), all),
-                      groups);
-        }
-        return;
-      }
-    A lane[Q][K][L];
-    memcpy(lane, sums, sizeof lane);
-    for (int64_t q = 0; q < count; ++q)
-      for (int64_t group = 0; group < groups; ++group)
-        for (int64_t f = 0; f < K; ++f) {
-          A sum = lane[q][f][group * steps];
-          for (int64_t j = 1; j < steps; ++j) sum += lane[q][f][group * steps + j];
-          to[q * step + group * g.results + f] = rounded<Result>(sum);
-        }
   }
 };
 

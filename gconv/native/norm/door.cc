@@ -67,7 +67,7 @@ ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Remaini
   if (!run)
     return refuse(
         "elements must be float32, float64, bfloat16 or float16, on an instruction set that is here");
-  Norm p{first->dimensions()[0], first->dimensions()[1], partitions, relu, residual};
+  Norm p{first->dimensions()[0], first->dimensions()[1], partitions, relu};
   if (partitions < 1 || partitions > 4096) return refuse("partitions must lie in [1, 4096]");
   if (p.rows < 1 || p.channels < 1) return refuse("x must not be empty");
 

@@ -21,7 +21,7 @@ enum class Pass { moments, apply, sums, backward };
 struct Norm {
   int64_t rows, channels;
   int64_t partitions;  // sums are formed of so many parts of the rows: their order depends on nothing else
-  bool relu, residual;
+  bool relu;
 };
 
 // Buffers of a pass, nullptr where it has none. `factors`, `terms` and the first result of moments and sums
