@@ -81,9 +81,10 @@ bool runs(const Tested& tested, const Norm& p, bool adds) {
   std::vector<double> partial(size_t(2 * p.partitions * p.channels));
   for (Pass pass : {Pass::sums, Pass::apply, Pass::backward, Pass::moments}) {
     bool reduces = pass == Pass::moments || pass == Pass::sums;
-    NormBuffers b{x.data(),  factors.data(), adds ? residual.data() : nullptr,
-                  dy.data(), terms.data(),   reduces ? sums.data() : y.data()};
-    b.residual_result = adds ? dresidual.data() : nullptr, b.partial = partial.data();
+    NormBuffers b{};
+    b.x = x.data(), b.factors = factors.data(), b.dy = dy.data(), b.terms = terms.data();
+    b.result = reduces ? sums.data() : y.data(), b.partial = partial.data();
+    if (adds) b.residual = residual.data(), b.residual_result = dresidual.data();
     if (!tested.unit->run[tested.type](pass, p, b, PARALLEL)) return false;
   }
   if (tested.bytes == 2) return true;
