@@ -72,15 +72,28 @@ EVERY = [
 ]
 
 
-# Of `x @ matrix`, in the order of the rows.
-MATRICES = (
-    ((2, 49, 96), 384, "bfloat16"),
-    ((2, 0, 96), 384, "float32"),
-    ((1, 15, 1280), 1000, "float32"),
-    ((2, 49, 96), 7, "float32"),
-    ((2, 49, 4000), 768, "float32"),
-    ((2, 49, 3072), 768, "float32"),
-)
+# Of `x @ matrix`, in the order of the rows: pixels and channels of x, columns, type, platform.
+PRODUCTS = {
+    "fused matrix": (
+        ((2, 49, 96), 384, "float64", "cpu"),
+        ((2, 0, 96), 384, "float32", "cpu"),
+        ((1, 15, 1280), 1000, "float32", "cpu"),
+        ((2, 49, 96), 7, "float32", "cpu"),
+        ((2, 49, 4000), 768, "float32", "cpu"),
+        ((2, 49, 3072), 768, "float32", "cpu"),
+    ),
+    "linear": (
+        ((8, 196, 96), 384, "bfloat16", "cuda"),
+        ((2, 49, 96), 384, "bfloat16", "cpu"),
+        ((8, 49, 768), 3072, "float32", "cpu"),
+        ((8, 49, 768), 3072, "bfloat16", "cpu"),
+    ),
+}
+EVERY_PRODUCT = [
+    pytest.param(name, row, given, id=f"{name}-{i}")
+    for name, cases in PRODUCTS.items()
+    for i, (row, given) in enumerate(zip(choice.ROWS[name], cases, strict=True))
+]
 
 
 @pytest.fixture
@@ -120,18 +133,18 @@ def test_every_row_decides_a_problem_and_explain_says_so(name, row, given, alone
         assert f"   not {name}: {row.say(problem)}" in unwrapped(found)
 
 
-@pytest.mark.parametrize("row, given", [*zip(choice.MATRIX, MATRICES, strict=True)])
-def test_every_row_decides_a_matrix_product(row, given, monkeypatch):
-    (batch, pixels, channels), filters, dtype = given
+@pytest.mark.parametrize("name, row, given", EVERY_PRODUCT)
+def test_every_row_decides_a_matrix_product(name, row, given, monkeypatch, x64):
+    (batch, pixels, channels), filters, dtype, platform = given
     g = Geometry((pixels,), (1,), (1,), ((0, 0),), (1,), 1, channels, filters)
     monkeypatch.setattr(backends.native, "why_not", lambda *_: None)
-    problem = Problem("y", g, jnp.dtype(dtype), "cpu", batch)
-    assert choice.decide("matrix", problem) is row
-    reason = backends.reason_against_matrix(g, jnp.dtype(dtype), "cpu", batch)
-    assert reason == (None if row.takes else row.say(problem))
-    assert backends.reason_against_matrix(g, jnp.dtype(dtype), "cpu", batch, "it is exported") == "native: it is exported"
+    problem = Problem("y", g, jnp.dtype(dtype), platform, batch)
+    assert choice.decide(name, problem) is row
+    against = lambda *portable: backends.reason_against_matrix(name, g, jnp.dtype(dtype), platform, batch, *portable)
+    assert against() == (None if row.takes else row.say(problem))
+    assert against("it is exported") == "native: it is exported"
     monkeypatch.setattr(backends.native, "why_not", lambda *_: "there are none")
-    assert backends.reason_against_matrix(g, jnp.dtype(dtype), "cpu", batch) == "native: there are none"
+    assert against() == "native: there are none"
 
 
 @pytest.mark.parametrize("name", choice.ROWS)

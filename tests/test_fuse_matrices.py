@@ -250,10 +250,22 @@ def test_other_products_are_none_of_its_business():
 
 
 @built
-@pytest.mark.parametrize("dtype", ("bfloat16", "float16", "float64"))
-def test_other_types(dtype, x64):
-    x, w = array(0, 40, 16, dtype=dtype), array(1, 16, 24, dtype=dtype)
-    reason = f"matrix products were measured in float32 only, not in {dtype}"
+@pytest.mark.parametrize("dtype", ("bfloat16", "float16"))
+def test_half_precision(dtype):
+    x, w, b = array(0, 3, 50, 30, dtype=dtype), array(1, 30, 24, dtype=dtype), array(2, 1, 1, 24, dtype=dtype)
+    layer = lambda x, w, b: jax.nn.gelu(x @ w + b)
+    fused = gconv.fuse(layer)
+    got = fused(x, w, b)
+    x, w, b = (np.asarray(a, np.float64) for a in (x, w, b))
+    want = gelu(np.asarray(jnp.asarray(x @ w, dtype), np.float64) + b)  # a sum is rounded before it is finished in float32
+    assert got.dtype == dtype and [row.parts for row in rows(fused)] == [("shift", "gelu")]
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=float(jnp.finfo(dtype).eps), atol=1e-4)
+
+
+@built
+def test_other_types(x64):
+    x, w = array(0, 400, 16, dtype="float64"), array(1, 16, 24, dtype="float64")
+    reason = "matrix products were measured in float32 and half precision, not in float64"
     assert left(lambda x, w: jax.nn.relu(x @ w), x, w) == [reason]
 
 
@@ -269,13 +281,22 @@ def test_types_that_differ_and_integers():
 
 @built
 @pytest.mark.parametrize(
-    "rows, sources, results", ((15, 64, 64), (40, 64, 7), (40, 3300, 16), (0, 64, 64), (40, 0, 64), (40, 64, 0))
+    "rows, sources, results, dtype",
+    (
+        (15, 64, 64, "float32"),
+        (127, 64, 64, "bfloat16"),
+        (40, 64, 7, "float32"),
+        (40, 3300, 16, "float32"),
+        (0, 64, 64, "float32"),
+        (40, 0, 64, "float32"),
+        (40, 64, 0, "float32"),
+    ),
 )
-def test_what_the_rows_of_the_choice_leave(rows, sources, results):
-    x, w = array(0, rows, sources), array(1, sources, results)
-    problem = Problem("y", geometry((1, 40, 8), (1, 8, 8))[1], jnp.dtype("float32"), "cpu", 1)
+def test_what_the_rows_of_the_choice_leave(rows, sources, results, dtype):
+    x, w = array(0, rows, sources, dtype=dtype), array(1, sources, results, dtype=dtype)
+    problem = Problem("y", geometry((1, 40, 8), (1, 8, 8))[1], jnp.dtype(dtype), "cpu", 1)
     problem = replace(problem, g=replace(problem.g, spatial=(rows,), channels=sources, filters=results))
-    row = choice.decide("matrix", problem)
+    row = choice.decide("fused matrix", problem)
     assert not row.takes and left(lambda x, w: jax.nn.relu(x @ w), x, w) == [row.say(problem)]
 
 

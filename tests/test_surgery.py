@@ -138,7 +138,7 @@ def test_what_is_no_nnx_model_is_sent_to_the_context_manager():
 def test_a_bare_layer_and_a_model_without_convolutions():
     layer = nnx.Conv(4, 4, (3,), feature_group_count=2, rngs=nnx.Rngs(0))
     assert [*gconv.accelerate(layer).changed] == ["(the model itself)"]
-    report = str(gconv.accelerate(nnx.Linear(2, 2, rngs=nnx.Rngs(0))))
+    report = str(gconv.accelerate(nnx.Embed(2, 2, rngs=nnx.Rngs(0))))
     assert report.startswith("0 of 0 convolutions") and "gconv.install()" in report
 
 

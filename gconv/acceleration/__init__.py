@@ -5,6 +5,7 @@ lowering      the rule by which such an equation is lowered, and which equations
 install       what users call: for the process, or for a while
 report        what was taken, and what was left to lax and why
 drop_in       lax's function under another name
+linear        the matrix product of a linear layer, by that function
 surgery       the layers of an NNX model
 """
 

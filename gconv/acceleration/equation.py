@@ -18,6 +18,7 @@ convolution are of all four kinds.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -142,6 +143,16 @@ def read(equation: Equation) -> Reading | str:
     if moved[0] != moved[1]:
         return convolution if moved[0] < moved[1] else gradient
     return gradient if larger else convolution
+
+
+def of_matrix_product(pixels: Sequence[int], channels: int, filters: int) -> tuple[int, Geometry]:
+    """`x @ matrix` of an `x (*pixels, channels)` as a convolution whose window is one pixel: its batch, and its geometry.
+
+    Up to three axes are an image's, the last ones; those before them are the batch. A single one is an image's.
+    """
+    rank = min(max(len(pixels) - 1, 1), 3)
+    ones = (1,) * rank
+    return math.prod(pixels[:-rank]), Geometry(tuple(pixels[-rank:]), ones, ones, ((0, 0),) * rank, ones, 1, channels, filters)
 
 
 # --- the four readings -------------------------------------------------------------------------------------------------

@@ -72,17 +72,20 @@ def reason_for(name: str, role: str, geometry: Geometry, dtype, platform: str, b
     return row.say(problem) if row.takes else "no other implementation can run"
 
 
-def reason_against_matrix(geometry: Geometry, dtype, platform: str, batch, portable: str | None = None) -> str | None:
-    """Why a matrix product stays XLA's, also where something follows it, or None where the native kernels take both.
+def reason_against_matrix(
+    rows: str, geometry: Geometry, dtype, platform: str, batch, portable: str | None = None
+) -> str | None:
+    """Why a matrix product stays XLA's, or None where the native kernels take it.
 
     Args:
+      rows: those of `gconv.backends.choice` that decide: "fused matrix", together with what follows it, or "linear".
       geometry: the product as a convolution whose window is one pixel.
       portable: as in `choose`.
     """
     problem = Problem("y", geometry, dtype, platform, batch)
     if reason := _cannot("native", problem, portable):
         return f"native: {reason}"
-    row = choice.decide("matrix", problem)
+    row = choice.decide(rows, problem)
     return None if row.takes else row.say(problem)
 
 

@@ -2,8 +2,9 @@
 
 The implementations are asked in the order native, xla, lax. Whether one can run at all is its own answer (`why_not`). Of one
 that can, the first row below whose condition holds decides: it takes the problem, or leaves it to the implementations after it.
-A problem that everyone leaves goes to the first that can run. A name that the user gives overrules all rows. The rows "matrix"
-say which matrix products, of those that `gconv.fuse` could let take in what follows them, native computes as convolutions.
+A problem that everyone leaves goes to the first that can run. A name that the user gives overrules all rows.
+
+Which matrix products native computes, as convolutions, is said by the tables of `gconv.backends.products`, asked by name.
 
 `sentence` is what `gconv.explain` prints. It may quote the problem: "a row of {p.row} numbers".
 `evidence` says where the numbers of a row were measured. Rows of a benchmark are committed; a processor and a date without them
@@ -15,6 +16,7 @@ import math
 import jax.numpy as jnp
 
 from gconv.backends.problem import Problem
+from gconv.backends.products import FUSED_MATRIX, LINEAR
 from gconv.backends.row import Row, always, leave, take
 from gconv.backends.xla import GROUPS, TERMS, is_dense_gradient, sums_products
 
@@ -23,8 +25,6 @@ LAYERS = "results/2026-11-25-2-threads.jsonl (Zen 4)"
 EQUATIONS = "results/install/2026-11-28-2-threads.jsonl (Zen 4; python -m benchmarks equations)"
 H100 = "results/h100/2026-11-27.jsonl (python -m benchmarks --gpu)"
 TUNE = "results/tune/2026-11-28-avx512-2-threads.jsonl (Zen 4; python -m benchmarks.tune)"
-MATRICES = "products with a bias, 2 threads of a Zen 4, 2026-11-28, native's speed over XLA's"
-CHAINS = "20 layers one after another, 2 threads of a Zen 4, 2026-11-28, native's speed over XLA's"
 AVX2 = "2 threads of a processor with AVX2, 2026-11-22, before there were kernels (commit 1436a29)"
 
 
@@ -300,42 +300,13 @@ XLA = (
 
 LAX = (take(always, "those before it cannot run here or are no faster", "there is none after it"),)
 
-# --- matrix: whether the kernels of native compute a matrix product and what follows it, in `gconv.fuse` ----------------
-
-MATRIX = (
-    leave(
-        lambda p: p.type != "float32",
-        "matrix products were measured in float32 only, not in {p.type}",
-        "no rows of another type",
-    ),
-    leave(
-        lambda p: not p.products,
-        "there is nothing to compute",
-        "arrays without numbers, which the kernels are not called for",
-    ),
-    leave(
-        lambda p: p.pixels < 16,
-        "XLA is faster at products of few rows: {p.pixels}, fewer than 16",
-        f"{CHAINS}, 4 to 256 channels: 0.7 to 1.5 with one row, 0.8 to 2.5 with 2 to 8, 0.9 to 2.7 with 16 to 64",
-    ),
-    leave(
-        lambda p: p.results < 8,
-        "its kernels work along channels, and {p.results} of them leave its vectors empty",
-        f"{CHAINS} of 4 channels, with gelu: 0.5 to 0.8 with 16 to 64 rows; 1.0 to 1.3 of 8 channels with 8 to 32 rows",
-    ),
-    leave(
-        lambda p: p.sources > 3200,
-        "sums over {p.sources} numbers take so long that nothing is gained by what follows them",
-        f"{MATRICES}, 16 to 1,568 rows: 0.90 to 1.04 with 4,000 sources, 0.97 to 1.12 with 3,136",
-    ),
-    take(
-        always,
-        "its kernels finish the results while they hold them",
-        f"{MATRICES}, 49 to 6,272 rows, 32 to 3,136 sources: 0.92 to 3.4, most of all with few channels and few rows",
-    ),
-)
-
-ROWS: dict[str, tuple[Row, ...]] = {"native": NATIVE, "xla": XLA, "lax": LAX, "matrix": MATRIX}
+ROWS: dict[str, tuple[Row, ...]] = {
+    "native": NATIVE,
+    "xla": XLA,
+    "lax": LAX,
+    "fused matrix": FUSED_MATRIX,
+    "linear": LINEAR,
+}
 UNKNOWN = take(always, "no rule is against it", "an implementation without rows of its own")
 
 

@@ -205,7 +205,7 @@ def _cost(eqn, platform: str) -> tuple[str, int] | None:
         g, batch = params["geometry"], avals[0].shape[0]
         problem = (g, _operand(avals[:2]), platform, batch)
         if params.get("matrix"):
-            by = "XLA" if backends.reason_against_matrix(*problem) else "native"
+            by = "XLA" if backends.reason_against_matrix("fused matrix", *problem) else "native"
         else:
             by = backends.choose(role, *problem, params["implementation"])
         return by, 2 * backends.products(g, batch)

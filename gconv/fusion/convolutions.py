@@ -3,7 +3,6 @@
 A matrix product of the channels of each pixel, as of `nnx.Linear`, is one more of them: its window is one pixel.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from jax import Array, lax
 from jax.sharding import AxisType
 
 from gconv import backends, roles
-from gconv.acceleration.equation import read
+from gconv.acceleration.equation import of_matrix_product, read
 from gconv.acceleration.lowering import DROP_IN, equation_of
 from gconv.fusion import epilogue
 from gconv.fusion.activations import Activation
@@ -161,10 +160,8 @@ def _of_matrix_product(node: Node) -> Convolution | str:
         return "its sizes are not known"
     if not x.dtype == matrix.dtype == y.dtype:
         return f"{x.dtype} times {matrix.dtype} in {y.dtype}"
-    rank = min(max(len(pixels) - 1, 1), 3)  # up to three axes are the image's, those before them the batch
-    batch, ones, none = math.prod(pixels[:-rank]), (1,) * rank, ((0, 0),) * rank
-    geometry = Geometry(tuple(pixels[-rank:]), ones, ones, none, ones, 1, channels, filters)
-    if reason := backends.reason_against_matrix(geometry, y.dtype, jax.default_backend(), batch):
+    batch, geometry = of_matrix_product(pixels, channels, filters)
+    if reason := backends.reason_against_matrix("fused matrix", geometry, y.dtype, jax.default_backend(), batch):
         return reason
     return Convolution(
         role="y",

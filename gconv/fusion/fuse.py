@@ -27,8 +27,8 @@ def fuse(function: F, *, frozen: bool = False) -> F:
 
         fuse(function)(*arguments) == function(*arguments)      # to rounding
 
-    A matrix product `x @ matrix` in float32, as of `nnx.Linear`, counts as a convolution whose window is one pixel. On CPU it
-    takes in what follows it where gconv's kernels are then faster than XLA; otherwise it stays XLA's product.
+    A matrix product `x @ matrix` in float32 or half precision, as of `nnx.Linear`, counts as a convolution whose window is one
+    pixel. On CPU it takes in what follows it where gconv's kernels are then faster than XLA; otherwise it stays XLA's product.
 
     >>> import gconv, jax, jax.numpy as jnp
     >>> from flax import nnx
