@@ -34,8 +34,9 @@ def x64():
 
 
 @pytest.fixture
-def threads():
-    """For a test that compiles in several threads: none reads a program from JAX's cache while another one writes it there."""
+def uncached():
+    """Keeps JAX's cache of programs out of one test: in several threads none may read one while another writes it; and a program
+    that holds its weights takes longer to write than to compile."""
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
     jax.config.update(name, float("inf"))

@@ -1,7 +1,7 @@
-"""The definition of grouped convolution as NumPy loops, in float64 or complex128. Slow, and meant to be obviously right.
+"""The definition of grouped convolution as NumPy loops, in float64 or complex128. Meant to be obviously right.
 
 Knows nothing of gconv and nothing of JAX. Arrays are channels last, `x (*batch, *spatial, C_in)`, `kernel (*window, J, C_out)`,
-with any number of batch axes and 1 to 3 spatial axes. All three functions walk the same products
+with any number of batch axes and 1 to 3 spatial axes. All three functions walk the same products, for all n at once,
 
     y[n, filter] += padded_x[n * stride + tap * dilation, channel] * kernel[tap, channel, filter]
 
@@ -9,6 +9,7 @@ and accumulate, for each, what they are asked for: y, or the factor of x, or the
 """
 
 import itertools
+import math
 
 import numpy as np
 
@@ -20,8 +21,8 @@ def conv(x, kernel, bias=None, *, groups, strides, pads, dilation, padding_value
     output = output_size(padded.shape[-len(pads) - 1 : -1], kernel.shape[: len(pads)], strides, dilation)
     batch = x.shape[: x.ndim - len(pads) - 1]
     y = np.zeros((*batch, *output, kernel.shape[-1]), np.result_type(padded, kernel))
-    for position, source, tap, j, k in _products(output, kernel.shape, groups, strides, dilation):
-        y[..., *position, k] += padded[..., *source, j] @ kernel[*tap, :, k]
+    for sources, tap, j, k in _products(output, kernel.shape, groups, strides, dilation):
+        y[..., k] += padded[..., *sources, j] @ kernel[*tap, :, k]
     return y if bias is None else y + wide(bias)
 
 
@@ -38,10 +39,12 @@ def input_gradient(ct, kernel, x_shape, *, groups, strides, pads, dilation, padd
     origin = pad(np.arange(size).reshape(*spatial, 1), pads, padding_value if isinstance(padding_value, str) else -1)[..., 0]
     reach = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(output, strides, kernel.shape, dilation, strict=False)]
     origin = np.pad(origin, [(0, max(r - n, 0)) for r, n in zip(reach, origin.shape, strict=True)], constant_values=-1)
-    gradient = np.zeros((*batch, size + 1, x_shape[-1]), np.result_type(ct, kernel))
-    for position, source, tap, j, k in _products(output, kernel.shape, groups, strides, dilation):
-        gradient[..., origin[source], j] += ct[..., *position, k] @ kernel[*tap, :, k].T
-    return gradient[..., :size, :].reshape(x_shape)  # row -1 holds what fell on constants
+    images, channels = math.prod(batch), kernel.shape[-2]
+    gradient = np.zeros((size + 1, images, x_shape[-1]), np.result_type(ct, kernel))
+    for sources, tap, j, k in _products(output, kernel.shape, groups, strides, dilation):
+        sent = (ct[..., k] @ kernel[*tap, :, k].T).reshape(images, math.prod(output), channels)
+        np.add.at(gradient[..., j], origin[sources].ravel(), sent.swapaxes(0, 1))
+    return gradient[:size].swapaxes(0, 1).reshape(x_shape)  # row -1 holds what fell on constants
 
 
 def kernel_gradient(x, ct, kernel_shape, *, groups, strides, pads, dilation, padding_value=0):
@@ -49,8 +52,8 @@ def kernel_gradient(x, ct, kernel_shape, *, groups, strides, pads, dilation, pad
     x, ct = wide(x), wide(ct)
     padded = pad(x, pads, padding_value)
     gradient = np.zeros(kernel_shape, np.result_type(padded, ct))
-    for position, source, tap, j, k in _products(ct.shape[-len(pads) - 1 : -1], kernel_shape, groups, strides, dilation):
-        read, received = padded[..., *source, j], ct[..., *position, k]
+    for sources, tap, j, k in _products(ct.shape[-len(pads) - 1 : -1], kernel_shape, groups, strides, dilation):
+        read, received = padded[..., *sources, j], ct[..., k]
         gradient[*tap, :, k] += read.reshape(-1, read.shape[-1]).T @ received.reshape(-1, received.shape[-1])
     return gradient
 
@@ -92,15 +95,14 @@ def _same(n, k, s, d):
 
 
 def _products(output, kernel_shape, groups, strides, dilation):
-    """Every output position with every tap: (position, the padded sample it reads, tap, channels of x, filters)."""
+    """Every group with every tap: (the padded samples that all outputs read, tap, channels of x, filters)."""
     *window, channels, out_channels = kernel_shape
     filters = out_channels // groups
     for g in range(groups):
         j, k = slice(g * channels, (g + 1) * channels), slice(g * filters, (g + 1) * filters)
-        for position in np.ndindex(*output):
-            for tap in np.ndindex(*window):
-                source = tuple(n * s + t * d for n, s, t, d in zip(position, strides, tap, dilation, strict=True))
-                yield position, source, tap, j, k
+        for tap in np.ndindex(*window):
+            axes = zip(output, strides, tap, dilation, strict=True)
+            yield tuple(slice(t * d, t * d + n * s, s) for n, s, t, d in axes), tap, j, k
 
 
 def wide(a):

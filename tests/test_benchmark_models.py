@@ -29,6 +29,7 @@ def test_parameters_are_those_of_the_papers(name):
     assert networks.parameters(model) == networks.PARAMETERS[name]
 
 
+@pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_equal(name):
     want = steps.flax_inference(name, networks.gconv_layer, 2, SIZE).result()

@@ -93,7 +93,7 @@ def test_outside_jit_too(installed):
     assert installed.taken.total() == before + 1
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("uncached")
 def test_threads_install_and_uninstall_at_once():
     expected = jax.jit(conv)(X, KERNEL)
     errors = []
@@ -306,7 +306,7 @@ def test_a_block_that_takes_nothing_warns():
         jax.jit(lambda x: lax.conv(x, x, (1, 1), "SAME"))(jnp.ones((2, 2, 3, 3), int))
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("uncached")
 def test_blocks_nest_belong_to_their_thread_and_survive_errors():
     entered, leave, seen = threading.Event(), threading.Event(), []
 
