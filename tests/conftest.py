@@ -35,8 +35,8 @@ def x64():
 
 @pytest.fixture
 def uncached():
-    """Keeps JAX's cache of programs out of one test: in several threads none may read one while another writes it; and a program
-    that holds its weights takes longer to write than to compile."""
+    """Keeps JAX's cache of programs out of one test: of several threads none may read what another one writes; and programs
+    that hold their weights take longer to write than to compile."""
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
     jax.config.update(name, float("inf"))
