@@ -275,10 +275,11 @@ Counts wide_gradient(const Plan& plan, const Sums& s, const Problem& p) {
   double vectors = tiles_in(s.results, s.lanes), taps = plan.one_axis ? 1 : double(plan.together);
   double channels = plan.one_axis ? s.sources * s.across : s.sources;
   double columns = (plan.one_axis ? s.outer * s.row : s.outer * s.inner) / s.terms;
-  // `block` vectors at a time of so many channels, or of so many pairs of them.
-  auto pass = [&](double block, double blocks, double of) {
+  // `block` vectors at a time of so many channels, or of so many pairs of them. A pair that is broadcast is a
+  // load of its own, never part of a multiply-add.
+  auto pass = [&](double block, double blocks, double of, double load = 0.5) {
     take(of, {block == 2 ? 6.0 : 8.0, 4, 2, 1}, [&](double size, double times) {
-      double loads = taps == 1 ? block + size / 2 : (taps * block + size) / taps;
+      double loads = taps == 1 ? block + size * load : (taps * block + size * 2 * load) / taps;
       times *= s.groups * blocks;
       c.vectors += times * columns * larger(size * block, loads);
       c.starts += times * columns / taps;
@@ -286,7 +287,7 @@ Counts wide_gradient(const Plan& plan, const Sums& s, const Problem& p) {
     });
   };
   double whole = vectors - plan.twice, pairs = std::floor(whole / 2);
-  pass(2, pairs, channels), pass(1, whole - 2 * pairs, channels), pass(1, plan.twice, channels / 2);
+  pass(2, pairs, channels), pass(1, whole - 2 * pairs, channels), pass(1, plan.twice, channels / 2, 1.25);
   double blocks =
       tiles_in(s.sources, double(plan.block_channels)) * tiles_in(vectors, double(plan.block_vectors));
   c.numbers =

@@ -218,7 +218,9 @@ void plan_winograd(const Call& c, Plan& plan) {
   int64_t vectors = ceil_div(c.results, c.L), chunks = ceil_div(c.sources, c.L);
   plan.tile = winograd_tile(int(c.registers));
   plan.vectors = minimum(winograd_vectors(int(c.registers)), vectors);
-  plan.packed = p.groups * vectors * 16 * (p.window[0] * c.sources * c.L + WINOGRAD_GAP);
+  int64_t point = p.window[0] * c.sources * c.L;
+  plan.gap = is_crowded(16, point * plan.vectors * c.number, NEAREST_SETS) ? 16 : 0;
+  plan.packed = p.groups * vectors * 16 * (point + plan.gap);
   plan.scratch = plan.packed * c.number + p.groups * c.sources * c.element;
   int64_t bytes = 16 * plan.tile * p.window[0] * chunks * c.L * c.number;
   plan.stretch = plan.tile * maximum(1, minimum(tiles_at_once(c, 4 * plan.tile), NEAR / bytes));

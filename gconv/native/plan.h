@@ -59,6 +59,9 @@ struct Plan {
   bool near;            // whether the next tile's sources are asked for into the nearest cache
   bool whole_rows;      // role w: whether registers hold a sum from one end of a row to the other
 
+  // Winograd.
+  int64_t gap;  // numbers between the packed kernel's points: else they would crowd the nearest cache's sets
+
   // Roles y and x of narrow groups.
   bool tree;  // whether sums of lanes are a tree, whose results lie side by side as they are stored
 
@@ -115,9 +118,6 @@ constexpr int row_tile(int registers, int vectors) {
 }
 
 constexpr int winograd_tile(int registers) { return registers == 32 ? 7 : 6; }  // squares of 2 x 2 results
-// Numbers between the packed kernel's points: without them the points of a power of two of channels would
-// crowd the same few lines of the nearest cache as they are written.
-constexpr int64_t WINOGRAD_GAP = 16;
 // Whether so many lines, each so many bytes after the other, are more than a cache keeps of lines that lie so
 // far apart: those that are a large power of two apart share few sets. The nearest cache has 64 sets, the
 // second one 2048, of 8 lines each, as on Zen 4.

@@ -116,9 +116,9 @@ class GatherWinograd {
     int64_t from = tap * 9 * g.tap_stride + first * g.source_stride + group * g.group_stride;
     for (int64_t v = 0, block; v < vectors; v += block) {
       block = block_of(vectors - v, VECTORS);
-      A* to = packed + (group * vectors + v) * 16 * (rows * L + WINOGRAD_GAP) +
-              (tap * g.sources + first) * block * L;
-      int64_t point = rows * block * L + WINOGRAD_GAP;
+      A* to =
+          packed + (group * vectors + v) * 16 * (rows * L + plan.gap) + (tap * g.sources + first) * block * L;
+      int64_t point = rows * block * L + plan.gap;
       for (int64_t u = 0; u < block; ++u, to += L) {
         A squares[9][L * L];
         for (int t = 0; t < 9; ++t) {
@@ -165,7 +165,7 @@ class GatherWinograd {
       });
       for (int64_t v = 0, block; v < vectors; v += block) {
         block = block_of(vectors - v, VECTORS);
-        const A* weight = packed + (group * vectors + v) * 16 * (p.window[0] * g.sources * L + WINOGRAD_GAP);
+        const A* weight = packed + (group * vectors + v) * 16 * (p.window[0] * g.sources * L + plan.gap);
         char* to_group = result + (group * g.results + v * L) * bytes;
         for (int64_t t = 0; t < tiles; ++t) {
           const A* tile_points = points + t * 16 * point;
@@ -270,7 +270,7 @@ class GatherWinograd {
                                       int64_t filters, const int64_t* results, A* result) const {
     constexpr int P = V == 1 ? P1 : V == 2 ? P2 : 1;  // points at once
     alignas(LINE) A rows[4][2][Q][V * L];             // of points, already taken along their columns
-    int64_t step = p.window[0] * g.sources * V * L + WINOGRAD_GAP;
+    int64_t step = p.window[0] * g.sources * V * L + plan.gap;
     for (int i = 0; i < 4; ++i) {
       Vector<A> row[4][Q][V];
       UNROLL for (int j = 0; j < 4; j += P) {
@@ -310,10 +310,11 @@ class GatherWinograd {
           store_first(to, square[k], filters - v * L);
       }
     }
-    auto finite = zero == zero;
-    bool all = true;
-    UNROLL for (int i = 0; i < L; ++i) all &= finite[i] != 0;
-    return all;
+    auto finite = zero == zero;  // all bits of a lane, or none
+    uint64_t bits[sizeof finite / 8], all = ~uint64_t(0);
+    memcpy(bits, &finite, sizeof finite);
+    for (uint64_t some : bits) all &= some;
+    return all == ~uint64_t(0);
   }
 
   // The products of one depth tap, added to P points.

@@ -220,7 +220,7 @@ class ReduceWide {
   }
 
   // The taps of a row from `w` on, of which `at` has the first: as many together as a column finds.
-  void row(const Lists& lists, WidePass<E> at, int64_t w, int64_t size, const Block& block,
+  void row(const Lists& lists, WidePass<E>& at, int64_t w, int64_t size, const Block& block,
            A* partial) const {
     const E *x = at.x, *y = at.y;
     at.x_tap *= !plan.shares_sources, at.y_tap = -at.y_column * plan.shares_sources;
@@ -245,7 +245,7 @@ class ReduceWide {
     }
   }
 
-  void vectors(WidePass<E> at, const Block& block, A* sums) const {
+  void vectors(WidePass<E>& at, const Block& block, A* sums) const {
     for (int64_t v = 0, count; v < block.filters; v += count * L, at.y += count * L, sums += count * L) {
       int64_t left = block.filters - v;
       bool last = plan.twice && left <= L / 2, before = plan.twice && !last && left <= L + L / 2;
