@@ -53,7 +53,8 @@ def _but_models(rows: list[dict]) -> list[dict]:
 
 def _about_models(rows: list[dict]) -> str:
     dates, commits = sorted({row["date"][:10] for row in rows}), sorted({row["commit"] for row in rows})
-    versions = ", ".join(f"{name} {version}" for name, version in rows[-1]["versions"].items() if version)
+    known = {name: version for row in rows for name, version in row["versions"].items() if version}  # where installed, the last
+    versions = ", ".join(f"{name} {version}" for name, version in known.items())
     half = f" {HALF}" if any(row["dtype"] == "bfloat16" for row in rows) else ""
     return (
         "Unchanged models with `nnx.Conv`, images of 224 x 224 (224 steps of the Mamba block), float32: by JAX alone; with "
