@@ -62,6 +62,7 @@ def accelerate(model: Any, *, dry_run: bool = False) -> Surgery:
     and a `Sequential`, which becomes a subclass. `gconv.batch_norm` computes batch norms in training, together with the relu
     that follows them in a `Sequential`. On CPU a linear layer of 128 rows and more becomes a convolution whose window is one
     pixel, in half precision and, where the rows are many for the matrix, in float32; elsewhere it stays XLA's matrix product.
+    Policies of `jax.checkpoint` then see lax's convolution there, as `gconv.convolutions_saveable` does.
 
     >>> import gconv, jax.numpy as jnp
     >>> from flax import nnx
