@@ -27,7 +27,7 @@ demo: $(VENV)/demo-ready
 
 test: lint
 	$(SAY) "The test suite, in two processes: about 8 minutes on two cores."
-	$(IN_VENV) -m pytest -n 2 $(OPTIONS)
+	$(IN_VENV) -m pytest -n 2 --dist worksteal $(OPTIONS)
 
 thorough: $(VENV)/ready
 	$(IN_VENV) -m pytest -n 2 --thorough tests/test_partition.py

@@ -17,7 +17,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 collect_ignore = ["tests/typing"]  # scripts for type checkers, which are not run
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
 if jaxlib.__version__.startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"  # jaxlib 0.12 has no other emitters, and no such flag
 GROWTH = 300 * 2**20  # bytes that a process may gain before its compiled programs are dropped

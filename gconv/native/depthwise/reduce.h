@@ -239,15 +239,16 @@ class ReduceDepthwise {
         Numbers sum[K][V];
         UNROLL for (int k = 0; k < K; ++k) UNROLL
         for (int v = 0; v < V; ++v) sum[k][v] = S::load_sums(sums + k * row + v * L);
-        auto pixels = [&](auto count, bool edge, int64_t q) __attribute__((always_inline)) {
+        auto pixels = [&](auto count, auto edge, int64_t q) __attribute__((always_inline)) {
           constexpr int N = count;
+          constexpr bool EDGE = edge;
           Numbers ours[N][V];
           UNROLL for (int i = 0; i < N; ++i) UNROLL
           for (int v = 0; v < V; ++v)
             ours[i][v] = strand.load(y + (q + i) * step + (V > 1 && v == V - 1 ? last : v * L));
-          slide<T, N, K, STRIDE, true, false, V>(
+          slide<T, N, K, STRIDE, EDGE, false, V>(
               strand, x + r->source + q * width.stride * channels, between * channels,
-              edge ? valid_sources(column + q * width.stride, between, width.sources) : ALL_VALID,
+              EDGE ? valid_sources(column + q * width.stride, between, width.sources) : ALL_VALID,
               last, [&](Numbers source, int v, int k, int i) __attribute__((always_inline)) {
                 S::add_product(sum[k][v], source, ours[i][v]);
               });
@@ -256,9 +257,11 @@ class ReduceDepthwise {
         for (int64_t q = 0; q < t.left;) {
           bool edge = q < inside || q + Q > outside;
           if (q + Q > t.left || (alone && edge))
-            pixels(Number<1>{}, true, q), q += 1;
+            pixels(Number<1>{}, Number<true>{}, q), q += 1;
+          else if (edge)
+            pixels(Number<Q>{}, Number<true>{}, q), q += Q;
           else
-            pixels(Number<Q>{}, edge, q), q += Q;
+            pixels(Number<Q>{}, Number<false>{}, q), q += Q;
         }
         UNROLL for (int k = 0; k < K; ++k) UNROLL
         for (int v = 0; v < V; ++v) S::store_sums(sums + k * row + v * L, sum[k][v]);
