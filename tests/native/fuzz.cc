@@ -330,7 +330,9 @@ int main(int argc, char** argv) {
 #ifdef GCONV_X86
   if (has_avx2()) {
     sets.push_back(UNITS_OF(avx2));
+#ifdef GCONV_LONG_VECTORS
     sets.push_back(UNITS_OF(long_vectors));
+#endif
   }
   if (has_avx512()) {
     sets.push_back(UNITS_OF(avx512));
