@@ -32,8 +32,12 @@ def test_parameters_are_those_of_the_papers(name):
 @pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_equal(name):
-    want = steps.flax_inference(name, networks.gconv_layer, 2, SIZE).result()
+    outputs = {conv: steps.flax_inference(name, layer, 2, SIZE).result() for conv, layer in networks.CONVS.items()}
+    want = outputs["nnx.Conv"]
     assert want.shape == ((2, SIZE, 256) if name == "mamba" else (2, 1000)) and np.ptp(want) > 0.1
+    np.testing.assert_allclose(outputs["gconv"], want, rtol=0, atol=2e-5 * np.abs(want).max())
+    fused = steps.flax_inference(name, networks.flax_layer, 2, SIZE, change=gconv.fuse).result()  # of weights as arguments
+    np.testing.assert_allclose(fused, want, rtol=0, atol=5e-6 * np.abs(want).max())
     for peer in ("nnx.Conv fused", "PyTorch channels_last", "ONNX Runtime"):
         work = contenders.INFERENCE[peer](name, 2, SIZE)
         if isinstance(work, Prepared):  # else it is not installed

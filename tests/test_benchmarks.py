@@ -447,8 +447,7 @@ def test_an_ascending_import_would_be_found(more):
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 
-def test_quick_run_and_report(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", "none")  # for PyTorch's compiler, which takes long, and is looked at with the models
+def test_quick_run_and_report(tmp_path):
     lines = tmp_path / "lines.jsonl"
     command("benchmarks", "--quick", "--output", str(lines))
     rows = [json.loads(line) for line in lines.read_text().splitlines()]

@@ -160,9 +160,11 @@ def test_networks(name, lenient):
     model.eval()
     graph, state = nnx.split(model)
     fused = gconv.fuse(lambda state, x: nnx.merge(graph, state)(x))
-    jax.eval_shape(fused, state, jax.ShapeDtypeStruct(networks.input_shape(name, 2, 32), "float32"))
+    x = jax.ShapeDtypeStruct(networks.input_shape(name, 2, 32), "float32")
+    count = len(epilogues(fused, state, x))
     products = PRODUCTS[name] if native.load()[1] is None else {(): sum(PRODUCTS[name].values())}
     assert (parts(fused), parts(fused, True)) == (EXPECTED[name], products), fused.report
+    assert count == sum(n for given, n in (*EXPECTED[name].items(), *products.items()) if given)
 
 
 # --- Linen, Haiku, Equinox, Keras ------------------------------------------------------------------------------------

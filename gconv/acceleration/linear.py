@@ -23,10 +23,10 @@ def dot_general(lhs: Array, rhs: Array, dimension_numbers, *rest, **options) -> 
     options |= dict(zip(("precision", "preferred_element_type"), rest, strict=False))
     pixels = lhs.shape[: lhs.ndim - _contracted(lhs, rhs, dimension_numbers)]
     filters = rhs.shape[lhs.ndim - len(pixels) :]
-    if len(pixels) == lhs.ndim or not _is_taken(lhs, rhs, pixels, filters, **options):
-        return _LAX(lhs, rhs, dimension_numbers, **options)
     rows = pixels if len(pixels) > 1 else (*pixels, 1)  # what is split over devices is the batch
     batch, g = of_matrix_product(rows, math.prod(lhs.shape[len(pixels) :]), math.prod(filters))
+    if len(pixels) == lhs.ndim or not _is_taken(lhs, rhs, batch, g, **options):
+        return _LAX(lhs, rhs, dimension_numbers, **options)
     image, kernel = (0, g.rank + 1, *range(1, g.rank + 1)), (g.rank + 1, g.rank, *range(g.rank))
     y = conv_general_dilated(
         lhs.reshape(g.x_shape(batch)),
@@ -48,7 +48,7 @@ def _contracted(lhs: Array, rhs: Array, dimension_numbers) -> int:
     return count if plain and [axis % rhs.ndim for axis in of_rhs] == first else 0
 
 
-def _is_taken(lhs, rhs, pixels, filters, *, precision=None, preferred_element_type=None, out_sharding=None) -> bool:
+def _is_taken(lhs, rhs, batch, g, *, precision=None, preferred_element_type=None, out_sharding=None) -> bool:
     del precision
     if lhs.dtype != rhs.dtype or preferred_element_type not in (None, lhs.dtype) or out_sharding is not None:
         return False
@@ -56,5 +56,4 @@ def _is_taken(lhs, rhs, pixels, filters, *, precision=None, preferred_element_ty
         return False
     if any(AxisType.Explicit in jax.typeof(a).sharding.mesh.axis_types for a in (lhs, rhs)):
         return False
-    batch, g = of_matrix_product(pixels, math.prod(lhs.shape[len(pixels) :]), math.prod(filters))
     return backends.reason_against_matrix("linear", g, lhs.dtype, jax.default_backend(), batch) is None
