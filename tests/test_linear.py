@@ -103,8 +103,14 @@ def test_what_stays_a_matrix_product(name):
 
 @pytest.mark.parametrize(
     "numbers",
-    [(((0,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((1,), (1,)), ((0,), (0,))), (((), ()), ((), ()))],
-    ids=("first axis", "transposed", "batched", "outer"),
+    [
+        (((0,), (0,)), ((), ())),
+        (((1,), (1,)), ((), ())),
+        (((1,), (1,)), ((0,), (0,))),
+        (((1,), (0,)), ((0,), (1,))),
+        (((), ()), ((), ())),
+    ],
+    ids=("first axis", "transposed", "batched", "batched, the last axis and the first", "outer"),
 )
 def test_other_sums_stay_matrix_products(numbers):
     x, w = (array(i, 130, 130, dtype="bfloat16") for i in (0, 1))

@@ -52,7 +52,7 @@ def _is_taken(lhs, rhs, batch, g, *, precision=None, preferred_element_type=None
     del precision
     if lhs.dtype != rhs.dtype or preferred_element_type not in (None, lhs.dtype) or out_sharding is not None:
         return False
-    if not all(isinstance(n, int) for n in (*lhs.shape, *rhs.shape)) or 0 in (*lhs.shape, *rhs.shape):
+    if not all(isinstance(n, int) for n in (*lhs.shape, *rhs.shape)):
         return False
     if any(AxisType.Explicit in jax.typeof(a).sharding.mesh.axis_types for a in (lhs, rhs)):
         return False
