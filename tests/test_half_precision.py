@@ -78,8 +78,16 @@ def expected_of(role, x, kernel, y, options):
 
 
 def run(role, arrays, facts, dtype, name, precision=None):
-    call = functools.partial(getattr(backends.native, role), geometry=facts, dtype=dtype, precision=precision, forced=name)
-    return np.asarray(jax.jit(call)(*(arrays[operand] for operand in OPERANDS[role]))).astype(np.float64)
+    return run_both(role, arrays, facts, (dtype,), name, precision)[0]
+
+
+def run_both(role, arrays, facts, dtypes, name, precision=None):
+    """The results in each of some types, of one program."""
+    call = functools.partial(getattr(backends.native, role), geometry=facts, precision=precision, forced=name)
+    results = jax.jit(lambda *operands: [call(*operands, dtype=t) for t in dtypes])
+    found = results(*(arrays[operand] for operand in OPERANDS[role]))
+    assert [a.dtype for a in found] == [*dtypes]
+    return [wide(a) for a in found]
 
 
 @built
@@ -87,6 +95,7 @@ def run(role, arrays, facts, dtype, name, precision=None):
 @pytest.mark.parametrize("role", "yxw")
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_kernel_rounds_sums_in_float32_once(name, role, dtype):
+    """Where float32 is asked for, it gives the very sums that it rounds otherwise."""
     x, kernel, y, options = problem(name, dtype)
     facts = facts_of(x, kernel, options)
     expected = expected_of(role, x, kernel, y, options)
@@ -95,10 +104,14 @@ def test_every_kernel_rounds_sums_in_float32_once(name, role, dtype):
     found = kernels(role, facts, dtype, 3)
     assert found
     for kernel_name in found:
-        result = run(role, {"x": x, "w": kernel, "y": y}, facts, jnp.dtype(dtype), kernel_name)
+        types = (jnp.dtype(dtype), jnp.dtype("float32"))
+        result, sums = run_both(role, {"x": x, "w": kernel, "y": y}, facts, types, kernel_name)
         allowed = half * abs(expected) + 6e-7 * magnitude + 6e-8
         worst = (abs(result - expected) / allowed).max()
         assert worst <= 1, f"{kernel_name}: {worst}"
+        worst = (abs(sums - expected) / (6e-7 * magnitude + 6e-8)).max()
+        assert worst <= 1, f"{kernel_name}, in float32: {worst}"
+        np.testing.assert_array_equal(wide(jnp.asarray(sums, "float32").astype(dtype)), result, err_msg=kernel_name)
 
 
 @built
@@ -163,3 +176,45 @@ def test_operands_are_not_copied(spatial, dtype):
     text = step.lower(x, kernel, x).compile().as_text()
     assert text.count('custom_call_target="gconv_grouped_conv"') == 3
     assert not re.findall(r" = \S+ (?:copy|fusion|convert|transpose)\(", text)
+
+
+@built
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("groups", [1, 4, 24])
+def test_float32_from_half_precision_takes_no_converted_operands(groups, dtype):
+    """With what follows a convolution, and from lax's own with `install`; its derivatives are those of the float32 results."""
+    generator = np.random.default_rng(groups)
+    x, kernel = (jnp.asarray(generator.standard_normal(s), dtype) for s in ((2, 9, 11, 24), (3, 3, 24 // groups, 24)))
+    residual = jnp.asarray(generator.standard_normal((2, 9, 11, 24)), dtype)
+    options = dict(groups=groups, padding="same", preferred_element_type="float32", implementation="native")
+    finished = functools.partial(gconv.grouped_conv, activation="relu", **options)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    of_lax = dict(padding="SAME", feature_group_count=groups, dimension_numbers=numbers, preferred_element_type="float32")
+
+    @jax.jit
+    def calls(x, kernel, residual):
+        return finished(x, kernel, residual=residual), gconv.conv_general_dilated(x, kernel, (1, 1), **of_lax)
+
+    text = calls.lower(x, kernel, residual).compile().as_text()
+    assert text.count('custom_call_target="gconv_grouped_conv"') == 2
+    converted = re.findall(r"= f32\[([\d,]+)\]\S* (?:convert|fusion)\(", text)
+    assert converted == ["2,9,11,24"], "the residual, and nothing else"
+    expected = oracle.conv(wide(x), wide(kernel), groups=groups, strides=(1, 1), pads=((1, 1), (1, 1)), dilation=(1, 1))
+    found, plain = calls(x, kernel, residual)
+    np.testing.assert_allclose(found, np.maximum(expected + wide(residual), 0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=1e-5)
+
+    ct = jnp.asarray(generator.standard_normal(found.shape), "float32")
+    gradients = jax.jit(lambda *a: jax.vjp(functools.partial(gconv.grouped_conv, **options), *a)[1](ct))(x, kernel)
+    assert [g.dtype for g in gradients] == [dtype, dtype]
+    geometry_of = {"groups": groups, "strides": (1, 1), "pads": ((1, 1), (1, 1)), "dilation": (1, 1)}
+    half = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
+    for gradient, of in zip(
+        gradients,
+        (
+            oracle.input_gradient(wide(ct), wide(kernel), x.shape, **geometry_of),
+            oracle.kernel_gradient(wide(x), wide(ct), kernel.shape, **geometry_of),
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(wide(gradient), of, rtol=half, atol=1e-4)

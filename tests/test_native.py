@@ -640,11 +640,11 @@ SHAPES = {"x": (2, 1, 1, 9, 6), "w": (1, 1, 3, 3, 8), "y": (2, 1, 1, 7, 8)}
 HUGE = np.iinfo(np.int64).max
 
 
-def call(*more, x=SHAPES["x"], w=SHAPES["w"], y=SHAPES["y"], dtype="float32", other=None, scratch=1 << 16, **attributes):
+def call(*more, x=SHAPES["x"], w=SHAPES["w"], y=SHAPES["y"], dtype="float32", other=None, result=None, scratch=65536, **given):
     native.register_kernels()
-    result = (jax.ShapeDtypeStruct(y, dtype), jax.ShapeDtypeStruct((scratch,), jnp.uint8))
-    run = jax.ffi.ffi_call(native.TARGET, result)
-    return run(jnp.ones(x, dtype), jnp.ones(w, other or dtype), *more, **(GOOD | attributes))[0]
+    results = (jax.ShapeDtypeStruct(y, result or dtype), jax.ShapeDtypeStruct((scratch,), jnp.uint8))
+    run = jax.ffi.ffi_call(native.TARGET, results)
+    return run(jnp.ones(x, dtype), jnp.ones(w, other or dtype), *more, **(GOOD | given))[0]
 
 
 @built
@@ -672,6 +672,8 @@ def test_arrays_may_leave_out_axes_of_size_one(left_out):
         ({"y": (2, 1, 1, 8, 8)}, "does not fit"),
         ({"dtype": "int32"}, "float32, float64, bfloat16 or float16"),
         ({"other": "bfloat16"}, "one type"),
+        ({"result": "bfloat16"}, "float32 where theirs is narrower"),
+        ({"dtype": "float16", "result": "bfloat16"}, "float32 where theirs is narrower"),
         ({"scratch": 8}, "scratch is too small"),
         ({"kernel": "winograd.16"}, "no kernel of this instruction set"),
         ({"kernel": "depthwise." + LONGEST}, "groups of one channel and one filter"),

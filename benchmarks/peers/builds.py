@@ -6,6 +6,7 @@ A build tells by `gconv_interface` which attributes its calls take, so that an o
     2   also `kernel`, a string: the kernel to run, or "" for what the library plans
     3   also `parts`, `activation` and `slope`: what follows the convolution, here nothing
     4   the same; arrays have the spatial axes of their own, where they had three before
+    5   the same; results of half precision may be float32
 """
 
 import ctypes
@@ -23,7 +24,7 @@ from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
 TYPES = ("float32", "float64", "bfloat16", "float16")
-INTERFACES = (1, 2, 3, 4)
+INTERFACES = (1, 2, 3, 4, 5)
 
 
 class Build:

@@ -15,6 +15,7 @@ from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
 TYPES = ("float32", "float64", "bfloat16", "float16")
+HALF = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
 # Of any attribute of a call: what the library computes with them stays far inside 64 bits.
 LARGEST = 1 << 31
 # The precisions that do not ask for more than the default.
@@ -168,21 +169,21 @@ def _call(
     if not isinstance(batch, int):
         raise ValueError(f'implementation="native" needs a batch of known size, got {batch}. implementation="xla" works.')
     native.register_kernels()
-    # Operands of different types meet in the wider one, in which the kernels sum (half precision in float32).
-    wide = wider(first.dtype, second.dtype, dtype)
+    operand, result_type = _types(first.dtype, second.dtype, dtype)
     spatial = _spatial(g)
     shape = {"x": g.x_shape(batch), "y": g.y_shape(batch), "w": g.kernel_shape}[role]
     plain = _above_default(precision)
     if forced:  # an error where that kernel cannot
-        scratch = plan(role, g, wide, batch, precision, forced).scratch
+        scratch = plan(role, g, operand, batch, precision, forced).scratch
     else:
-        scratch = _scratch_bytes(library, role, wide, spatial, (batch, g.groups, g.channels, g.filters, plain))
+        scratch = _scratch_bytes(library, role, operand, spatial, (batch, g.groups, g.channels, g.filters, plain))
     # Nothing is reshaped: XLA of jaxlib 0.10 copies what is of bfloat16 then.
-    run = jax.ffi.ffi_call(native.TARGET, (jax.ShapeDtypeStruct(shape, wide), jax.ShapeDtypeStruct((scratch,), jnp.uint8)))
+    results = (jax.ShapeDtypeStruct(shape, result_type), jax.ShapeDtypeStruct((scratch,), jnp.uint8))
+    run = jax.ffi.ffi_call(native.TARGET, results)
     parts = epilogue.parts
     result, _ = run(
-        first.astype(wide),
-        second.astype(wide),
+        first.astype(operand),
+        second.astype(operand),
         *(parts[name] for name in PARTS if name in parts),
         role=np.int64(ROLES.index(role)),
         groups=np.int64(g.groups),
@@ -196,6 +197,24 @@ def _call(
         **{name: np.array(sizes, np.int64) for name, sizes in spatial.items()},
     )
     return result.astype(dtype)
+
+
+def _types(first, second, dtype) -> tuple:
+    """The types that a call of operands of these types takes and gives, for a result of type `dtype`.
+
+    Operands of different types meet in the wider one. Sums of half precision are formed in float32, and may be the result as
+    they are; in any other type that is wider than the operands' the sums are to be formed, so the operands are converted.
+    """
+    operand, dtype = wider(first, second), jnp.dtype(dtype)
+    if gives(operand, dtype):
+        return operand, dtype
+    wide = wider(operand, dtype)
+    return wide, wide
+
+
+def gives(operand, dtype) -> bool:
+    """Whether the kernels give results of type `dtype` for operands of type `operand`."""
+    return dtype == operand or (operand in HALF and dtype == jnp.float32)
 
 
 def _above_default(precision) -> bool:

@@ -182,7 +182,7 @@ def fits(ctx, platform: str, params: dict) -> bool:
         is_theirs = backends.reason_against_matrix("fused matrix", *problem, portable) is None
     else:
         is_theirs = backends.choose(params["role"], *problem, params["implementation"], portable) == "native"
-    if not is_theirs or operand != params["dtype"]:
+    if not is_theirs or not backends.native.gives(operand, params["dtype"]):
         return False
     return not any(0 in aval.shape for aval in (first, second, *ctx.avals_out))  # of which they add up nothing
 

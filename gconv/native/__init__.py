@@ -45,7 +45,7 @@ from gconv.native import copies
 
 TARGET = "gconv_grouped_conv"
 NORM_TARGET, NORM_ENTRY = "gconv_batch_norm", "gconv_norm_call"
-INTERFACE = 4  # of the library's C functions and of a call's attributes
+INTERFACE = 5  # of the library's C functions and of a call's attributes
 COMPILERS = "a C++17 compiler (GCC 11 or newer, Clang 14 or newer)"
 HOW_TO_BUILD = f"where there is {COMPILERS}, install gconv from its sources: pip install --force-reinstall --no-deps ."
 

@@ -88,7 +88,7 @@ bool read_problem(int64_t role, int64_t type, const int64_t* spatial, const int6
                  Three(spatial + 9, 3), Three(spatial + 12, 3), Three(spatial + 15, 3)};
   read(p, of[0], of[1], of[2], of[3], of[4], of[5]);
   p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3],
-  p.plain = sizes[4] != 0;
+  p.plain = sizes[4] & 1, p.widens = sizes[4] & 2;
   if (!in_use().set || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || check(p)) return false;
   r = static_cast<Role>(role);
   return true;
@@ -171,8 +171,10 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   Type type;
   if (!known(first.element_type(), type))
     return refuse("elements must be float32, float64, bfloat16 or float16");
-  if (second.element_type() != first.element_type() || result->element_type() != first.element_type())
-    return refuse("operands and result must have one type");
+  p.widens = (type == Type::bf16 || type == Type::f16) && result->element_type() == ffi::DataType::F32;
+  if (second.element_type() != first.element_type() ||
+      (result->element_type() != first.element_type() && !p.widens))
+    return refuse("operands must have one type, and the result theirs, or float32 where theirs is narrower");
   Epilogue epilogue;
   if (activation < 0 || activation > LAST_ACTIVATION) return refuse("no activation has this number");
   epilogue.activation = static_cast<Activation>(activation), epilogue.slope = slope;
@@ -257,9 +259,9 @@ EXPORT const char* gconv_instruction_set() {
 // "kernels":
 // {"wide.64": null or why it cannot do the call, ...}}. Types 0 to 3 are float32, float64, bfloat16, float16;
 // `spatial` holds in, out, window, strides, low and dilation, three of each, and `sizes` batch, groups,
-// channels, filters and plain (0 or 1); `forced` names a kernel or is empty. Returns how many bytes the text
-// has, of which `size` are written, or -1 for attributes that do not fit; where the forced kernel cannot do
-// the call, "plan" is why.
+// channels, filters and a sum of 1 (plain) and 2 (widens); `forced` names a kernel or is empty. Returns how
+// many bytes the text has, of which `size` are written, or -1 for attributes that do not fit; where the
+// forced kernel cannot do the call, "plan" is why.
 EXPORT int64_t gconv_plan(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes,
                           int64_t threads, const char* forced, char* text, int64_t size) try {
   using namespace gconv;
@@ -296,5 +298,5 @@ EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* sp
 }
 
 // What a call is given: 3, since there is an epilogue among the attributes; 4, since arrays have the spatial
-// axes of their own.
-EXPORT int64_t gconv_interface() { return 4; }
+// axes of their own; 5, since results of half precision may be float32.
+EXPORT int64_t gconv_interface() { return 5; }

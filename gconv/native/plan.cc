@@ -276,9 +276,11 @@ void plan_wide_gradient(const Call& c, Plan& plan) {
 // fast at half of it, slower below.
 bool fills_cache(const Call& c, const Processor& processor) {
   const Problem& p = c.p;
+  double bytes[] = {double(c.element), double(c.element)};
+  if (p.widens && c.role != Role::w) bytes[c.role == Role::y] = double(c.number);
   double x = double(p.in[0]) * double(p.in[1]) * double(p.in[2]) * double(p.groups * p.channels);
   double y = double(p.out[0]) * double(p.out[1]) * double(p.out[2]) * double(p.groups * p.filters);
-  return double(p.batch) * (x + y) * double(c.element) > 0.52 * processor.cache;
+  return double(p.batch) * (x * bytes[0] + y * bytes[1]) > 0.52 * processor.cache;
 }
 
 // How many threads. Each costs the caller a call and the system a wake-up, so none has less to do than takes

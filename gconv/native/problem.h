@@ -23,7 +23,8 @@ struct Problem {
   int64_t batch;
   int64_t in[3], out[3], window[3], strides[3], low[3], dilation[3];
   int64_t groups, channels, filters;
-  bool plain;  // whether each result must be the plain sum of its products
+  bool plain;   // whether each result must be the plain sum of its products
+  bool widens;  // whether results of half precision are float32: sums that are not rounded
 };
 
 // Covers [0, units) with ranges of at least `grain` units, but for each thread's last. Runs body(argument,
@@ -46,6 +47,8 @@ inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0, b > 0
 // b > 0. Mostly it is a stride of 1, and dividing takes as long as twenty additions.
 inline int64_t floor_div(int64_t a, int64_t b) { return b == 1 ? a : a / b - (a % b < 0); }
+
+inline Type result_type(Type type, const Problem& p) { return p.widens ? Type::f32 : type; }
 
 inline int64_t taps_of(const Problem& p) { return p.window[0] * p.window[1] * p.window[2]; }
 

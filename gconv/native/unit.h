@@ -11,8 +11,8 @@ namespace gconv {
 struct Unit {
   Vectors vectors;
   // Executes a plan for these vectors. `first` and `second` are the role's operands: (x, w), (y, w) or (x,
-  // y). Role w has no epilogue. False where there is no memory for the lists that a kernel works with: the
-  // call has begun and was left.
+  // y), of type `type`. Role w has no epilogue. False where there is no memory for the lists that a kernel
+  // works with: the call has begun and was left.
   bool (*run)(const Plan& plan, Type type, Role role, const Problem& problem, const void* first,
               const void* second, void* result, void* scratch, const Epilogue& epilogue,
               const Parallel& parallel);

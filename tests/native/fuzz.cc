@@ -205,12 +205,13 @@ double activated(Activation kind, double x, double slope) {
 // --- one problem -------------------------------------------------------------------------------------------
 
 bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing, std::mt19937& random) {
+  Type result_type = gconv::result_type(type, p);
   int64_t in = p.batch * p.in[0] * p.in[1] * p.in[2] * p.groups * p.channels;
   int64_t out = p.batch * p.out[0] * p.out[1] * p.out[2] * p.groups * p.filters;
   int64_t kernel = p.window[0] * p.window[1] * p.window[2] * p.channels * p.groups * p.filters;
   Buffer x(type, in), w(type, kernel), y(type, out);
   x.fill(random), w.fill(random), y.fill(random);
-  Buffer& result = role == Role::x ? x : role == Role::w ? w : y;
+  Buffer result(result_type, role == Role::x ? in : role == Role::w ? kernel : out);
   const Buffer &first = role == Role::x ? y : x, &second = role == Role::w ? y : w;
   std::vector<double> expected(result.size), size(result.size);  // and the sum of the products' magnitudes
   every_product(p, [&](int64_t i, int64_t k, int64_t o) {
@@ -220,9 +221,9 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
                                        : x.get(i) * w.get(k);
     expected[to] += product, size[to] += std::fabs(product);
   });
-  double half = type == Type::bf16  ? 1. / 256
-                : type == Type::f16 ? 1. / 2048
-                                    : 0,
+  double half = result_type == Type::bf16  ? 1. / 256
+                : result_type == Type::f16 ? 1. / 2048
+                                           : 0,
          sum = type == Type::f64 ? 1e-15 : 6e-7;
   const Unit& unit = *set.units[int(type)];
   bool pairs = set.pairs && random() % 4;
@@ -278,7 +279,7 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
     if (role == Role::w) return true;
     int64_t channels = p.groups * results_of(role, p);
     Type wide = type == Type::f64 ? Type::f64 : Type::f32;
-    Buffer scale(wide, channels), shift(wide, channels), residual(type, result.size), plain = result;
+    Buffer scale(wide, channels), shift(wide, channels), residual(result_type, result.size), plain = result;
     scale.fill(random), shift.fill(random), residual.fill(random);
     Epilogue epilogue;
     epilogue.activation = static_cast<Activation>(random() % (LAST_ACTIVATION + 1)), epilogue.slope = 0.25;
@@ -402,9 +403,11 @@ int main(int argc, char** argv) {
 #ifdef ONLY_FLOAT
       type = Type::f32;
 #endif
+      p.widens = (type == Type::bf16 || type == Type::f16) && below(3) == 0;
       if (!test(set, role, type, p, refusing, random)) {
-        std::printf("%s, role %d, type %d, batch %ld, groups %ld x (%ld -> %ld)\n", set.name, int(role),
-                    int(type), long(p.batch), long(p.groups), long(p.channels), long(p.filters));
+        std::printf("%s, role %d, type %d to %d, batch %ld, groups %ld x (%ld -> %ld)\n", set.name, int(role),
+                    int(type), int(result_type(type, p)), long(p.batch), long(p.groups), long(p.channels),
+                    long(p.filters));
         for (int i = 0; i < 3; ++i)
           std::printf("axis %d: in %ld, out %ld, window %ld, stride %ld, low %ld, dilation %ld\n", i,
                       long(p.in[i]), long(p.out[i]), long(p.window[i]), long(p.strides[i]), long(p.low[i]),

@@ -77,7 +77,8 @@ class GatherDepthwise {
  private:
   template <int Q, int V, bool NEAR = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* weights, T* result) const {
-    bool streams = plan.streams && whole_lines<T, V * S::VECTORS>(result + from * L, channels);
+    bool streams =
+        plan.streams && finish.results.template whole_lines<T, V * S::VECTORS>(result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
       fetch_sources<NEAR>(t, x, Q, v, count);
       Together at = together<T, count>(v, channels);
@@ -102,7 +103,8 @@ class GatherDepthwise {
   template <int Q, bool NEAR>
   int64_t tile_of_two(const Tile& t, int64_t from, int64_t to, const T* x, const T* weights,
                       T* result) const {
-    bool streams = plan.streams && whole_lines<T, S::VECTORS>(result + from * L, channels);
+    bool streams =
+        plan.streams && finish.results.template whole_lines<T, S::VECTORS>(result + from * L, channels);
     for (int64_t v = from; v < to; ++v) {
       fetch_sources<NEAR>(t, x, Q, v, 1);
       int64_t first = together<T, 1>(v, channels).first;
@@ -146,12 +148,12 @@ class GatherDepthwise {
                 });
           });
     }
+    const Results<Wide<T>> out = finish.results;
     int64_t step = width.step * channels;
     UNROLL for (int q = 0; q < Q; ++q, to += step) {
       if (EDGE && q >= t.left) break;
       UNROLL for (int v = 0; v < V; ++v) {
-        T* at = to + (V > 1 && v == V - 1 ? last : v * L);
-        streams ? strand.stream(at, sums[q][v]) : strand.store(at, sums[q][v]);
+        out.store_strand(strand, to + (V > 1 && v == V - 1 ? last : v * L), sums[q][v], L, streams);
       }
     }
   }
@@ -189,12 +191,11 @@ class GatherDepthwise {
             }
           });
     }
+    const Results<Wide<T>> out = finish.results;
     UNROLL for (int q = 0; q < Q; ++q, to += channels) {
       if (EDGE && q >= t.left) break;
-      if (streams)
-        strand.stream(to, first[q]), strand.stream(to + t.next, second[q]);
-      else
-        strand.store(to, first[q]), strand.store(to + t.next, second[q]);
+      out.store_strand(strand, to, first[q], L, streams);
+      out.store_strand(strand, to + t.next, second[q], L, streams);
     }
   }
 
@@ -214,10 +215,11 @@ class GatherDepthwise {
             S::add_product(sums[q], source, weight);
           });
     }
+    const Results<Wide<T>> out = finish.results;
     T* to = result + t.result;
     UNROLL for (int q = 0; q < Q; ++q, to += width.step * channels) {
       if (q >= t.left) break;
-      strand.store_first(to, sums[q], channels);
+      out.store_strand(strand, to, sums[q], channels, false);
     }
     return Q;
   }

@@ -47,7 +47,6 @@ class ReduceDepthwise {
   void run(const void* sources, const void* outputs, void* results, void* scratch,
            const Parallel& parallel) const {
     const T *x = static_cast<const T*>(sources), *y = static_cast<const T*>(outputs);
-    T* result = static_cast<T*>(results);
     A* partial = static_cast<A*>(scratch);
     int64_t partitions = plan.partitions, rows = Rows::units(plan, g), in_row = Rows::in_row(plan, g);
     int64_t parts = maximum(1, minimum(strands / 4, 4 * parallel.threads / partitions));
@@ -81,19 +80,27 @@ class ReduceDepthwise {
       }
     });
     for_each(parallel, g.taps, strands * partitions, [&](int64_t tap) {
-      const S strand;
-      for (int64_t v = 0; v < strands; ++v) {
-        const A* at = partial + (tap * strands + v) * L;
-        Numbers sum = S::load_sums(at);
-        for (int64_t i = 1; i < partitions; ++i) S::add(sum, S::load_sums(at + i * plan.packed));
-        T* to = result + tap * channels;
-        channels < L ? strand.store_first(to, sum, channels)
-                     : strand.store(to + together<T, 1>(v, channels).first, sum);
-      }
+      if (p.widens)
+        add(tap, partial, static_cast<A*>(results) + tap * channels);
+      else
+        add(tap, partial, static_cast<T*>(results) + tap * channels);
     });
   }
 
  private:
+  // The sum of a tap's partial sums.
+  template <class R>
+  void add(int64_t tap, const A* partial, R* to) const {
+    const S strand;
+    for (int64_t v = 0; v < strands; ++v) {
+      const A* at = partial + (tap * strands + v) * L;
+      Numbers sum = S::load_sums(at);
+      for (int64_t i = 1; i < plan.partitions; ++i) S::add(sum, S::load_sums(at + i * plan.packed));
+      channels < L ? strand.store_first(to, sum, channels)
+                   : strand.store(to + together<T, 1>(v, channels).first, sum);
+    }
+  }
+
   template <int Q, bool TWO = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* y, A* partial) const {
     for (int64_t v = from; v < to; ++v) {

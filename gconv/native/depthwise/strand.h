@@ -7,7 +7,7 @@
 
 #pragma once
 
-#include "vectors/work.h"
+#include "vectors/lanes.h"
 
 namespace gconv {
 namespace {
@@ -25,9 +25,19 @@ struct Strand {
   ALWAYS_INLINE Numbers load_first(const T* from, int64_t count) const {
     return gconv::load_first(from, count);
   }
-  ALWAYS_INLINE void store(T* to, Numbers v) const { gconv::store(to, v); }
-  ALWAYS_INLINE void store_first(T* to, Numbers v, int64_t count) const { gconv::store_first(to, v, count); }
-  ALWAYS_INLINE void stream(T* to, Numbers v) const { gconv::stream(to, v); }
+  // As elements R: of T, or numbers.
+  template <class R>
+  ALWAYS_INLINE void store(R* to, Numbers v) const {
+    gconv::store(to, v);
+  }
+  template <class R>
+  ALWAYS_INLINE void store_first(R* to, Numbers v, int64_t count) const {
+    gconv::store_first(to, v, count);
+  }
+  template <class R>
+  ALWAYS_INLINE void stream(R* to, Numbers v) const {
+    gconv::stream(to, v);
+  }
 
   static ALWAYS_INLINE void keep(Numbers& v) { gconv::keep(v); }
   static ALWAYS_INLINE void add(Numbers& sum, Numbers v) { sum += v; }
@@ -87,6 +97,22 @@ struct Strand<Bf16> {
   }
   ALWAYS_INLINE void stream(Bf16* to, Numbers v) const {
     gconv::stream(reinterpret_cast<float*>(to), (Floats)rounded(v));
+  }
+  // As numbers.
+  ALWAYS_INLINE void store(float* to, Numbers v) const {
+    Floats in_turn[] = {v.even, v.odd};
+    zip<1>(in_turn, std::make_index_sequence<LANES / 2>{});
+    gconv::store(to, in_turn[0]), gconv::store(to + LANES / 2, in_turn[1]);
+  }
+  ALWAYS_INLINE void store_first(float* to, Numbers v, int64_t count) const {
+    float lanes[LANES];
+    store(lanes, v);
+    for (int64_t i = 0; i < count && i < LANES; ++i) to[i] = lanes[i];
+  }
+  ALWAYS_INLINE void stream(float* to, Numbers v) const {
+    Floats in_turn[] = {v.even, v.odd};
+    zip<1>(in_turn, std::make_index_sequence<LANES / 2>{});
+    gconv::stream(to, in_turn[0]), gconv::stream(to + LANES / 2, in_turn[1]);
   }
 
   static ALWAYS_INLINE void keep(Numbers& v) { gconv::keep(v.even), gconv::keep(v.odd); }

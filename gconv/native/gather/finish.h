@@ -6,6 +6,7 @@
 
 #include "epilogue.h"
 #include "gather/gather.h"
+#include "gather/results.h"
 #include "vectors/elements.h"
 #include "vectors/functions.h"
 
@@ -46,12 +47,14 @@ class Finish {
   static constexpr int L = LANES<A>;
   static constexpr int64_t NEAR = 256;  // elements that are read as numbers at once
   const Epilogue& epilogue;
-  const Type type;
+  const Type type;  // of results
   void* const result;
 
  public:
-  Finish(const Epilogue& epilogue, Type type, void* result)
-      : epilogue(epilogue), type(type), result(result) {}
+  const Results<A> results;
+
+  Finish(const Epilogue& epilogue, Type operands, const Problem& p, void* result)
+      : epilogue(epilogue), type(result_type(operands, p)), result(result), results(operands, p, result) {}
 
   bool any() const { return is_any(epilogue); }
 
@@ -75,7 +78,7 @@ class Finish {
                                       int64_t count) const {
     // What is not there changes no bit: 1 * x is x, and so is x + -0, also where x is -0.
     A ones[L], zeros[L], near[NEAR], near_residual[NEAR];
-    store(ones, Vector<A>{} + 1), store(zeros, -Vector<A>{});
+    gconv::store(ones, Vector<A>{} + 1), gconv::store(zeros, -Vector<A>{});
     const A* scale = epilogue.scale ? static_cast<const A*>(epilogue.scale) + channel : ones;
     const A* shift = epilogue.shift ? static_cast<const A*>(epilogue.shift) + channel : zeros;
     // Masks of their offsets.
@@ -104,12 +107,13 @@ class Finish {
           v += of(shift + ((first + c) & shifts));
           v += of(sum + (residual ? c : 0));
           v = activated<KIND>(v, slope);
-          decltype(whole)::value ? store(numbers + c, v) : store_first(numbers + c, v, size - c);
+          decltype(whole)::value ? gconv::store(numbers + c, v)
+                                 : gconv::store_first(numbers + c, v, size - c);
         };
         int64_t c = 0;
         for (; c + L <= size; c += L) finish(c, True{});
         if (c < size) finish(c, False{});
-        if (!are_numbers<A>(type)) write(near, size, type, elements);
+        if (!are_numbers<A>(type)) gconv::write(near, size, type, elements);
       }
     }
   }

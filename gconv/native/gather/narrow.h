@@ -35,7 +35,7 @@ class GatherNarrow {
   GatherNarrow(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
       : plan(plan), p(p), type(type), in_place(gconv::in_place<E>(type)), bytes(bytes_of<A>(type)),
         g(role, p), finish(finish), steps(g.sources / TERMS<E>), lanes(g.groups, steps),
-        lane_sums(plan, g, lanes, steps, in_place),
+        lane_sums(plan, g, lanes, finish, steps, in_place),
         direct(in_place && (lanes.vectors == 1 || steps % L == 0)),
         pixel(lanes.vectors == 1 ? g.groups * steps : lanes.blocks * lanes.vectors * L),
         beyond(first_lane(lanes.blocks - 1) + lanes.vectors * L - pixel),
@@ -238,9 +238,9 @@ class GatherNarrow {
   void write_part(const A* from, int64_t pixels, Part part, char* to) const {
     int64_t channels = g.result_channels(), first = part.from * lanes.per_block * g.results;
     int64_t count = minimum(channels, part.to * lanes.per_block * g.results) - first;
-    if (count == channels) return write(from, pixels * channels, type, to);
+    if (count == channels) return finish.results.write(from, pixels * channels, to);
     for (int64_t i = 0; i < pixels; ++i)
-      write(from + i * channels + first, count, type, to + (i * channels + first) * bytes);
+      finish.results.write(from + i * channels + first, count, to + (i * channels + first) * bytes);
   }
 
   template <int Q, int K>

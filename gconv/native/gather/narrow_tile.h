@@ -75,12 +75,14 @@ class LaneSums {
   const Plan& plan;
   const Gather& g;
   const Lanes<E>& lanes;
+  const Finish<A>& finish;
   int64_t steps;  // lanes of a group's sources
   bool in_place;  // whether the results are stored where they will stay
 
  public:
-  LaneSums(const Plan& plan, const Gather& g, const Lanes<E>& lanes, int64_t steps, bool in_place)
-      : plan(plan), g(g), lanes(lanes), steps(steps), in_place(in_place) {}
+  LaneSums(const Plan& plan, const Gather& g, const Lanes<E>& lanes, const Finish<A>& finish, int64_t steps,
+           bool in_place)
+      : plan(plan), g(g), lanes(lanes), finish(finish), steps(steps), in_place(in_place) {}
 
   // Of filters k to k + K of a block's groups, as sums of lanes.
   template <int Q, int K>
@@ -88,31 +90,28 @@ class LaneSums {
                                    Result* tile) const {
     int64_t step = g.axis[2].step * g.result_channels(), groups = lanes.groups_in(block);
     Result* to = tile + block * lanes.per_block * g.results + k;
+    const Results<A> out = finish.results;
     std::make_index_sequence<L> all;
     if constexpr (K != 3 && K >= 2 && K < L) {
       if (plan.tree && plan.vectors == K) {
         constexpr int VECTORS = K * TERMS<E> > L ? 1 : TERMS<E>;
-        bool streams = in_place && plan.streams && whole_lines<Result, VECTORS>(to, g.result_channels());
+        bool streams = in_place && plan.streams &&
+                       finish.results.template whole_lines<Result, VECTORS>(to, g.result_channels());
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
           int64_t left = groups * K;
-          auto put = [&](Vector<E> sum, int64_t first) __attribute__((always_inline)) {
-            Result* at = to + q * step + first;
-            if (left - first < L)
-              store_first(at, sum, left - first);
-            else
-              streams ? stream(at, sum) : store(at, sum);
-          };
+          Result* at = to + q * step;
           if constexpr (TERMS<E> == 2)
             if (2 * steps == K) {  // two trees, of half the filters each, whose results are zipped by groups
               add_lanes<K / 4>(sums[q], all);
               add_lanes<K / 4>(reinterpret_cast<Vector<E>(&)[K / 2]>(sums[q][K / 2]), all);
-              put(zip_by<K / 2, 0>(sums[q][0], sums[q][K / 2], all), 0);
-              if (left > L) put(zip_by<K / 2, 1>(sums[q][0], sums[q][K / 2], all), L);
+              out.store(at, zip_by<K / 2, 0>(sums[q][0], sums[q][K / 2], all), left, streams);
+              if (left > L)
+                out.store(at + L, zip_by<K / 2, 1>(sums[q][0], sums[q][K / 2], all), left - L, streams);
               continue;
             }
           add_lanes<K / 2>(sums[q], all);
-          put(sums[q][0], 0);
+          out.store(at, sums[q][0], left, streams);
         }
         return;
       }
@@ -135,7 +134,7 @@ class LaneSums {
         store(sum + tree * L, part[0]);
       }
       for (int64_t q = 0; q < count; ++q) UNROLL
-      for (int f = 0; f < K; ++f) to[q * step + f] = rounded<Result>(sum[q * K + f]);
+      for (int f = 0; f < K; ++f) out.store_one(to + q * step + f, sum[q * K + f]);
       return;
     }
     if constexpr (K == 2 || K == 4)
@@ -144,10 +143,8 @@ class LaneSums {
           if (q >= count) break;
           zip<K / 2>(sums[q], all);
           UNROLL for (int k = 0; k < K; ++k)
-            if (int64_t left = groups * K - k * L; left >= L)
-              store(to + q * step + k * L, sums[q][k]);
-            else if (left > 0)
-              store_first(to + q * step + k * L, sums[q][k], left);
+            if (int64_t left = groups * K - k * L; left > 0)
+              out.store(to + q * step + k * L, sums[q][k], left, false);
         }
         return;
       }
@@ -155,8 +152,8 @@ class LaneSums {
       if (steps == 2 && g.results == 1) {
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
-          store_first(to + q * step, every_other<0>(sums[q][0] + swap_neighbours(sums[q][0], all), all),
-                      groups);
+          Vector<E> sum = every_other<0>(sums[q][0] + swap_neighbours(sums[q][0], all), all);
+          out.store(to + q * step, sum, groups, false);
         }
         return;
       }
@@ -167,7 +164,7 @@ class LaneSums {
         for (int64_t f = 0; f < K; ++f) {
           A sum = lane[q][f][group * steps];
           for (int64_t j = 1; j < steps; ++j) sum += lane[q][f][group * steps + j];
-          to[q * step + group * g.results + f] = rounded<Result>(sum);
+          out.store_one(to + q * step + group * g.results + f, sum);
         }
   }
 };

@@ -264,7 +264,7 @@ class GatherRows {
                         lists.results.data + i * g.results, results},
                        group + i, kernel, lists);
         for (int64_t i = 0; i < count; ++i)
-          write(lists.results.data + i * results, results, ours + i * outputs);
+          finish.results.write(lists.results.data + i * results, results, ours + i * outputs);
       });
     }
   }
@@ -291,7 +291,7 @@ class GatherRows {
     lists.results.reserve(count * g.results);
     blocks<false>({lists.sources.data, met, g.sources, 0, count, lists.results.data, g.results}, 0, kernel,
                   lists);
-    write(lists.results.data, count * g.results, type, result);
+    finish.results.write(lists.results.data, count * g.results, result);
   }
 
   // The vectors of a group's filters from the first to the last.
@@ -323,7 +323,8 @@ class GatherRows {
   template <bool MATRIX, int Q, int V>
   void tiles(const Row& row, int64_t begin, const Gather::Weights<E>& w, int64_t filters, Result* result,
              Lists& lists, const Ahead<E>& next) const {
-    bool streams = in_place && plan.streams && whole_lines<Result, V>(result, g.results);
+    bool streams =
+        in_place && plan.streams && finish.results.template whole_lines<Result, V>(result, g.results);
     int64_t stride = g.axis[2].stride, wide = (Q - 1) * stride + span, step = stride * row.channels;
     for (int64_t q = begin; q < row.count; q += Q) {
       if constexpr (Q > 1 && Q != 8)
@@ -346,13 +347,10 @@ class GatherRows {
                                 span * steps);
         }
       }
+      const Results<A> out = finish.results;
       Result* to = result + q * row.step;
       UNROLL for (int i = 0; i < Q; ++i, to += row.step) UNROLL
-      for (int v = 0; v < V; ++v)
-        if (filters >= (v + 1) * L)
-          streams ? stream(to + v * L, sums[i][v]) : store(to + v * L, sums[i][v]);
-        else
-          store_first(to + v * L, sums[i][v], filters - v * L);
+      for (int v = 0; v < V; ++v) out.store(to + v * L, sums[i][v], filters - v * L, streams);
     }
   }
 

@@ -190,7 +190,8 @@ class GatherWide {
                near.sources.data + i * at_once * g.sources);
         groups(table, group, group + count, near.sources.data, kernel, zeros, near.results.data);
         for (int64_t i = 0; i < near.to.size; ++i)
-          write(near.results.data + i * at_once * g.results, count * g.results, results + near.to[i]);
+          finish.results.write(near.results.data + i * at_once * g.results, count * g.results,
+                               results + near.to[i]);
       });
       finish_groups(near.to, group, group + count);
     }
@@ -260,7 +261,8 @@ class GatherWide {
     int64_t apart = block.weights.source;
     Result* result = block.result;
     int64_t filters = block.filters;
-    bool streams = in_place && plan.streams && whole_lines<Result, V>(result, g.results);
+    bool streams =
+        in_place && plan.streams && finish.results.template whole_lines<Result, V>(result, g.results);
     for (int64_t first = 0; first < table.results.size; first += Q) {
       Vector<E> sums[Q][V] = {};
       if (block.first_reader && first + Q < table.results.size)
@@ -286,16 +288,12 @@ class GatherWide {
         else
           multiply<0, Q, E>(sums, source, w, apart, steps);
       }
+      const Results<A> out = finish.results;
       int64_t count = minimum(Q, table.results.size - first);
       UNROLL for (int q = 0; q < Q; ++q) {
         if (q >= count) break;
-        UNROLL for (int v = 0; v < V; ++v) {
-          Result* to = result + table.results[first + q] + v * L;
-          if (filters >= (v + 1) * L)
-            streams ? stream(to, sums[q][v]) : store(to, sums[q][v]);
-          else
-            store_first(to, sums[q][v], filters - v * L);
-        }
+        UNROLL for (int v = 0; v < V; ++v)
+          out.store(result + table.results[first + q] + v * L, sums[q][v], filters - v * L, streams);
       }
     }
   }

@@ -181,7 +181,8 @@ class GatherWinograd {
             using T = decltype(element);
             T* to = reinterpret_cast<T*>(to_group);
             for (int i = 0; i < 4 * Q && !numbers; ++i)
-              if (tile_outputs[i] >= 0) write(near + i * VECTORS * L, filters, to + tile_outputs[i]);
+              if (tile_outputs[i] >= 0)
+                finish.results.write(near + i * VECTORS * L, filters, to + tile_outputs[i]);
             if (finite) return;
             const T* weights = static_cast<const T*>(w) + group * g.group_stride + v * L * g.result_stride;
             plainly(*squares.depth, source, &offsets[t * Q * 16], tiles * Q * 16, weights, filters,
@@ -359,7 +360,7 @@ class GatherWinograd {
             for (int64_t s = 0; s < g.sources; ++s)
               sum += value(source(a, t)[s]) * value(weight[s * g.source_stride]);
           }
-        result[outputs[k] + f] = rounded<T>(sum);
+        finish.results.store_one(result + outputs[k] + f, sum);
       }
     }
   }

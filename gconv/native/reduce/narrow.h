@@ -94,7 +94,7 @@ class ReduceNarrow {
     });
     int64_t work = lanes.vectors * p.filters * taps * (plan.partitions + L);
     for_each(parallel, lanes.blocks, work, [&](int64_t block) {
-      with_element<A>(type,
+      with_element<A>(result_type(type, p),
                       [&](auto element) { add(block, partial, static_cast<decltype(element)*>(result)); });
     });
   }

@@ -62,7 +62,7 @@ class ReduceWide {
     });
     int64_t blocks = down * across;
     for_each(parallel, p.groups * blocks * taps, high * wide * plan.partitions, [&](int64_t unit) {
-      with_element<E>(type, [&](auto element) {
+      with_element<A>(result_type(type, p), [&](auto element) {
         finish(at(unit / taps), unit % taps, partial + unit * high * wide * L,
                static_cast<decltype(element)*>(result));
       });
