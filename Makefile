@@ -15,9 +15,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 COUNT ?= 5000
+# -O0 compiles in half of the time, for random problems that then take longer: with few of them it pays.
+SANITIZED ?= -O1
 IN_VENV = $(VENV)/bin/python
 PIP = $(IN_VENV) -m pip --disable-pip-version-check
 SAY = @echo "=="
+# pip would compile every module of every package, a third to half of its time; Python compiles those that are imported.
+export PIP_NO_COMPILE = 1
 
 .PHONY: demo test thorough lint sanitize bench report notebooks docs wheel clean
 
@@ -39,7 +43,7 @@ lint: $(VENV)/ready
 
 sanitize: $(VENV)/ready
 	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
-		-DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 -DGCONV_FUZZ=ON -DGCONV_WERROR=ON -DPython_EXECUTABLE=$(CURDIR)/$(IN_VENV)
+		-DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=$(SANITIZED) -DGCONV_FUZZ=ON -DGCONV_WERROR=ON -DPython_EXECUTABLE=$(CURDIR)/$(IN_VENV)
 	$(VENV)/bin/cmake --build build/sanitize --target parallel parallel_threads norm fuzz fuzz_threads
 	$(IN_VENV) tests/native/symbols.py $$(find build/sanitize -name 'unit.cc*.o')
 	build/sanitize/parallel
