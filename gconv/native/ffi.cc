@@ -192,7 +192,8 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
     return refuse(why);
   if (int64_t(scratch->size_bytes()) < plan.scratch)
     return refuse("the scratch is too small: the program was compiled for another instruction set");
-  if (is_any(epilogue)) plan.streams = false;
+  // What is stored past the caches is not at hand for what follows, but where it follows in registers.
+  if (is_any(epilogue) && plan.kernel != Kernel::matrix) plan.streams = false;
   const Set& set = *in_use().set;
   const Unit& unit = plan.by_pairs ? *set.pairs[plan.length] : *set.units[plan.length][int(type)];
   auto run = [&](const Parallel& parallel) {

@@ -1,6 +1,6 @@
 // Finishes results of roles y and x: what follows the convolution (epilogue.h), in place, while a stretch of
-// them lies in the near caches. So it is one loop for all kernels and not part of any, and its results are
-// those of a pass of its own: of results that have been rounded to their type, rounded once more.
+// them lies in the near caches. So it is one loop for all kernels, and its results are those of a pass of its
+// own: of results that have been rounded to their type, rounded once more.
 
 #pragma once
 
@@ -15,22 +15,67 @@ namespace {
 
 template <Activation KIND, class V, class A>
 ALWAYS_INLINE V activated(V x, A slope) {
-  if constexpr (KIND == Activation::relu) return x < 0 ? V{} : x;
-  if constexpr (KIND == Activation::relu6) return x < 0 ? V{} : x > 6 ? V{} + 6 : x;
+  if constexpr (KIND == Activation::relu) return at_least(x, A{0});
+  if constexpr (KIND == Activation::relu6) return at_most(at_least(x, A{0}), A{6});
   if constexpr (KIND == Activation::leaky_relu) return x >= 0 ? x : x * slope;
   if constexpr (KIND == Activation::sigmoid) return sigmoid(x);
   if constexpr (KIND == Activation::silu) return x * sigmoid(x);
   if constexpr (KIND == Activation::hard_sigmoid) return activated<Activation::relu6>(x + 3, slope) / 6;
   if constexpr (KIND == Activation::hard_silu) return x * (activated<Activation::relu6>(x + 3, slope) / 6);
   if constexpr (KIND == Activation::tanh) return hyperbolic_tangent(x);
-  if constexpr (KIND == Activation::gelu) {
-    V inner = (A)0.79788456080286535588 * (x + (A)0.044715 * (x * x * x));  // sqrt(2 / pi)
-    return x * ((A)0.5 * (1 + hyperbolic_tangent(inner)));
+  if constexpr (KIND == Activation::gelu) {  // (1 + tanh(z)) / 2 is sigmoid(2 z)
+    V inner = (A)1.59576912160573071176 * (x + (A)0.044715 * (x * x * x));  // 2 sqrt(2 / pi)
+    return x * sigmoid(inner);
   }
   if constexpr (KIND == Activation::gelu_exact)
     return (A)0.5 * x * error_function_complement(x * (A)-0.70710678118654752440);  // sqrt(1 / 2)
   return x;
 }
+
+// The short kinds of it, of numbers: scale, shift, residual, relu and relu6, which kernels do tile by tile,
+// or in registers. The operations are those of Finish, and so are the bits.
+template <class A>
+class Ending {
+  static constexpr int L = LANES<A>;
+  const A *scales, *shifts;   // by channel, or nullptr
+  const A *first, *residual;  // of all results
+  A least, most;
+
+ public:
+  const bool any;
+
+  Ending(const Epilogue& e, Type type, const void* result)
+      : scales(static_cast<const A*>(e.scale)), shifts(static_cast<const A*>(e.shift)),
+        first(static_cast<const A*>(result)), residual(static_cast<const A*>(e.residual)),
+        least(e.activation == Activation::none ? -INFINITY : 0),
+        most(e.activation == Activation::relu6 ? 6 : INFINITY),
+        any(are_numbers<A>(type) && is_any(e) && e.activation <= Activation::relu6) {}
+
+  // Of `count` results, which will lie at `to`, from `channel` on.
+  ALWAYS_INLINE Vector<A> operator()(Vector<A> v, const A* to, int64_t channel, int64_t count) const {
+    auto of = [&](const A* from) __attribute__((always_inline)) {
+      return count < L ? load_first(from, count) : load(from);
+    };
+    if (scales) v *= of(scales + channel);
+    keep(v);  // rounded: else the sum could be one operation with it
+    if (shifts) v += of(shifts + channel);
+    if (residual) v += of(residual + (to - first));
+    return at_most(at_least(v, least), most);
+  }
+
+  // Of pixels that have been stored so far from `to`, or `step` apart.
+  __attribute__((noinline)) void operator()(A* to, const int64_t* offsets, int64_t step, int64_t pixels,
+                                            int64_t channel, int64_t count) const {
+    for (; count > 0; count -= L, to += L, channel += L)
+      for (int64_t i = 0; i < pixels; ++i) {
+        A* at = to + (offsets ? offsets[i] : i * step);
+        if (count < L)
+          store_first(at, (*this)(load_first(at, count), at, channel, count), count);
+        else
+          store(at, (*this)(load(at), at, channel, count));
+      }
+  }
+};
 
 // Where some pixels have a channel: offsets in elements of the result.
 struct Places {
@@ -52,11 +97,18 @@ class Finish {
 
  public:
   const Results<A> results;
+  const Ending<A> ending;
 
   Finish(const Epilogue& epilogue, Type operands, const Problem& p, void* result)
-      : epilogue(epilogue), type(result_type(operands, p)), result(result), results(operands, p, result) {}
+      : epilogue(epilogue), type(result_type(operands, p)), result(result), results(operands, p, result),
+        ending(epilogue, operands, result) {}
 
   bool any() const { return is_any(epilogue); }
+
+  // The channel of a result of these channels.
+  int64_t channel_of(const A* to, int64_t channels) const {
+    return (to - static_cast<const A*>(result)) % channels;
+  }
 
   // `count` neighbouring channels, from `channel` on, of some pixels.
   void operator()(const Places& places, int64_t pixels, int64_t channel, int64_t count) const {

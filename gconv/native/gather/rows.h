@@ -178,7 +178,7 @@ class GatherRows {
 
   // Some channels of `count` pixels from one on.
   void finish_pixels(int64_t first, int64_t count, int64_t channel, int64_t channels) const {
-    if (finish.any())
+    if (finish.any() && !finish.ending.any)
       finish({nullptr, first * g.result_channels() + channel, g.result_channels()}, count, channel, channels);
   }
 
@@ -323,8 +323,11 @@ class GatherRows {
   template <bool MATRIX, int Q, int V>
   void tiles(const Row& row, int64_t begin, const Gather::Weights<E>& w, int64_t filters, Result* result,
              Lists& lists, const Ahead<E>& next) const {
-    bool streams =
-        in_place && plan.streams && finish.results.template whole_lines<Result, V>(result, g.results);
+    // Whole tiles of a matrix product end in registers; others, which are rarer, once they are stored.
+    constexpr bool ENDS = TERMS<E> == 1 && MATRIX && Q == row_tile(REGISTERS, V);
+    bool ends = ENDS && finish.ending.any;
+    bool streams = in_place && plan.streams && (!finish.any() || ends) &&
+                   finish.results.template whole_lines<Result, V>(result, g.results);
     int64_t stride = g.axis[2].stride, wide = (Q - 1) * stride + span, step = stride * row.channels;
     for (int64_t q = begin; q < row.count; q += Q) {
       if constexpr (Q > 1 && Q != 8)
@@ -347,10 +350,29 @@ class GatherRows {
                                 span * steps);
         }
       }
-      const Results<A> out = finish.results;
       Result* to = result + q * row.step;
+      if constexpr (ENDS)
+        if (const Ending<A> end = finish.ending; end.any) {
+          int64_t channel = finish.channel_of(result, g.result_channels());
+          UNROLL for (int i = 0; i < Q; ++i, to += row.step) UNROLL
+          for (int v = 0; v < V; ++v) {
+            A* at = to + v * L;
+            int64_t count = filters - v * L;
+            Vector<A> ended = end(sums[i][v], at, channel + v * L, count);
+            if (count < L)
+              store_first(at, ended, count);
+            else
+              streams ? stream(at, ended) : store(at, ended);
+          }
+          continue;
+        }
+      const Results<A> out = finish.results;
       UNROLL for (int i = 0; i < Q; ++i, to += row.step) UNROLL
       for (int v = 0; v < V; ++v) out.store(to + v * L, sums[i][v], filters - v * L, streams);
+      if constexpr (TERMS<E> == 1)
+        if (finish.ending.any)
+          finish.ending(result + q * row.step, nullptr, row.step, Q,
+                        finish.channel_of(result, g.result_channels()), filters);
     }
   }
 

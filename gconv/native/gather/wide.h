@@ -198,7 +198,7 @@ class GatherWide {
   }
 
   void finish_groups(const List<int64_t>& results, int64_t from, int64_t to) const {
-    if (finish.any())
+    if (finish.any() && !finish.ending.any)
       finish({results.data, from * g.results, 0}, results.size, from * g.results, (to - from) * g.results);
   }
 
@@ -295,6 +295,10 @@ class GatherWide {
         UNROLL for (int v = 0; v < V; ++v)
           out.store(result + table.results[first + q] + v * L, sums[q][v], filters - v * L, streams);
       }
+      if constexpr (TERMS<E> == 1)
+        if (finish.ending.any)
+          finish.ending(result, table.results.data + first, 0, count,
+                        finish.channel_of(result, g.result_channels()), filters);
     }
   }
 };

@@ -30,21 +30,47 @@ ALWAYS_INLINE V each(V v, const F& f) {
   return v;
 }
 
+// The greater, or the less, of x and a number; a NaN stays one.
+template <class V, class A>
+ALWAYS_INLINE V at_least(V x, A least) {
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+  if constexpr (sizeof(A) == 4) return (V)_mm512_maskz_max_ps(ALL, (__m512)(V{} + least), (__m512)x);
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+  if constexpr (sizeof(A) == 4) return (V)_mm256_max_ps((__m256)(V{} + least), (__m256)x);
+#endif
+  return x < least ? V{} + least : x;
+}
+template <class V, class A>
+ALWAYS_INLINE V at_most(V x, A most) {
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+  if constexpr (sizeof(A) == 4) return (V)_mm512_maskz_min_ps(ALL, (__m512)(V{} + most), (__m512)x);
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+  if constexpr (sizeof(A) == 4) return (V)_mm256_min_ps((__m256)(V{} + most), (__m256)x);
+#endif
+  return x > most ? V{} + most : x;
+}
+
 template <class V>
 ALWAYS_INLINE V absolute(V x) {
   return x < 0 ? -x : x;
 }
 
-// exp(x) of x <= 0: x = n * ln 2 + r with a whole n and |r| <= ln 2 / 2, so it is 2^n * exp(r).
-ALWAYS_INLINE Floats exp_below(Floats x) {
+// exp(x) of |x| <= 87: x = n * ln 2 + r with a whole n and |r| <= ln 2 / 2, so it is 2^n * exp(r).
+ALWAYS_INLINE Floats exp_within(Floats x) {
   constexpr float WHOLE = 12582912.f;  // 1.5 * 2^23: added, it leaves no bits for the fraction
-  Floats within = x < -87.f ? Floats{} - 87.f : x;
-  Floats shifted = within * 1.44269504f + WHOLE, n = shifted - WHOLE;
-  Floats r = within - n * 0.693145752f;  // ln 2 in two parts, the first of few bits
+  Floats shifted = x * 1.44269504f + WHOLE, n = shifted - WHOLE;
+  Floats r = x - n * 0.693145752f;  // ln 2 in two parts, the first of few bits
   r = r - n * 1.42860677e-6f;
-  Floats q = polynomial(r, 0.499999934f, 0.166665201f, 0.0416683943f, 0.00836878062f, 0.00138144648f);
+  Floats s = r * r;  // pairs of terms at once, which wait less for each other
+  Floats q = polynomial(r, 0.499999934f, 0.166665201f) +
+             s * (polynomial(r, 0.0416683943f, 0.00836878062f) + s * 0.00138144648f);
   Word power = ((Word)shifted << 23) + 0x3f800000u;
-  Floats found = (q * r * r + r + 1.f) * (Floats)power;
+  return (q * s + (r + 1.f)) * (Floats)power;
+}
+
+// exp(x) of x <= 0.
+ALWAYS_INLINE Floats exp_below(Floats x) {
+  Floats found = exp_within(at_least(x, -87.f));
   return x < -87.f ? Floats{} : found;
 }
 template <class V>
@@ -52,10 +78,13 @@ ALWAYS_INLINE V exp_below(V x) {
   return each(x, [](double v) { return std::exp(v); });
 }
 
+ALWAYS_INLINE Floats sigmoid(Floats x) {
+  Floats found = 1.f / (1.f + exp_within(-at_most(at_least(x, -87.f), 87.f)));
+  return x < -87.f ? Floats{} : found;
+}
 template <class V>
 ALWAYS_INLINE V sigmoid(V x) {
-  V e = exp_below(-absolute(x));
-  return (x < 0 ? e : V{} + 1) / (1 + e);
+  return each(x, [](double v) { return 1 / (1 + std::exp(-v)); });
 }
 
 ALWAYS_INLINE Floats hyperbolic_tangent(Floats x) {
