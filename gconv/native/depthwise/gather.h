@@ -43,16 +43,9 @@ class GatherDepthwise {
         int64_t channel = from * L, step = g.axis[2].step * channels;
         auto finished = [&](const Tile& t, int64_t done,
                             int64_t rows) {  // while it lies in the nearest cache
-          for (int64_t r = 0; r < rows && finish.any(); ++r) {
-            int64_t first = t.result + r * t.next + channel, pixels = minimum(done, t.left);
-            int64_t count = minimum(to * L, channels) - channel;
-            if constexpr (std::is_same_v<T, Wide<T>>)
-              if (finish.ending.any) {
-                finish.ending(result + first, nullptr, step, pixels, channel, count);
-                continue;
-              }
-            finish({nullptr, first, step}, pixels, channel, count);
-          }
+          for (int64_t r = 0; r < rows && finish.any(); ++r)
+            finish.tile({nullptr, t.result + r * t.next + channel, step}, minimum(done, t.left), channel,
+                        minimum(to * L, channels) - channel);
           return done;
         };
         auto sum_one = [&](const Tile& t) {

@@ -32,8 +32,9 @@ ALWAYS_INLINE V activated(V x, A slope) {
   return x;
 }
 
-// The short kinds of it, of numbers: scale, shift, residual, relu and relu6, which kernels do tile by tile,
-// or in registers. The operations are those of Finish, and so are the bits.
+// The short kinds of it, of numbers: scale, shift, residual, relu and relu6. They follow a tile at once, or
+// are done in registers, since to read results again would take longer. The operations are those of Finish,
+// and so are the bits.
 template <class A>
 class Ending {
   static constexpr int L = LANES<A>;
@@ -61,19 +62,6 @@ class Ending {
     if (shifts) v += of(shifts + channel);
     if (residual) v += of(residual + (to - first));
     return at_most(at_least(v, least), most);
-  }
-
-  // Of pixels that have been stored so far from `to`, or `step` apart.
-  __attribute__((noinline)) void operator()(A* to, const int64_t* offsets, int64_t step, int64_t pixels,
-                                            int64_t channel, int64_t count) const {
-    for (; count > 0; count -= L, to += L, channel += L)
-      for (int64_t i = 0; i < pixels; ++i) {
-        A* at = to + (offsets ? offsets[i] : i * step);
-        if (count < L)
-          store_first(at, (*this)(load_first(at, count), at, channel, count), count);
-        else
-          store(at, (*this)(load(at), at, channel, count));
-      }
   }
 };
 
@@ -105,12 +93,20 @@ class Finish {
 
   bool any() const { return is_any(epilogue); }
 
-  // The channel of a result of these channels.
-  int64_t channel_of(const A* to, int64_t channels) const {
-    return (to - static_cast<const A*>(result)) % channels;
+  // A tile of results, which lies in the nearest cache; like a stretch, where it is none of the short kinds.
+  void tile(const Places& places, int64_t pixels, int64_t channel, int64_t count) const {
+    if (!ending.any) return (*this)(places, pixels, channel, count);
+    for (int64_t c = 0; c < count; c += L)  // so that scale and shift are at hand for all pixels
+      for (int64_t i = 0; i < pixels; ++i) {
+        A* at = static_cast<A*>(result) + places[i] + c;
+        if (int64_t left = count - c; left < L)
+          store_first(at, ending(load_first(at, left), at, channel + c, left), left);
+        else
+          store(at, ending(load(at), at, channel + c, left));
+      }
   }
 
-  // `count` neighbouring channels, from `channel` on, of some pixels.
+  // A stretch: `count` neighbouring channels, from `channel` on, of some pixels.
   void operator()(const Places& places, int64_t pixels, int64_t channel, int64_t count) const {
     with_kind<LAST_ACTIVATION>(
         [&](auto kind) { loop<static_cast<Activation>(int64_t(kind))>(places, pixels, channel, count); });

@@ -55,6 +55,12 @@ class Results {
     gconv::write(from, count, type, widens ? number(static_cast<Bf16*>(to)) : to);
   }
 
+  // Elements from the first result to one.
+  template <class T>
+  int64_t offset(const T* to) const {
+    return to - static_cast<const T*>(first);
+  }
+
   // See vectors/vector.h.
   template <class T, int V>
   bool whole_lines(T* to, int64_t channels) const {

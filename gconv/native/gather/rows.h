@@ -353,7 +353,7 @@ class GatherRows {
       Result* to = result + q * row.step;
       if constexpr (ENDS)
         if (const Ending<A> end = finish.ending; end.any) {
-          int64_t channel = finish.channel_of(result, g.result_channels());
+          int64_t channel = finish.results.offset(result) % g.result_channels();
           UNROLL for (int i = 0; i < Q; ++i, to += row.step) UNROLL
           for (int v = 0; v < V; ++v) {
             A* at = to + v * L;
@@ -369,10 +369,10 @@ class GatherRows {
       const Results<A> out = finish.results;
       UNROLL for (int i = 0; i < Q; ++i, to += row.step) UNROLL
       for (int v = 0; v < V; ++v) out.store(to + v * L, sums[i][v], filters - v * L, streams);
-      if constexpr (TERMS<E> == 1)
-        if (finish.ending.any)
-          finish.ending(result + q * row.step, nullptr, row.step, Q,
-                        finish.channel_of(result, g.result_channels()), filters);
+      if (finish.ending.any) {
+        int64_t offset = out.offset(result);
+        finish.tile({nullptr, offset + q * row.step, row.step}, Q, offset % g.result_channels(), filters);
+      }
     }
   }
 

@@ -295,10 +295,10 @@ class GatherWide {
         UNROLL for (int v = 0; v < V; ++v)
           out.store(result + table.results[first + q] + v * L, sums[q][v], filters - v * L, streams);
       }
-      if constexpr (TERMS<E> == 1)
-        if (finish.ending.any)
-          finish.ending(result, table.results.data + first, 0, count,
-                        finish.channel_of(result, g.result_channels()), filters);
+      if (finish.ending.any) {
+        int64_t channel = out.offset(result);
+        finish.tile({table.results.data + first, channel, 0}, count, channel, filters);
+      }
     }
   }
 };
