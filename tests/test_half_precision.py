@@ -23,6 +23,8 @@ by_pairs = pytest.mark.skipif(
     native.instruction_set() != "avx512_bf16", reason="this processor cannot multiply pairs of bfloat16"
 )
 
+ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # at most, of a number
+
 # (spatial, window, groups, channels, filters), strides, padding, dilation: borders, odd sizes, strands and vectors with a rest.
 PROBLEMS = {
     "depthwise": (((9, 11), (3, 3), 70, 1, 1), (1, 1), ((1, 1), (2, 0)), (1, 1)),
@@ -78,11 +80,11 @@ def expected_of(role, x, kernel, y, options):
 
 
 def run(role, arrays, facts, dtype, name, precision=None):
-    return run_both(role, arrays, facts, (dtype,), name, precision)[0]
+    return run_in((dtype,), role, arrays, facts, name, precision)[0]
 
 
-def run_both(role, arrays, facts, dtypes, name, precision=None):
-    """The results in each of some types, of one program."""
+def run_in(dtypes, role, arrays, facts, name, precision=None):
+    """The results in each of some types, by one program."""
     call = functools.partial(getattr(backends.native, role), geometry=facts, precision=precision, forced=name)
     results = jax.jit(lambda *operands: [call(*operands, dtype=t) for t in dtypes])
     found = results(*(arrays[operand] for operand in OPERANDS[role]))
@@ -100,12 +102,12 @@ def test_every_kernel_rounds_sums_in_float32_once(name, role, dtype):
     facts = facts_of(x, kernel, options)
     expected = expected_of(role, x, kernel, y, options)
     magnitude = expected_of(role, abs(x), abs(kernel), abs(y), options)
-    half = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
+    half = ROUNDING[dtype]
     found = kernels(role, facts, dtype, 3)
     assert found
     for kernel_name in found:
         types = (jnp.dtype(dtype), jnp.dtype("float32"))
-        result, sums = run_both(role, {"x": x, "w": kernel, "y": y}, facts, types, kernel_name)
+        result, sums = run_in(types, role, {"x": x, "w": kernel, "y": y}, facts, kernel_name)
         allowed = half * abs(expected) + 6e-7 * magnitude + 6e-8
         worst = (abs(result - expected) / allowed).max()
         assert worst <= 1, f"{kernel_name}: {worst}"
@@ -198,7 +200,8 @@ def test_float32_from_half_precision_takes_no_converted_operands(groups, dtype):
     text = calls.lower(x, kernel).compile().as_text()
     assert text.count('custom_call_target="gconv_grouped_conv"') == 2
     assert not re.findall(r" = \S+ (?:copy|fusion|convert|transpose)\(", text)
-    expected = oracle.conv(wide(x), wide(kernel), groups=groups, strides=(1, 1), pads=((1, 1), (1, 1)), dilation=(1, 1))
+    geometry_of = {"groups": groups, "strides": (1, 1), "pads": ((1, 1), (1, 1)), "dilation": (1, 1)}
+    expected = oracle.conv(wide(x), wide(kernel), **geometry_of)
     found, plain = calls(x, kernel)
     np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=1e-5)
@@ -208,14 +211,7 @@ def test_float32_from_half_precision_takes_no_converted_operands(groups, dtype):
     ct = jnp.asarray(generator.standard_normal(found.shape), "float32")
     gradients = jax.jit(lambda *a: jax.vjp(functools.partial(gconv.grouped_conv, **options), *a)[1](ct))(x, kernel)
     assert [g.dtype for g in gradients] == [dtype, dtype]
-    geometry_of = {"groups": groups, "strides": (1, 1), "pads": ((1, 1), (1, 1)), "dilation": (1, 1)}
-    half = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
-    for gradient, of in zip(
-        gradients,
-        (
-            oracle.input_gradient(wide(ct), wide(kernel), x.shape, **geometry_of),
-            oracle.kernel_gradient(wide(x), wide(ct), kernel.shape, **geometry_of),
-        ),
-        strict=True,
-    ):
-        np.testing.assert_allclose(wide(gradient), of, rtol=half, atol=1e-4)
+    of_x = oracle.input_gradient(wide(ct), wide(kernel), x.shape, **geometry_of)
+    of_kernel = oracle.kernel_gradient(wide(x), wide(ct), kernel.shape, **geometry_of)
+    for gradient, exact in zip(gradients, (of_x, of_kernel), strict=True):
+        np.testing.assert_allclose(wide(gradient), exact, rtol=ROUNDING[dtype], atol=1e-4)

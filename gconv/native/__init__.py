@@ -4,8 +4,8 @@
     plan.h, .cc   which kernel a call takes, and in which sizes; kernels execute a plan and decide nothing
     requirements.cc   what each kernel can do
     cost.h, .cc   what a plan costs: the kernel that costs least is chosen
-    gather/       roles y and x: every result gathers its sources. narrow.h, wide.h, rows.h, winograd.h; results.h and finish.h
-                  are where results go and what follows them
+    gather/       roles y and x: every result gathers its sources. narrow.h, wide.h, rows.h, matrix.h, winograd.h; results.h and
+                  finish.h are where results go and what follows them
     reduce/       role w: sums over every pixel. narrow.h, wide.h
     depthwise/    all three roles where a group is one channel: gather.h, reduce.h, and the loops that they share
     norm/         batch norm: its four passes, and its own unit and door to XLA

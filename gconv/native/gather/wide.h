@@ -267,7 +267,7 @@ class GatherWide {
       Vector<E> sums[Q][V] = {};
       if (block.first_reader && first + Q < table.results.size)
         fetch<Q>(x, table.sources.data + table.sources.size - table.padded + first + Q);
-      // The tile's share of each tap's next weights, as rows.h asks for them.
+      // The tile's share of each tap's next weights, as row_tile.h asks for them.
       int64_t pixels = table.results.size, from = steps * first / pixels;
       int64_t to = block.next ? steps * minimum(first + Q, pixels) / pixels : from;
       for (int64_t t = 0; t < table.taps.size; ++t) {
