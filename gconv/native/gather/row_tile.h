@@ -113,7 +113,7 @@ class RowTiles {
     for (int64_t v = first, block; v < minimum(vectors, last); v += block) {
       block = block_of(vectors - v, 3);
       Gather::Weights<E> w = g.weights(plan, kernel, group, v, block);
-      // Of a packed kernel, which is in the caches, nothing.
+      // Of a packed kernel nothing: its weights lie in the order in which they are read.
       Ahead<E> next{w.first, 0, 0, 0};
       if (!plan.packed) next = {w.first + block * L, w.source, 0, 0};
       if (crowded) w = g.side_by_side(w, block, lists.weights);
@@ -169,6 +169,7 @@ class RowTiles {
     bool ends = ENDS && finish.ending.any;
     bool streams = in_place && plan.streams && (!finish.any() || ends) &&
                    finish.results.template whole_lines<Result, V>(result, g.results);
+    int64_t channel = finish.ending.any ? finish.results.offset(result) % g.result_channels() : 0;
     int64_t stride = g.axis[2].stride, wide = (Q - 1) * stride + span, step = stride * row.channels;
     for (int64_t q = begin; q < row.count; q += Q) {
       if constexpr (Q > 1 && Q != 8)
@@ -178,9 +179,14 @@ class RowTiles {
       int64_t first = row.column + q * stride;
       Vector<E> sums[Q][V] = {};
       if constexpr (MATRIX) {
-        Ahead<E> ahead = next;
-        ahead.row = steps * q / row.count, ahead.share = 256 * Q / row.count;
-        multiply_row<E, Q, V>(sums, row.x + first * step, step, w.first, w.source, steps, ahead);
+        const E* from = row.x + first * step;
+        if (plan.packed) {
+          multiply_row<E, Q, V>(sums, from, step, w.first, V * L, steps);
+        } else {
+          Ahead<E> ahead = next;
+          ahead.row = steps * q / row.count, ahead.share = 256 * Q / row.count;
+          multiply_row<E, Q, V>(sums, from, step, w.first, w.source, steps, ahead);
+        }
       } else {
         bool inside = first >= 0 && first + wide <= row.columns;
         if (!inside) copy(row.x, first, wide, row.columns, lists.rows, steps, lists.copies);
@@ -194,7 +200,6 @@ class RowTiles {
       Result* to = result + q * row.step;
       if constexpr (ENDS)
         if (const Ending<A> end = finish.ending; end.any) {
-          int64_t channel = finish.results.offset(result) % g.result_channels();
           UNROLL for (int i = 0; i < Q; ++i, to += row.step) UNROLL
           for (int v = 0; v < V; ++v) {
             A* at = to + v * L;
@@ -212,7 +217,7 @@ class RowTiles {
       for (int v = 0; v < V; ++v) out.store(to + v * L, sums[i][v], filters - v * L, streams);
       if (finish.ending.any) {
         int64_t offset = out.offset(result);
-        finish.tile({nullptr, offset + q * row.step, row.step}, Q, offset % g.result_channels(), filters);
+        finish.tile({nullptr, offset + q * row.step, row.step}, Q, channel, filters);
       }
     }
   }
