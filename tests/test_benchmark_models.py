@@ -184,7 +184,7 @@ def test_memory_says_why_there_is_none():
 
 PROGRAM = """
   %a.1 = (f32[1]{0}) custom-call(%x), custom_call_target="gconv_grouped_conv", backend_config={groups = 32 : i64}
-  %a.2 = (f32[1]{0}) custom-call(%x), custom_call_target="gconv_grouped_conv", backend_config={groups = 1 : i64}
+  %a.2 = (f32[1]{0}) custom-call(%x), custom_call_target="gconv_grouped_conv_frozen", backend_config={groups = 1 : i64}
   %a.3 = (f32[1]{0}) custom-call(%x), custom_call_target="gconv_batch_norm", backend_config={pass = 0 : i64}
   %b.1 = f32[1]{0} convolution(%x, %y), window={size=3x3}, feature_group_count=4, metadata={op_name="jit(f)/conv"}
   %b.2 = f32[1]{0} convolution(%x, %y), window={size=3x3}, metadata={op_name="jit(f)/conv_general_dilated"}

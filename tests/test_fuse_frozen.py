@@ -1,5 +1,6 @@
 """`gconv.fuse(model, frozen=True)`: the model's arrays are constants of the compiled program."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,10 @@ from flax import linen, nnx
 from foreign import normal
 
 import gconv
+from gconv import native
+from gconv.backends.native import kernels, y
 from gconv.fusion import arguments
+from gconv.geometry import geometry
 
 C = 8
 
@@ -131,3 +135,105 @@ def test_what_holds_no_arrays_is_an_error_that_says_what_works():
         with pytest.raises(ValueError, match=r"closes over them, as in gconv.fuse\(lambda x: net.apply\(variables, x\)\)"):
             gconv.fuse(function, frozen=True)
     close(gconv.fuse(lambda x: net.apply(variables, x))(images()), net.apply(variables, images()))
+
+
+# --- kernels that are packed once --------------------------------------------------------------------------------------------
+
+needs_kernels = pytest.mark.skipif(native.load()[0] is None, reason=str(native.load()[1]))
+
+
+def packed_once(text: str) -> tuple[int, int]:
+    """How many convolutions of a compiled program pack their kernel once, and how many at each call."""
+    return tuple(text.count(f'custom_call_target="{target}"') for target in (native.FROZEN_TARGET, native.TARGET))
+
+
+def conv_relu(x, kernel, groups=2, **options):
+    return jax.nn.relu(gconv.grouped_conv(x, kernel, groups=groups, padding="same", **options))
+
+
+@needs_kernels
+def test_kernels_are_packed_once_if_nothing_but_constants_enters_them():
+    x, kernel = images(), jnp.asarray(normal(1, 3, 3, C // 2, C), "float32")
+    once = (
+        (gconv.fuse(trained(), frozen=True), x),
+        (gconv.fuse(lambda x: conv_relu(x, kernel)), x),
+        (gconv.fuse(lambda x: conv_relu(x, jnp.flip(kernel, 0) * jnp.exp(kernel))), x),
+        (gconv.fuse(lambda x: conv_relu(x.astype("bfloat16"), kernel.astype("bfloat16"))), x),
+    )
+    for fused, *args in once:
+        assert packed_once(compiled(fused, *args)) == (1, 0)
+    always = (
+        (gconv.fuse(trained()), x),
+        (gconv.fuse(conv_relu), x, kernel),
+        (gconv.fuse(lambda x: conv_relu(x, kernel * x[0, 0, 0, 0])), x),
+        (gconv.fuse(lambda s, x: conv_relu(x, kernel * s)), jnp.float32(2), x),
+    )
+    for fused, *args in always:
+        assert packed_once(compiled(fused, *args)) == (0, 1)
+    # To whoever compiles it, this kernel is an argument.
+    inner = jax.jit(lambda kernel, x: gconv.fuse(lambda x: conv_relu(x, kernel))(x))
+    assert packed_once(inner.lower(kernel, x).compile().as_text()) == (0, 1)
+
+
+NETWORKS = {  # kernel's shape, groups, options
+    "matrix": ((1, 1, C, 40), 1, {}),
+    "winograd or wide": ((3, 3, 16, 32), 1, {}),
+    "strides": ((3, 3, 16, 48), 1, {"strides": 2}),
+    "rows": ((5, 5, 3, 24), 1, {}),
+    "narrow": ((3, 3, 2, 12), 4, {}),
+    "depthwise": ((3, 3, 1, 20), 20, {}),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("transposed", (False, True))
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_call_gives_what_the_function_gives(name, dtype, transposed):
+    shape, groups, options = NETWORKS[name]
+    kernel = jnp.asarray(normal(1, *shape) / np.prod(shape[:3]) ** 0.5, dtype)
+    channels = shape[-1] if transposed else shape[2] * groups
+    function = gconv.grouped_conv_transpose if transposed else gconv.grouped_conv
+    options = {"groups": groups, "padding": "same", "implementation": "native", **options}
+    block = lambda x: jax.nn.relu(function(x, kernel, **options) + 1)
+    fused = gconv.fuse(block)
+    allowed = {"float32": 2e-5, "bfloat16": 3e-2}[dtype]
+    for seed in (2, 3):
+        x = jnp.asarray(normal(seed, 2, 9, 10, channels), dtype)
+        got = fused(x)
+        np.testing.assert_allclose(*(np.asarray(a, "float64") for a in (got, block(x))), rtol=allowed, atol=allowed)
+        np.testing.assert_array_equal(got, fused(x))
+    assert packed_once(compiled(fused, x)) == (1, 0)
+
+
+@needs_kernels
+def test_who_calls_first_at_the_same_time_gets_the_same():
+    kernel, x = jnp.asarray(normal(1, 3, 3, 32, 32), "float32"), jnp.asarray(normal(2, 1, 16, 16, 32), "float32")
+    expected = conv_relu(x, kernel, groups=1)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            program = jax.jit(gconv.fuse(lambda x: conv_relu(x, kernel, groups=1))).lower(x).compile()
+            for result in pool.map(program, [x] * 24):
+                close(result, expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("frozen", (True, False))
+def test_a_kernel_that_was_said_not_to_change_and_does_is_packed_again(frozen):
+    """As where a program that was traced with constants is evaluated with others."""
+    x = jnp.asarray(normal(0, 1, 9, 9, 16), "float32")
+    _, facts = geometry(x.shape, (3, 3, 16, 16), padding="same")
+    for name, reason in kernels("y", facts, "float32", 1).items():
+        if reason is None:
+            run = jax.jit(partial(y, geometry=facts, dtype="float32", precision=None, forced=name, frozen=frozen))
+            for seed in (1, 2, 1, 3):
+                kernel = jnp.asarray(normal(seed, 3, 3, 16, 16), "float32")
+                np.testing.assert_allclose(run(x, kernel), gconv.grouped_conv(x, kernel, padding="same"), atol=1e-4)
+
+
+def test_outside_jit_models_of_one_shape_have_their_own_kernels():
+    x, models = images(), [trained() for _ in range(2)]
+    models[1].conv.kernel[...] = models[1].conv.kernel[...] * 2 + 1
+    with jax.disable_jit():
+        for model in (*models, models[0]):
+            close(gconv.fuse(model, frozen=True)(x), model(x))

@@ -86,6 +86,7 @@ def test_the_library_shows_nothing_but_its_own_entries():
     command = ["nm", "-g", "--defined-only", *(["-D"] if sys.platform == "linux" else []), native.load()[0]._name]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     entries = {"call", "ffi_version", "instruction_set", "interface", "norm_call", "plan", "scratch_bytes"}
+    entries |= {"frozen_call", "frozen_state", "frozen_type", "frozen_type_info"}
     assert {line.split()[-1].removeprefix("_").removeprefix("gconv_") for line in listed.splitlines() if line} == entries
 
 
@@ -361,7 +362,8 @@ def test_kernels_are_packed_where_pixels_are_many_or_their_rows_crowd_a_cache():
     packs = lambda size, filters: (
         backends.native.plan("y", geometry((1, size, size, 1024), (1, 1, 1024, filters))[1], "float32", 1).packs
     )
-    assert [packs(size, 1040) for size in (7, 28, 42)] == [False, False, True]
+    few_registers = platform.machine() in ("x86_64", "AMD64") and native.instruction_set() in ("avx2", "baseline")
+    assert [packs(size, 1040) for size in (7, 28, 42)] == [False, few_registers, True]
     assert [packs(size, 1024) for size in (7, 28, 42)] == [False, True, True]  # rows of 4,096 bytes share few sets
 
 
@@ -455,7 +457,7 @@ def test_with_more_than_the_default_precision_a_result_is_the_sum_of_its_own_pro
 
 @built
 @pytest.mark.parametrize(
-    ("role", "size", "pad", "few"), [("y", 6, 2, False), ("y", 6, 9, True), ("x", 8, 0, False), ("x", 20, -7, True)]
+    ("role", "size", "pad", "few"), [("y", 8, 2, False), ("y", 6, 9, True), ("x", 8, 0, False), ("x", 20, -7, True)]
 )
 def test_results_of_which_few_taps_meet_anything_are_the_sums_of_their_own_products(role, size, pad, few):
     """Squares would round by the products of whole windows, and take longer."""
@@ -758,7 +760,7 @@ def test_in_every_kernel_a_nan_stays_with_its_image_and_pixel(spatial, window, g
     facts = geometry(x.shape, kernel.shape, groups=groups)[1]
     expected = oracle.conv(x, kernel, groups=groups, strides=(1, 1), pads=((0, 0), (0, 0)), dilation=(1, 1))
     able = [n for n, reason in backends.native.kernels("y", facts, jnp.dtype("float32"), 4).items() if reason is None]
-    assert len(able) > 2
+    assert len({name.split(".")[0] for name in able}) > 1
     for name in able:
         run = jax.jit(functools.partial(backends.native.y, geometry=facts, dtype=jnp.float32, precision=None, forced=name))
         np.testing.assert_allclose(np.asarray(run(x, kernel)), expected, rtol=1e-4, atol=1e-4, err_msg=name)

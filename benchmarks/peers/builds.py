@@ -7,6 +7,7 @@ A build tells by `gconv_interface` which attributes its calls take, so that an o
     3   also `parts`, `activation` and `slope`: what follows the convolution, here nothing
     4   the same; arrays have the spatial axes of their own, where they had three before
     5   the same; results of half precision may be float32
+    6   the same; kernels of a program's constants have a target of their own
 """
 
 import ctypes
@@ -24,7 +25,7 @@ from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
 TYPES = ("float32", "float64", "bfloat16", "float16")
-INTERFACES = (1, 2, 3, 4, 5)
+INTERFACES = (1, 2, 3, 4, 5, 6)
 
 
 class Build:

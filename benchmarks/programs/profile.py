@@ -75,7 +75,7 @@ def kinds_of(program: str) -> dict[str, str]:
         name, operation = match.groups()
         target = (re.findall(r'custom_call_target="([^"]*)"', line) or [""])[0]
         source = (re.findall(r'op_name="([^"]*)"', line) or [""])[0]
-        if target == "gconv_grouped_conv":
+        if target.startswith("gconv_grouped_conv"):
             kinds[name] = DENSE if re.search(r"\bgroups = 1 :", line) else GROUPED
         elif target == "gconv_batch_norm":
             kinds[name] = REDUCTIONS

@@ -58,14 +58,21 @@ PARTS = ("scale", "shift", "residual")
 NOTHING = Epilogue()
 
 
-def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision, forced: str = "", epilogue=NOTHING) -> Array:
-    """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`."""
-    return _call("y", x, kernel, geometry, x.shape[0], dtype, precision, forced, epilogue)
+def y(
+    x: Array, kernel: Array, geometry: Geometry, *, dtype, precision, forced: str = "", epilogue=NOTHING, frozen=False
+) -> Array:
+    """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`.
+
+    With `frozen` the kernel has the same values whenever the compiled program runs: its first run packs it for all.
+    """
+    return _call("y", x, kernel, geometry, x.shape[0], dtype, precision, forced, epilogue, frozen)
 
 
-def x(y: Array, kernel: Array, geometry: Geometry, *, dtype, precision, forced: str = "", epilogue=NOTHING) -> Array:
+def x(
+    y: Array, kernel: Array, geometry: Geometry, *, dtype, precision, forced: str = "", epilogue=NOTHING, frozen=False
+) -> Array:
     """The transposed convolution: `y (N, *output, G*K)`, `kernel (*window, J, G*K)` -> `(N, *spatial, G*J)`."""
-    return _call("x", y, kernel, geometry, y.shape[0], dtype, precision, forced, epilogue)
+    return _call("x", y, kernel, geometry, y.shape[0], dtype, precision, forced, epilogue, frozen)
 
 
 def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision, forced: str = "") -> Array:
@@ -161,7 +168,16 @@ def _planned(role: str, g: Geometry, dtype, batch: int, precision, forced: str) 
 
 
 def _call(
-    role: str, first: Array, second: Array, g: Geometry, batch, dtype, precision, forced: str, epilogue: Epilogue = NOTHING
+    role: str,
+    first: Array,
+    second: Array,
+    g: Geometry,
+    batch,
+    dtype,
+    precision,
+    forced: str,
+    epilogue: Epilogue = NOTHING,
+    frozen: bool = False,
 ) -> Array:
     library, reason = native.load()
     if library is None:
@@ -176,10 +192,10 @@ def _call(
     if forced:  # an error where that kernel cannot
         scratch = plan(role, g, operand, batch, precision, forced).scratch
     else:
-        scratch = _scratch_bytes(library, role, operand, spatial, (batch, g.groups, g.channels, g.filters, plain))
+        scratch = _scratch_bytes(library, role, operand, spatial, (batch, g.groups, g.channels, g.filters, plain + 4 * frozen))
     # Nothing is reshaped: XLA of jaxlib 0.10 copies what is of bfloat16 then.
     results = (jax.ShapeDtypeStruct(shape, result_type), jax.ShapeDtypeStruct((scratch,), jnp.uint8))
-    run = jax.ffi.ffi_call(native.TARGET, results)
+    run = jax.ffi.ffi_call(native.FROZEN_TARGET if frozen else native.TARGET, results)
     parts = epilogue.parts
     result, _ = run(
         first.astype(operand),

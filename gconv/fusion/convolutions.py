@@ -32,7 +32,7 @@ class Convolution:
     """What computes a node's result, and how that lies.
 
     Attributes:
-      inputs: the node's operands that are the role's, and `operands` which of them is which.
+      inputs: the node's operands that are the role's, the kernel last, and `operands` which of them is which.
       parts: what follows the convolution already, in the node itself; likewise `activation`.
       axis: of the result, the axis of its channels.
       matrix: whether it is a matrix product.

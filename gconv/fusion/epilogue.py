@@ -41,6 +41,7 @@ def bind(
     precision,
     implementation,
     matrix: bool = False,
+    frozen: bool = False,
     scale: Array | None = None,
     shift: Array | None = None,
     residual: Array | None = None,
@@ -50,6 +51,8 @@ def bind(
 
     Args:
       matrix: whether it is a matrix product: role "y" of one group, whose window is one pixel, with no padding and no strides.
+      frozen: whether the kernel operand is a constant of the program that this becomes part of, or computed from constants. The
+        program then packs it once. To know it is the caller's part.
       scale, shift: `(channels of the result,)` or None, in any floating type.
       residual: of the result's canonical shape, `(N, *output, G*K)` for "y", or None, in any floating type.
       activation: an `Activation` or None.
@@ -72,6 +75,7 @@ def bind(
         role=role,
         parts=tuple(name for name in PARTS if name in parts),
         activation=activation,
+        frozen=frozen,
         **options,
     )
 
@@ -82,8 +86,9 @@ def typed(given: dict[str, Array | None], dtype) -> dict[str, Array]:
     return {name: a.astype(dtype if name == "residual" else wide) for name, a in given.items() if a is not None}
 
 
-def compose(first, second, *operands, role, parts, activation, **options) -> Array:
+def compose(first, second, *operands, role, parts, activation, frozen=False, **options) -> Array:
     """The same, each part an operation of its own."""
+    del frozen
     result = alone(role, dict(zip(roles.OPERANDS[role], (first, second), strict=True)), **options)
     return finish(result, dict(zip(parts, operands, strict=True)), activation)
 
@@ -187,19 +192,21 @@ def fits(ctx, platform: str, params: dict) -> bool:
     return not any(0 in aval.shape for aval in (first, second, *ctx.avals_out))  # of which they add up nothing
 
 
-def _by_kernels(first, second, *operands, role, geometry, dtype, precision, parts, activation, **_):
+def _by_kernels(first, second, *operands, role, geometry, dtype, precision, parts, activation, frozen, **_):
     run = getattr(backends.native, role)
     given = dict(zip(parts, operands, strict=True))
     epilogue = backends.native.Epilogue(given, *((activation.number, activation.slope) if activation else ()))
     with jax.named_scope(f"gconv_{role}_native"):  # so that a lowered text tells which implementation ran
-        return run(first, second, geometry, dtype=dtype, precision=precision, epilogue=epilogue)
+        return run(first, second, geometry, dtype=dtype, precision=precision, epilogue=epilogue, frozen=frozen)
 
 
 # --- outside jit ------------------------------------------------------------------------------------------------------
 
 PRIMITIVE.def_abstract_eval(_abstract)
-PARAMETERS = ("role", "geometry", "dtype", "precision", "implementation", "matrix", "parts", "activation")
-PRIMITIVE.def_impl(roles.compiled_once(PRIMITIVE, *PARAMETERS))
+PARAMETERS = ("role", "geometry", "dtype", "precision", "implementation", "matrix", "frozen", "parts", "activation")
+_compiled = roles.compiled_once(PRIMITIVE, *PARAMETERS)
+# A program of this alone has the kernel as an argument.
+PRIMITIVE.def_impl(lambda *operands, **params: _compiled(*operands, **{**params, "frozen": False}))
 ad.primitive_jvps[PRIMITIVE] = _jvp
 ad.primitive_transposes[PRIMITIVE] = _transpose
 batching.primitive_batchers[PRIMITIVE] = _batch

@@ -52,8 +52,9 @@ def fuse(function: F, *, frozen: bool = False) -> F:
         callable pytree, as the models of NNX and Equinox are, whose arrays are arguments then. Arrays that a function closes
         over are constants, as in `jax.jit`: later changes of them are not seen.
       frozen: whether the arrays of a callable pytree are constants as well, with the values that they have now. Scale and
-        shift of each batch norm are then computed once, when the function is compiled, and a call does not collect the model's
-        arrays. Later changes of the model are not seen, and each compiled program holds a copy of its arrays.
+        shift of each batch norm are then computed once, when the function is compiled, each kernel is packed once,
+        in the first call, and a call does not collect the model's arrays. Later changes of the model are not seen, and each
+        compiled program holds a copy of its arrays, and a second one of the kernels as they are packed.
 
     Returns:
       A function, which is compiled once for each shape and type of its arrays, as by `jax.jit`, and for each value of what is
@@ -95,14 +96,18 @@ class _Fused:
         return self if instance is None else types.MethodType(self, instance)
 
     def _run(self, rest: Rest, arrays):
+        frozen: tuple = ()
         if self._frozen is not None:
+            frozen = self._frozen.arrays
             rest, arrays = self._frozen.thawed(rest, arrays)
         traced = _trace(rest, arrays)
         operands = (*traced.closed.consts, *arrays)
         program = Program(traced.closed, traced.results)
+        constants = (*traced.closed.consts, *frozen)  # they come first
+        fixed = [value for value, a in zip(program.inputs, constants, strict=False) if not isinstance(a, jax.core.Tracer)]
         _check_unchanged(program, traced)
         refused = _why_not(traced.closed)
-        rewritten = None if refused else Rewritten(program)
+        rewritten = None if refused else Rewritten(program, fixed)
         self.report = Fusion(tuple(rewritten.rows) if rewritten else (), refused)
         if rewritten is None or not rewritten.is_changed:
             return traced.tree.unflatten(traced.original(*operands))
@@ -127,12 +132,12 @@ class _Frozen:
                 "function that closes over them, as in gconv.fuse(lambda x: net.apply(variables, x))."
             )
         # A copy of what can be changed in place.
-        self._arrays = tuple(a if isinstance(a, jax.Array) else jnp.array(a) for a in arrays)
+        self.arrays = tuple(a if isinstance(a, jax.Array) else jnp.array(a) for a in arrays)
 
     def thawed(self, rest: Rest, arrays: Sequence) -> tuple[Rest, tuple]:
         """A call of this as a call of the pytree itself."""
         tree = jax.tree_util.treedef_tuple((self._rest.tree.children()[0], *rest.tree.children()[1:]))
-        return Rest(tree, (*self._rest.leaves, *rest.leaves[1:])), (*self._arrays, *arrays)
+        return Rest(tree, (*self._rest.leaves, *rest.leaves[1:])), (*self.arrays, *arrays)
 
 
 class _Hidden:

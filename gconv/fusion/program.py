@@ -1,6 +1,6 @@
 """A traced function as a graph, in which what follows a convolution can be seen: calls are written out where they stand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -124,6 +124,15 @@ class Program:
             node.place = place
             for value in values(node.inputs):
                 value.readers.append(node)
+
+
+def fixed_by(program: Program, inputs: Iterable[Value]) -> set[Value]:
+    """These values and all others that nothing else enters: with these fixed, so are they."""
+    fixed = {value for value, array in program.constants.items() if not isinstance(array, jax.core.Tracer)} | set(inputs)
+    for node in program.nodes:
+        if not node.equation.effects and fixed.issuperset(values(node.inputs)):
+            fixed.update(node.outputs)
+    return fixed
 
 
 def values(atoms: Sequence[Atom]) -> Iterator[Value]:

@@ -19,7 +19,7 @@ from gconv.fusion import epilogue
 from gconv.fusion.chain import Chain, changed, changed_back, follow
 from gconv.fusion.channels import Read
 from gconv.fusion.convolutions import Convolution, convolution, describe, is_convolution, is_matrix_product
-from gconv.fusion.program import Atom, Node, Program, Value, values
+from gconv.fusion.program import Atom, Node, Program, Value, fixed_by, values
 from gconv.fusion.report import Fused
 
 # What repeats programs of its own or chooses among them; it stays what it is, and its programs are rewritten.
@@ -63,8 +63,10 @@ class Rewritten:
       is_changed: whether any convolution takes anything in.
     """
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, fixed: Iterable[Value] = ()):
+        """`fixed`: those of the program's inputs that are the same whenever it runs, once it is compiled."""
         self.program = program
+        self._fixed = fixed_by(program, fixed)
         self._plans: dict[int, Plan] = {}  # by the place where they run
         self._left_out: set[Node] = set()
         self._inner: dict[Node, dict[str, Any]] = {}  # changed parameters
@@ -89,7 +91,7 @@ class Rewritten:
         read = lambda atom: atom.val if isinstance(atom, Literal) else env[atom]
         for node in self.program.nodes:
             if plan := self._plans.get(node.place):
-                env[plan.chain.value] = _run(plan, read)
+                env[plan.chain.value] = _run(plan, read, frozen=self._fixed.issuperset(values(plan.convolution.inputs[1:])))
             elif node not in self._left_out:
                 results = node.bind([read(a) for a in node.inputs], self._inner.get(node))
                 env.update(zip(node.outputs, results, strict=True))
@@ -173,7 +175,7 @@ def _retraced(closed: ClosedJaxpr, written: Rewritten) -> ClosedJaxpr | None:
 # --- how a plan runs --------------------------------------------------------------------------------------------------
 
 
-def _run(plan: Plan, read: Read) -> Array:
+def _run(plan: Plan, read: Read, *, frozen: bool) -> Array:
     conv, chain = plan.convolution, plan.chain
     parts: dict[str, Any] = {name: read(a) for name, a in conv.parts.items()}
     parts["scale"], parts["shift"] = _composed(plan, parts.get("scale"), parts.get("shift"), read)
@@ -187,6 +189,7 @@ def _run(plan: Plan, read: Read) -> Array:
         precision=conv.precision,
         implementation=conv.implementation,
         matrix=conv.matrix,
+        frozen=frozen,
         activation=chain.activation or conv.activation,
         **parts,
     )

@@ -11,6 +11,7 @@
     norm/         batch norm: its four passes, and its own unit and door to XLA
     vectors/      vectors of one instruction set, half precision, how narrow groups fill them, lists, loops over units of work
     epilogue.h    what follows a convolution: scale, shift, residual, activation
+    frozen.h      kernels that a program packs once, as the weights of a network in inference
     unit.h, .cc   the kernels of one length of vectors, with sums in float or in double or of pairs: compiled once for each
     parallel.h    loops on XLA's threads
     processor.h   which instruction sets the processor has
@@ -39,14 +40,15 @@ import functools
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from gconv.native import copies
 
-TARGET = "gconv_grouped_conv"
+TARGET, FROZEN_TARGET = "gconv_grouped_conv", "gconv_grouped_conv_frozen"
 NORM_TARGET, NORM_ENTRY = "gconv_batch_norm", "gconv_norm_call"
-INTERFACE = 5  # of the library's C functions and of a call's attributes
+INTERFACE = 6  # of the library's C functions and of a call's attributes
 COMPILERS = "a C++17 compiler (GCC 11 or newer, Clang 14 or newer)"
 HOW_TO_BUILD = f"where there is {COMPILERS}, install gconv from its sources: pip install --force-reinstall --no-deps ."
 
@@ -94,6 +96,13 @@ def register_kernels() -> bool:
     for target, entry in ((TARGET, "gconv_call"), (NORM_TARGET, NORM_ENTRY)):
         if hasattr(library, entry):
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, entry)), platform="cpu")
+    if hasattr(library, "gconv_frozen_call"):
+        library.gconv_frozen_type.restype = library.gconv_frozen_type_info.restype = ctypes.c_void_p
+        capsule = jax.ffi.pycapsule
+        kind: Any = {"type_id": capsule(library.gconv_frozen_type()), "type_info": capsule(library.gconv_frozen_type_info())}
+        stages = {"instantiate": capsule(library.gconv_frozen_state), "execute": capsule(library.gconv_frozen_call)}
+        jax.ffi.register_ffi_type("gconv_frozen", kind, platform="cpu")
+        jax.ffi.register_ffi_target(FROZEN_TARGET, stages, platform="cpu")
     return True
 
 

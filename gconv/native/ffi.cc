@@ -8,6 +8,7 @@
 #include <cstring>
 #include <string>
 
+#include "frozen.h"
 #include "in_use.h"
 #include "parallel.h"
 #include "plan.h"
@@ -88,7 +89,7 @@ bool read_problem(int64_t role, int64_t type, const int64_t* spatial, const int6
                  Three(spatial + 9, 3), Three(spatial + 12, 3), Three(spatial + 15, 3)};
   read(p, of[0], of[1], of[2], of[3], of[4], of[5]);
   p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3],
-  p.plain = sizes[4] & 1, p.widens = sizes[4] & 2;
+  p.plain = sizes[4] & 1, p.widens = sizes[4] & 2, p.frozen = sizes[4] & 4;
   if (!in_use().set || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || check(p)) return false;
   r = static_cast<Role>(role);
   return true;
@@ -146,11 +147,19 @@ const char* read_epilogue(ffi::RemainingArgs parts, int64_t which, ffi::AnyBuffe
   return next == parts.size() ? nullptr : "there are more operands than parts";
 }
 
-ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::RemainingArgs parts,
-                ffi::Result<ffi::AnyBuffer> result, ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number,
-                Three in, Three out, Three window, Three strides, Three low, Three dilation, int64_t groups,
-                int64_t channels, int64_t filters, bool plain, std::string_view kernel, int64_t which,
-                int64_t activation, double slope) {
+// What XLA keeps beside a call whose kernel is frozen.
+struct State : Frozen {
+  static ffi::TypeId id;
+};
+ffi::TypeId State::id = XLA_FFI_UNKNOWN_TYPE_ID;
+const ffi::TypeInfo STATE_INFO = ffi::MakeTypeInfo<State>();
+
+// `frozen` is null where the kernel may change from call to call.
+ffi::Error call(State* frozen, ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second,
+                ffi::RemainingArgs parts, ffi::Result<ffi::AnyBuffer> result,
+                ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number, Three in, Three out, Three window,
+                Three strides, Three low, Three dilation, int64_t groups, int64_t channels, int64_t filters,
+                bool plain, std::string_view kernel, int64_t which, int64_t activation, double slope) {
   auto refuse = [](const std::string& why) { return ffi::Error::InvalidArgument("gconv: " + why); };
   if (!in_use().set)
     return refuse("this processor does not have the instruction set that GCONV_NATIVE_ISA names");
@@ -158,7 +167,7 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   Role role = static_cast<Role>(role_number);
   Role a = role == Role::x ? Role::y : Role::x, b = role == Role::w ? Role::y : Role::w;
   Problem p{};
-  p.groups = groups, p.channels = channels, p.filters = filters, p.plain = plain;
+  p.groups = groups, p.channels = channels, p.filters = filters, p.plain = plain, p.frozen = frozen;
   if (!read(p, in, out, window, strides, low, dilation))
     return refuse("spatial attributes must have three entries");
   if (const char* why = check(p)) return refuse(why);
@@ -180,6 +189,7 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   epilogue.activation = static_cast<Activation>(activation), epilogue.slope = slope;
   if (const char* why = read_epilogue(parts, which, *result, epilogue)) return refuse(why);
   if (role == Role::w && is_any(epilogue)) return refuse("role w has no epilogue");
+  if (role == Role::w && frozen) return refuse("role w has no kernel that could be frozen");
   if (result->element_count() == 0) return ffi::Error::Success();
   if (first.element_count() == 0 || second.element_count() == 0) {
     if (is_any(epilogue)) return refuse("an epilogue needs operands that are not empty");
@@ -196,12 +206,19 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
   if (is_any(epilogue) && plan.kernel != Kernel::matrix) plan.streams = false;
   const Set& set = *in_use().set;
   const Unit& unit = plan.by_pairs ? *set.pairs[plan.length] : *set.units[plan.length][int(type)];
+  char* rest = static_cast<char*>(scratch->untyped_data());
+  Scratch memory{rest, false, rest};
+  int64_t packed = role == Role::w ? 0 : plan.packed * plan.bytes / plan.lanes;
+  if (!frozen) memory.rest = rest + packed;
+  FrozenCall frozen_call(frozen, second.untyped_data(), second.size_bytes(), packed, memory);
   auto run = [&](const Parallel& parallel) {
     return unit.run(plan, type, role, p, first.untyped_data(), second.untyped_data(), result->untyped_data(),
-                    scratch->untyped_data(), epilogue, parallel);
+                    memory, epilogue, parallel);
   };
-  bool done = plan.threads > 1 ? run(OnPool<ffi::ThreadPool>(&pool, plan.threads, plan.much))
-                               : run(Parallel{in_the_caller, 1});
+  bool done = plan.threads > 1 && !frozen_call.is_first()
+                  ? run(OnPool<ffi::ThreadPool>(&pool, plan.threads, plan.much))
+                  : run(Parallel{in_the_caller, 1});
+  if (done) frozen_call.done();
   return done ? ffi::Error::Success() : ffi::Error(ffi::ErrorCode::kResourceExhausted, NO_MEMORY);
 }
 
@@ -213,33 +230,9 @@ ffi::Error call(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer secon
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // Nothing may be thrown through a C function: what is, is std::bad_alloc.
-EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) try {
-  using namespace gconv;
-  static auto* const handler = ffi::Ffi::Bind()
-                                   .Ctx<ffi::ThreadPool>()
-                                   .Arg<ffi::AnyBuffer>()
-                                   .Arg<ffi::AnyBuffer>()
-                                   .RemainingArgs()
-                                   .Ret<ffi::AnyBuffer>()
-                                   .Ret<ffi::AnyBuffer>()
-                                   .Attr<int64_t>("role")
-                                   .Attr<Three>("input")
-                                   .Attr<Three>("output")
-                                   .Attr<Three>("window")
-                                   .Attr<Three>("strides")
-                                   .Attr<Three>("low")
-                                   .Attr<Three>("dilation")
-                                   .Attr<int64_t>("groups")
-                                   .Attr<int64_t>("channels")
-                                   .Attr<int64_t>("filters")
-                                   .Attr<bool>("plain")
-                                   .Attr<std::string_view>("kernel")
-                                   .Attr<int64_t>("parts")
-                                   .Attr<int64_t>("activation")
-                                   .Attr<double>("slope")
-                                   .To(call)
-                                   .release();
-  return handler->Call(frame);
+template <class F>
+static XLA_FFI_Error* guarded(XLA_FFI_CallFrame* frame, const F& f) try {
+  return f();
 } catch (...) {
   XLA_FFI_Error_Create_Args error{};
   error.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE;
@@ -247,6 +240,67 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) try {
   error.errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED;
   return frame->api->XLA_FFI_Error_Create(&error);
 }
+
+// The operands, results and attributes of a call.
+template <class Binding>
+static auto with_arguments(Binding&& binding) {
+  using namespace gconv;
+  return std::move(binding)
+      .template Arg<ffi::AnyBuffer>()
+      .template Arg<ffi::AnyBuffer>()
+      .RemainingArgs()
+      .template Ret<ffi::AnyBuffer>()
+      .template Ret<ffi::AnyBuffer>()
+      .template Attr<int64_t>("role")
+      .template Attr<Three>("input")
+      .template Attr<Three>("output")
+      .template Attr<Three>("window")
+      .template Attr<Three>("strides")
+      .template Attr<Three>("low")
+      .template Attr<Three>("dilation")
+      .template Attr<int64_t>("groups")
+      .template Attr<int64_t>("channels")
+      .template Attr<int64_t>("filters")
+      .template Attr<bool>("plain")
+      .template Attr<std::string_view>("kernel")
+      .template Attr<int64_t>("parts")
+      .template Attr<int64_t>("activation")
+      .template Attr<double>("slope");
+}
+
+EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) {
+  return guarded(frame, [&] {
+    static auto* const handler = with_arguments(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>())
+                                     .To([](auto... arguments) { return gconv::call(nullptr, arguments...); })
+                                     .release();
+    return handler->Call(frame);
+  });
+}
+
+// The same call where the kernel operand is the same in every call of a program, and what makes its state.
+EXPORT XLA_FFI_Error* gconv_frozen_call(XLA_FFI_CallFrame* frame) {
+  return guarded(frame, [&] {
+    static auto* const handler =
+        with_arguments(ffi::Ffi::Bind().Ctx<ffi::State<gconv::State>>().Ctx<ffi::ThreadPool>())
+            .To(gconv::call)
+            .release();
+    return handler->Call(frame);
+  });
+}
+EXPORT XLA_FFI_Error* gconv_frozen_state(XLA_FFI_CallFrame* frame) {
+  return guarded(frame, [&] {
+    static auto* const handler = ffi::Ffi::Bind<ffi::ExecutionStage::kInstantiate>()
+                                     .Attrs()
+                                     .To([](ffi::Dictionary) -> ffi::ErrorOr<std::unique_ptr<gconv::State>> {
+                                       return std::make_unique<gconv::State>();
+                                     })
+                                     .release();
+    return handler->Call(frame);
+  });
+}
+// Its type, which is to be registered with XLA before.
+EXPORT void* gconv_frozen_type() { return &gconv::State::id; }
+EXPORT const void* gconv_frozen_type_info() { return &gconv::STATE_INFO; }
 
 // The XLA FFI version of the headers that this was built with: major * 1000 + minor.
 EXPORT int64_t gconv_ffi_version() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
@@ -260,9 +314,9 @@ EXPORT const char* gconv_instruction_set() {
 // "kernels":
 // {"wide.64": null or why it cannot do the call, ...}}. Types 0 to 3 are float32, float64, bfloat16, float16;
 // `spatial` holds in, out, window, strides, low and dilation, three of each, and `sizes` batch, groups,
-// channels, filters and a sum of 1 (plain) and 2 (widens); `forced` names a kernel or is empty. Returns how
-// many bytes the text has, of which `size` are written, or -1 for attributes that do not fit; where the
-// forced kernel cannot do the call, "plan" is why.
+// channels, filters and a sum of 1 (plain), 2 (widens) and 4 (frozen); `forced` names a kernel or is empty.
+// Returns how many bytes the text has, of which `size` are written, or -1 for attributes that do not fit;
+// where the forced kernel cannot do the call, "plan" is why.
 EXPORT int64_t gconv_plan(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes,
                           int64_t threads, const char* forced, char* text, int64_t size) try {
   using namespace gconv;
@@ -299,5 +353,5 @@ EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* sp
 }
 
 // What a call is given: 3, since there is an epilogue among the attributes; 4, since arrays have the spatial
-// axes of their own; 5, since results of half precision may be float32.
-EXPORT int64_t gconv_interface() { return 5; }
+// axes of their own; 5, since results of half precision may be float32; 6, since a kernel may be frozen.
+EXPORT int64_t gconv_interface() { return 6; }

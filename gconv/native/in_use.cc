@@ -86,8 +86,9 @@ const char* plan_here(Role role, Type type, const Problem& p, int64_t threads, c
   };
   thread_local std::array<Kept, 64> kept{};
   if (*forced) return plan_anew(role, type, p, threads, forced, plan);
-  std::array<int64_t, 26> call{1 + int64_t(role), int64_t(type), threads,    p.plain + 2 * p.widens,
-                               p.batch,           p.groups,      p.channels, p.filters};
+  std::array<int64_t, 26> call{
+      1 + int64_t(role), int64_t(type), threads,    p.plain + 2 * p.widens + 4 * p.frozen,
+      p.batch,           p.groups,      p.channels, p.filters};
   const int64_t* of[] = {p.in, p.out, p.window, p.strides, p.low, p.dilation};
   for (int f = 0; f < 6; ++f)
     for (int i = 0; i < 3; ++i) call[8 + 3 * f + i] = of[f][i];

@@ -176,11 +176,14 @@ void plan_narrow(const Call& c, Plan& plan) {
 
 // Numbers of the packed kernel, or none where it is read as it is: to pack it takes a good part of the time
 // of few pixels. On 2 threads of a Zen 4, 2026-11-28, 24 layers without packing took 0.2 to 0.7 of the time
-// with 49 pixels and 0.9 to 1.0 with 196 to 784; more pixels were not measured. Where its rows crowd a cache,
-// kernels copy what they read once for all pixels that one thread has.
+// with 49 pixels and 0.9 to 1.0 with 196 to 784; more pixels were not measured. With 16 registers a tile has
+// less to do while it asks for the next weights: on a Zen 3, 2026-11-29, it took 0.8 to 1.0 of the time with
+// 49 pixels and 1.04 to 1.13 with 196 to 784. Where its rows crowd a cache, kernels copy what they read once
+// for all pixels that one thread has.
 int64_t packed_or_none(const Call& c) {
   const Problem& p = c.p;
-  constexpr int64_t FEW = 1024, FEW_CROWDED = 256;
+  if (p.frozen) return packed_filters(c);
+  const int64_t FEW = c.registers == 16 ? 128 : 1024, FEW_CROWDED = minimum(FEW, 256);
   bool fits = c.role == Role::y && c.element == c.number && c.results % c.L == 0;
   bool crowded = is_crowded(c.taps * c.sources, p.groups * p.filters * c.element, SECOND_SETS);
   bool few = p.batch * p.out[0] * p.out[1] * p.out[2] <= (crowded ? FEW_CROWDED : FEW);
@@ -329,6 +332,7 @@ Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, co
     case Kernel::winograd: plan_winograd(c, plan); break;
     default: plan_rows(c, plan);
   }
+  if (p.frozen && !gradient) plan.scratch -= plan.packed * c.number;
   plan.cost = cost_of(role, plan, count(role, type, p, plan, vectors.registers), processor.two_passes);
   plan.least = least_cost(role, type, p, processor);
   return plan;

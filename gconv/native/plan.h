@@ -32,14 +32,14 @@ struct Processor {
 
 struct Plan {
   Kernel kernel;
-  int length;       // which of the processor's vectors
-  int64_t bytes;    // of a vector
-  int64_t lanes;    // of a vector, in the type that sums are formed in
-  bool by_pairs;    // whether sums are of products of pairs, by that instruction: see vectors/products.h
-  int64_t threads;  // at most so many work
-  bool much;        // whether there is so much to do that another thread is worth waiting for
-  int64_t scratch;  // bytes
-  int64_t packed;  // numbers at the beginning of the scratch: the packed kernel; role w: one partition's sums
+  int length;        // which of the processor's vectors
+  int64_t bytes;     // of a vector
+  int64_t lanes;     // of a vector, in the type that sums are formed in
+  bool by_pairs;     // whether sums are of products of pairs, by that instruction: see vectors/products.h
+  int64_t threads;   // at most so many work
+  bool much;         // whether there is so much to do that another thread is worth waiting for
+  int64_t packed;    // numbers of the packed kernel; role w: of one partition's sums
+  int64_t scratch;   // bytes, in which the packed kernel comes first; but a frozen kernel's is kept elsewhere
   bool past_caches;  // whether x and y fill the last cache: sources are asked for early
   bool streams;      // whether results are stored past the caches then, since nothing reads them soon
 

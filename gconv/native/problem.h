@@ -25,6 +25,7 @@ struct Problem {
   int64_t groups, channels, filters;
   bool plain;   // whether each result must be the plain sum of its products
   bool widens;  // whether results of half precision are float32: sums that are not rounded
+  bool frozen;  // whether the kernel is the same in every call of a program, which then packs it once
 };
 
 // Covers [0, units) with ranges of at least `grain` units, but for each thread's last. Runs body(argument,
@@ -35,6 +36,13 @@ struct Parallel {
   using Body = bool (*)(void* argument, int64_t first, int64_t last);
   bool (*run)(const Parallel& self, int64_t units, int64_t grain, Body body, void* argument);
   int64_t threads;
+};
+
+// Memory of a call. Roles y and x pack their kernel into `packed`, unless an earlier call has.
+struct Scratch {
+  void* packed;
+  bool is_packed;
+  void* rest;
 };
 
 // What follows is compiled once per instruction set and must not be shared by the linker: of several copies

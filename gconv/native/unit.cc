@@ -21,7 +21,7 @@ using E = COMPUTED;
 using A = Wide<E>;
 
 bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* first, const void* second,
-         void* result, void* scratch, const Epilogue& epilogue, const Parallel& parallel) try {
+         void* result, const Scratch& scratch, const Epilogue& epilogue, const Parallel& parallel) try {
   Finish<A> finish(epilogue, type, p, result);
   auto with = [&](const auto& kernel) {
     kernel.run(first, second, result, scratch, parallel);

@@ -14,7 +14,7 @@ struct Unit {
   // y), of type `type`. Role w has no epilogue. False where there is no memory for the lists that a kernel
   // works with: the call has begun and was left.
   bool (*run)(const Plan& plan, Type type, Role role, const Problem& problem, const void* first,
-              const void* second, void* result, void* scratch, const Epilogue& epilogue,
+              const void* second, void* result, const Scratch& scratch, const Epilogue& epilogue,
               const Parallel& parallel);
 };
 

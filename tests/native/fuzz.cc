@@ -232,9 +232,11 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
   processor.lengths = 1, processor.pairs = pairs, processor.two_passes = random() % 2;
   processor.cache = random() % 2 ? 0 : 1e18;  // x and y fill it or not
   auto right = [&](const char* kernel) {
-    auto planned = [&](int64_t threads) {
+    auto planned = [&](int64_t threads, bool frozen = false) {
       Plan plan;
-      if (const char* why = plan_call(role, type, p, processor, threads, kernel, plan))
+      Problem of = p;
+      of.frozen = frozen;
+      if (const char* why = plan_call(role, type, of, processor, threads, kernel, plan))
         std::printf("%s was not planned: %s\n", kernel, why), std::exit(1);
       plan.threads = threads;  // also where so many do not pay
       return plan;
@@ -246,10 +248,27 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
       Plan plan = planned(threads);
       Threads pool;
       OnPool<Threads> parallel(&pool, threads, true);
+      int64_t packed = role == Role::w ? 0 : plan.packed * plan.bytes / plan.lanes;
       return plan.scratch == int64_t(scratch.size()) &&
              (plan.by_pairs ? *set.pairs : unit)
                  .run(plan, type, role, p, first.bytes.data(), second.bytes.data(), result.bytes.data(),
-                      scratch.data(), epilogue, parallel);
+                      {scratch.data(), false, scratch.data() + packed}, epilogue, parallel);
+    };
+    // A frozen kernel: the first call packs it elsewhere, and the next ones have no other, where it is
+    // packed.
+    Plan frozen = planned(1, true);
+    Bytes elsewhere(role == Role::w ? 0 : frozen.packed * frozen.bytes / frozen.lanes, 0xff);
+    auto run_frozen = [&](int64_t threads, bool is_packed, const Epilogue& epilogue) {
+      memset(result.bytes.data(), 0xff, result.bytes.size());
+      Bytes rest(frozen.scratch, 0xff), none(second.bytes.size(), 0xff);
+      Problem of = p;
+      of.frozen = true;
+      Threads pool;
+      OnPool<Threads> parallel(&pool, threads, true);
+      const Bytes& kernel = is_packed && frozen.packed ? none : second.bytes;
+      return (frozen.by_pairs ? *set.pairs : unit)
+          .run(planned(threads, true), type, role, of, first.bytes.data(), kernel.data(), result.bytes.data(),
+               {elsewhere.data(), is_packed, rest.data()}, epilogue, parallel);
     };
     Bytes before;
     for (int64_t threads : {1, 2, 8}) {
@@ -293,6 +312,11 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
       }
       before = result.bytes;
     }
+    for (int64_t threads : {1, 2, 8})
+      if (!run_frozen(threads, threads > 1, epilogue) || before != result.bytes) {
+        std::printf("with a frozen kernel %ld threads give other bits\n", long(threads));
+        return false;
+      }
     for (int64_t i = 0; i < result.size; ++i) {
       double terms[] = {plain.get(i) * (epilogue.scale ? scale.get(i % channels) : 1),
                         epilogue.shift ? shift.get(i % channels) : 0,

@@ -26,7 +26,8 @@ class GatherDepthwise {
       : plan(plan), p(p), g(role, p, plan.dilated_phases), finish(finish), channels(p.groups),
         strands(ceil_div(channels, L)) {}
 
-  void run(const void* sources, const void* kernel, void* results, void*, const Parallel& parallel) const {
+  void run(const void* sources, const void* kernel, void* results, const Scratch&,
+           const Parallel& parallel) const {
     const T *x = static_cast<const T*>(sources), *weights = static_cast<const T*>(kernel);
     T* result = static_cast<T*>(results);
     // Neighbouring units are neighbouring rows. Channels are shared out only where there are few rows.

@@ -44,10 +44,10 @@ class ReduceDepthwise {
       : plan(plan), p(p), g(Role::y, p, plan.dilated_phases), channels(p.groups),
         strands(ceil_div(channels, L)) {}
 
-  void run(const void* sources, const void* outputs, void* results, void* scratch,
+  void run(const void* sources, const void* outputs, void* results, const Scratch& scratch,
            const Parallel& parallel) const {
     const T *x = static_cast<const T*>(sources), *y = static_cast<const T*>(outputs);
-    A* partial = static_cast<A*>(scratch);
+    A* partial = static_cast<A*>(scratch.rest);
     int64_t partitions = plan.partitions, rows = Rows::units(plan, g), in_row = Rows::in_row(plan, g);
     int64_t parts = maximum(1, minimum(strands / 4, 4 * parallel.threads / partitions));
     for_each(parallel, partitions * parts, 1 << 14, [&](int64_t unit) {

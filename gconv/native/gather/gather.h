@@ -138,10 +138,11 @@ struct Gather {
   // of them][lane], zeros beyond the last filter; of each `reversed` taps, which is a row's or 1, the last
   // comes first. Or the kernel as it is, where the plan has no room for a packed one.
   template <class E>
-  const E* packed(const Plan& plan, const Parallel& parallel, Type type, const void* w, void* scratch,
-                  int64_t reversed) const {
+  const E* packed(const Plan& plan, const Parallel& parallel, Type type, const void* w,
+                  const Scratch& scratch, int64_t reversed) const {
     if (!plan.packed) return static_cast<const E*>(w);
-    E* to = static_cast<E*>(scratch);
+    E* to = static_cast<E*>(scratch.packed);
+    if (scratch.is_packed) return to;
     with_element<E>(
         type, [&](auto element) { pack(parallel, static_cast<const decltype(element)*>(w), to, reversed); });
     return to;

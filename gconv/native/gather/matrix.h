@@ -18,6 +18,7 @@ class GatherMatrix {
   const Plan& plan;
   Type type;
   bool in_place;  // whether sources are read where they are
+  bool cold;      // whether weights come from memory: those that this call packs are in the caches
   Gather g;
   const Finish<A>& finish;
   int64_t steps;    // numbers or pairs of a group's sources
@@ -26,11 +27,12 @@ class GatherMatrix {
 
  public:
   GatherMatrix(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
-      : plan(plan), type(type), in_place(gconv::in_place<E>(type)), g(role, p), finish(finish),
-        steps(g.sources / TERMS<E>), columns(g.batch * p.in[0] * p.in[1] * p.in[2]),
-        tiles(plan, type, p, g, finish) {}
+      : plan(plan), type(type), in_place(gconv::in_place<E>(type)), cold(!plan.packed || p.frozen),
+        g(role, p), finish(finish), steps(g.sources / TERMS<E>),
+        columns(g.batch * p.in[0] * p.in[1] * p.in[2]), tiles(plan, type, p, g, finish) {}
 
-  void run(const void* sources, const void* w, void* results, void* scratch, const Parallel& parallel) const {
+  void run(const void* sources, const void* w, void* results, const Scratch& scratch,
+           const Parallel& parallel) const {
     const char* x = static_cast<const char*>(sources);
     char* result = static_cast<char*>(results);
     const E* kernel = g.packed<E>(plan, parallel, type, w, scratch, 1);
@@ -49,13 +51,14 @@ class GatherMatrix {
 
  private:
   // A matrix product of few pixels: a unit has some of the filters, two vectors at a time as they are packed,
-  // and a thread has all pixels of its filters one after the other. So each weight is read by one thread. Of
-  // a kernel that is not packed a unit has all pixels, if their sources stay near and there are enough units.
+  // and a thread has all pixels of its filters one after the other. So each weight is read by one thread.
+  // Where weights come from memory a unit has all pixels, if their sources stay near and there are enough
+  // units.
   void by_filters(const Parallel& parallel, int64_t stretches, const E* x, const E* kernel,
                   Result* result) const {
     int64_t vectors = ceil_div(g.results, L), pairs = maximum(1, vectors / 2);
     bool near = columns * steps * int64_t(sizeof(E)) <= NEAR && pairs >= 6 * parallel.threads;
-    bool all = tiles.crowded || (!plan.packed && near);
+    bool all = tiles.crowded || (cold && near);
     int64_t stretch = all ? columns : plan.stretch;
     if (all) stretches = 1;
     // Each unit copies sources that would crowd the nearest cache: then there is one for each thread.

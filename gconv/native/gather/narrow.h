@@ -41,12 +41,14 @@ class GatherNarrow {
         beyond(first_lane(lanes.blocks - 1) + lanes.vectors * L - pixel),
         image(g.axis[0].sources * g.axis[1].sources * g.axis[2].sources * pixel) {}
 
-  void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
-    E* weights = static_cast<E*>(scratch);
-    for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L, [&](int64_t block) {
-      with_element<E>(type,
-                      [&](auto element) { pack(block, static_cast<const decltype(element)*>(w), weights); });
-    });
+  void run(const void* x, const void* w, void* result, const Scratch& scratch,
+           const Parallel& parallel) const {
+    E* weights = static_cast<E*>(scratch.packed);
+    if (!scratch.is_packed)
+      for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L, [&](int64_t block) {
+        with_element<E>(
+            type, [&](auto element) { pack(block, static_cast<const decltype(element)*>(w), weights); });
+      });
     // A unit is some stretches of rows.
     int64_t longest = 0;
     for (int64_t i = 0; i < g.axis[2].phases.size; ++i) longest = maximum(longest, g.axis[2].phases[i].count);

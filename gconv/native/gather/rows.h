@@ -34,7 +34,8 @@ class GatherRows {
         g(role, p), finish(finish), steps(g.sources / TERMS<E>), columns(g.axis[2].sources),
         span(p.window[2]), tiles(plan, type, p, g, finish) {}
 
-  void run(const void* sources, const void* w, void* results, void* scratch, const Parallel& parallel) const {
+  void run(const void* sources, const void* w, void* results, const Scratch& scratch,
+           const Parallel& parallel) const {
     const char* x = static_cast<const char*>(sources);
     char* result = static_cast<char*>(results);
     const Axis& width = g.axis[2];

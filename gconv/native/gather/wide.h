@@ -88,8 +88,9 @@ class GatherWide {
       : plan(plan), p(p), type(type), in_place(gconv::in_place<E>(type)), g(role, p), finish(finish),
         steps(g.sources / TERMS<E>), unit(in_place ? g.groups * steps : 1), vectors(ceil_div(g.results, L)) {}
 
-  void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
-    E* zeros = static_cast<E*>(scratch) + plan.packed;
+  void run(const void* x, const void* w, void* result, const Scratch& scratch,
+           const Parallel& parallel) const {
+    E* zeros = static_cast<E*>(scratch.rest);
     memset(zeros, 0, steps * sizeof(E));
     const E* kernel = g.packed<E>(plan, parallel, type, w, scratch, 1);
     List<Stretch> stretches;
@@ -237,7 +238,7 @@ class GatherWide {
         block = block_of(vectors - v, 3);
         Gather::Weights<E> w = g.weights(plan, kernel, group, v, block);
         int64_t filters = minimum(block * L, g.results - v * L);
-        // Of a packed kernel, which is in the caches, nothing.
+        // Of a packed kernel nothing: its weights lie in the order in which they are read.
         const E* next = plan.packed ? nullptr : w.first + block * L;
         bool first_reader = in_place && plan.past_caches && v == 0 && table.taps.size;
         with_number<3>(block, [&](auto V) {

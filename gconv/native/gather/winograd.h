@@ -69,14 +69,16 @@ class GatherWinograd {
     }
   }
 
-  void run(const void* x, const void* w, void* result, void* scratch, const Parallel& parallel) const {
-    A* packed = static_cast<A*>(scratch);
-    char* zeros = reinterpret_cast<char*>(packed + plan.packed);  // elements
+  void run(const void* x, const void* w, void* result, const Scratch& scratch,
+           const Parallel& parallel) const {
+    A* packed = static_cast<A*>(scratch.packed);
+    char* zeros = static_cast<char*>(scratch.rest);  // elements
     memset(zeros, 0, g.source_channels() * bytes);
-    for_each(parallel, g.groups * p.window[0] * blocks, 100 * L * vectors, [&](int64_t unit) {
-      int64_t rest = unit / g.groups;  // neighbouring groups lie side by side in the kernel
-      pack(unit % g.groups, rest / blocks, rest % blocks * L, static_cast<const char*>(w), packed);
-    });
+    if (!scratch.is_packed)
+      for_each(parallel, g.groups * p.window[0] * blocks, 100 * L * vectors, [&](int64_t unit) {
+        int64_t rest = unit / g.groups;  // neighbouring groups lie side by side in the kernel
+        pack(unit % g.groups, rest / blocks, rest % blocks * L, static_cast<const char*>(w), packed);
+      });
 
     List<Stretch> stretches;
     const Axis &depth = g.axis[0], &height = g.axis[1], &width = g.axis[2];

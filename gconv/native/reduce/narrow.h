@@ -76,8 +76,9 @@ class ReduceNarrow {
       : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), bytes(bytes_of<A>(type)),
         lanes(p.groups, p.channels), taps(taps_of(p)), stretches(plan, p) {}
 
-  void run(const void* x, const void* y, void* result, void* scratch, const Parallel& parallel) const {
-    A* partial = static_cast<A*>(scratch);
+  void run(const void* x, const void* y, void* result, const Scratch& scratch,
+           const Parallel& parallel) const {
+    A* partial = static_cast<A*>(scratch.rest);
     int64_t parts = minimum(lanes.blocks, ceil_div(4 * parallel.threads, plan.partitions));
     for_each(parallel, plan.partitions * parts, 1 << 14, [&](int64_t unit) {
       int64_t partition = unit / parts, part = unit % parts;

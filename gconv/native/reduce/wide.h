@@ -36,8 +36,9 @@ class ReduceWide {
         high(plan.block_channels), wide(plan.block_vectors), down(ceil_div(p.channels, high)),
         across(ceil_div(p.filters, wide * L)), block_size(taps * high * wide * L), stretches(plan, this->p) {}
 
-  void run(const void* x, const void* y, void* result, void* scratch, const Parallel& parallel) const {
-    A* partial = static_cast<A*>(scratch);
+  void run(const void* x, const void* y, void* result, const Scratch& scratch,
+           const Parallel& parallel) const {
+    A* partial = static_cast<A*>(scratch.rest);
     // A unit has the same filters of several groups, and of each several blocks of channels: they share
     // packed y.
     int64_t slices = parts_of(parallel, plan.partitions * across, down);
