@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 from foreign import normal
+from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
 import gconv
 from gconv import native
@@ -215,6 +216,16 @@ def test_who_calls_first_at_the_same_time_gets_the_same():
             program = jax.jit(gconv.fuse(lambda x: conv_relu(x, kernel, groups=1))).lower(x).compile()
             for result in pool.map(program, [x] * 24):
                 close(result, expected)
+
+
+@needs_kernels
+def test_a_program_that_was_stored_packs_when_it_is_loaded():
+    kernel, x = jnp.asarray(normal(1, 3, 3, C // 2, C), "float32"), images()
+    program = jax.jit(gconv.fuse(lambda x: conv_relu(x, kernel))).lower(x).compile()
+    assert packed_once(program.as_text()) == (1, 0)
+    loaded = deserialize_and_load(*serialize(program), execution_devices=jax.devices()[:1])
+    for n in (1, 2):
+        np.testing.assert_array_equal(loaded(n * x), program(n * x))
 
 
 @needs_kernels
