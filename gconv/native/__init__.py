@@ -40,7 +40,6 @@ import functools
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -97,11 +96,8 @@ def register_kernels() -> bool:
         if hasattr(library, entry):
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, entry)), platform="cpu")
     if hasattr(library, "gconv_frozen_call"):
-        library.gconv_frozen_type.restype = library.gconv_frozen_type_info.restype = ctypes.c_void_p
-        capsule = jax.ffi.pycapsule
-        kind: Any = {"type_id": capsule(library.gconv_frozen_type()), "type_info": capsule(library.gconv_frozen_type_info())}
-        stages = {"instantiate": capsule(library.gconv_frozen_state), "execute": capsule(library.gconv_frozen_call)}
-        jax.ffi.register_ffi_type("gconv_frozen", kind, platform="cpu")
+        entries = {"instantiate": library.gconv_frozen_state, "execute": library.gconv_frozen_call}
+        stages = {stage: jax.ffi.pycapsule(entry) for stage, entry in entries.items()}
         jax.ffi.register_ffi_target(FROZEN_TARGET, stages, platform="cpu")
     return True
 

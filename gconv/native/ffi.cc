@@ -277,9 +277,19 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) {
   });
 }
 
+// Makes the state's type known to XLA, once: with the first call, by which XLA asks what a handler needs when
+// it is registered. (Registered by Python before there is a backend, it would come after the handlers.)
+static XLA_FFI_Error* register_state(XLA_FFI_CallFrame* frame) {
+  static std::mutex mutex;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (gconv::State::id.type_id) return nullptr;
+  return ffi::Ffi::RegisterTypeId(frame->api, "gconv_frozen", &gconv::State::id, &gconv::STATE_INFO);
+}
+
 // The same call where the kernel operand is the same in every call of a program, and what makes its state.
 EXPORT XLA_FFI_Error* gconv_frozen_call(XLA_FFI_CallFrame* frame) {
-  return guarded(frame, [&] {
+  return guarded(frame, [&]() -> XLA_FFI_Error* {
+    if (XLA_FFI_Error* error = register_state(frame)) return error;
     static auto* const handler =
         with_arguments(ffi::Ffi::Bind().Ctx<ffi::State<gconv::State>>().Ctx<ffi::ThreadPool>())
             .To(gconv::call)
@@ -288,7 +298,8 @@ EXPORT XLA_FFI_Error* gconv_frozen_call(XLA_FFI_CallFrame* frame) {
   });
 }
 EXPORT XLA_FFI_Error* gconv_frozen_state(XLA_FFI_CallFrame* frame) {
-  return guarded(frame, [&] {
+  return guarded(frame, [&]() -> XLA_FFI_Error* {
+    if (XLA_FFI_Error* error = register_state(frame)) return error;
     static auto* const handler = ffi::Ffi::Bind<ffi::ExecutionStage::kInstantiate>()
                                      .Attrs()
                                      .To([](ffi::Dictionary) -> ffi::ErrorOr<std::unique_ptr<gconv::State>> {
@@ -298,9 +309,6 @@ EXPORT XLA_FFI_Error* gconv_frozen_state(XLA_FFI_CallFrame* frame) {
     return handler->Call(frame);
   });
 }
-// Its type, which is to be registered with XLA before.
-EXPORT void* gconv_frozen_type() { return &gconv::State::id; }
-EXPORT const void* gconv_frozen_type_info() { return &gconv::STATE_INFO; }
 
 // The XLA FFI version of the headers that this was built with: major * 1000 + minor.
 EXPORT int64_t gconv_ffi_version() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
