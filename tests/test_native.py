@@ -457,7 +457,8 @@ def test_with_more_than_the_default_precision_a_result_is_the_sum_of_its_own_pro
 
 @built
 @pytest.mark.parametrize(
-    ("role", "size", "pad", "few"), [("y", 8, 2, False), ("y", 6, 9, True), ("x", 8, 0, False), ("x", 20, -7, True)]
+    ("role", "size", "pad", "few"),
+    [("y", 6 if LONGEST == "64" else 8, 2, False), ("y", 6, 9, True), ("x", 8, 0, False), ("x", 20, -7, True)],
 )
 def test_results_of_which_few_taps_meet_anything_are_the_sums_of_their_own_products(role, size, pad, few):
     """Squares would round by the products of whole windows, and take longer."""
@@ -760,7 +761,7 @@ def test_in_every_kernel_a_nan_stays_with_its_image_and_pixel(spatial, window, g
     facts = geometry(x.shape, kernel.shape, groups=groups)[1]
     expected = oracle.conv(x, kernel, groups=groups, strides=(1, 1), pads=((0, 0), (0, 0)), dilation=(1, 1))
     able = [n for n, reason in backends.native.kernels("y", facts, jnp.dtype("float32"), 4).items() if reason is None]
-    assert len({name.split(".")[0] for name in able}) > 1
+    assert len(able) > (2 if LONGEST == "64" else 1)  # with AVX-512 each kernel has two lengths of vectors
     for name in able:
         run = jax.jit(functools.partial(backends.native.y, geometry=facts, dtype=jnp.float32, precision=None, forced=name))
         np.testing.assert_allclose(np.asarray(run(x, kernel)), expected, rtol=1e-4, atol=1e-4, err_msg=name)

@@ -86,8 +86,8 @@ def typed(given: dict[str, Array | None], dtype) -> dict[str, Array]:
     return {name: a.astype(dtype if name == "residual" else wide) for name, a in given.items() if a is not None}
 
 
-def compose(first, second, *operands, role, parts, activation, frozen=False, **options) -> Array:
-    """The same, each part an operation of its own."""
+def compose(first, second, *operands, role, parts, activation, frozen, **options) -> Array:
+    """The same, each part an operation of its own. Nothing is packed here, so `frozen` says nothing."""
     del frozen
     result = alone(role, dict(zip(roles.OPERANDS[role], (first, second), strict=True)), **options)
     return finish(result, dict(zip(parts, operands, strict=True)), activation)

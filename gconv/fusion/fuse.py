@@ -52,9 +52,9 @@ def fuse(function: F, *, frozen: bool = False) -> F:
         callable pytree, as the models of NNX and Equinox are, whose arrays are arguments then. Arrays that a function closes
         over are constants, as in `jax.jit`: later changes of them are not seen.
       frozen: whether the arrays of a callable pytree are constants as well, with the values that they have now. Scale and
-        shift of each batch norm are then computed once, when the function is compiled, each kernel is packed once,
-        in the first call, and a call does not collect the model's arrays. Later changes of the model are not seen, and each
-        compiled program holds a copy of its arrays, and a second one of the kernels as they are packed.
+        shift of each batch norm are then computed once, when the function is compiled, each kernel is packed once, in the first
+        call, and a call does not collect the model's arrays. Later changes of the model are not seen, and each compiled program
+        holds a copy of its arrays, and a second one of the kernels as they are packed.
 
     Returns:
       A function, which is compiled once for each shape and type of its arrays, as by `jax.jit`, and for each value of what is

@@ -17,6 +17,7 @@
     processor.h   which instruction sets the processor has
     in_use.h, .cc the instruction set and the kernels in use, and the last plans
     ffi.cc        the door to XLA: checks, the call, threads
+    questions.cc  the door to Python: plans, and the memory of a call
 
 Ten words are used throughout, each for one thing:
 

@@ -299,7 +299,9 @@ Counts wide_gradient(const Plan& plan, const Sums& s, const Problem& p) {
   return c;
 }
 
-Counts count_all(Role role, Type type, const Problem& p, const Plan& plan, int64_t registers) {
+}  // namespace
+
+Counts count(Role role, Type type, const Problem& p, const Plan& plan, int64_t registers) {
   const Sums s(role, p, plan, registers);
   bool gradient = role == Role::w;
   switch (plan.kernel) {
@@ -315,14 +317,6 @@ Counts count_all(Role role, Type type, const Problem& p, const Plan& plan, int64
   bool as_it_is = role == Role::y && std::fmod(s.results, s.lanes) == 0;
   if (!as_it_is)
     c.packed = s.groups * s.taps * s.sources * tiles_in(s.results, s.lanes) * (role == Role::x ? 2 : 1);
-  return c;
-}
-
-}  // namespace
-
-Counts count(Role role, Type type, const Problem& p, const Plan& plan, int64_t registers) {
-  Counts c = count_all(role, type, p, plan, registers);
-  if (p.frozen && role != Role::w) c.packed = 0;  // by an earlier call
   return c;
 }
 

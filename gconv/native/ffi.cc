@@ -4,10 +4,10 @@
 // access.
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 #include <string>
 
+#include "door.h"
 #include "frozen.h"
 #include "in_use.h"
 #include "parallel.h"
@@ -25,24 +25,8 @@ namespace {
 // --- checks ------------------------------------------------------------------------------------------------
 
 using Three = ffi::Span<const int64_t>;
-constexpr int64_t LARGEST = int64_t{1}
-                            << 31;  // of any attribute: their products of two stay far inside 64 bits
 
-// What is wrong with the attributes, or nullptr.
-const char* check(const Problem& p) {
-  for (int i = 0; i < 3; ++i) {
-    if (p.in[i] < 0 || p.in[i] > LARGEST || p.out[i] < 0 || p.out[i] > LARGEST)
-      return "spatial sizes must lie in [0, 2^31]";
-    if (p.window[i] < 1 || p.window[i] > LARGEST) return "window sizes must lie in [1, 2^31]";
-    if (p.strides[i] < 1 || p.strides[i] > LARGEST) return "strides must lie in [1, 2^31]";
-    if (p.dilation[i] < 1 || p.dilation[i] > LARGEST) return "dilations must lie in [1, 2^31]";
-    if (p.low[i] < -LARGEST || p.low[i] > LARGEST) return "paddings must lie in [-2^31, 2^31]";
-  }
-  for (int64_t size : {p.groups, p.channels, p.filters})
-    if (size < 1 || size > LARGEST) return "groups, channels and filters must lie in [1, 2^31]";
-  return nullptr;
-}
-
+// False where a size is not given for each of three axes.
 bool read(Problem& p, Three in, Three out, Three window, Three strides, Three low, Three dilation) {
   Three given[] = {in, out, window, strides, low, dilation};
   int64_t* fields[] = {p.in, p.out, p.window, p.strides, p.low, p.dilation};
@@ -80,40 +64,6 @@ bool known(ffi::DataType from, Type& to) {
     case ffi::DataType::F16: to = Type::f16; return true;
     default: return false;
   }
-}
-
-// Reads the numbers that the library's C functions are given; false where they do not fit.
-bool read_problem(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes, Problem& p,
-                  Role& r) {
-  Three of[6] = {Three(spatial, 3),     Three(spatial + 3, 3),  Three(spatial + 6, 3),
-                 Three(spatial + 9, 3), Three(spatial + 12, 3), Three(spatial + 15, 3)};
-  read(p, of[0], of[1], of[2], of[3], of[4], of[5]);
-  p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3],
-  p.plain = sizes[4] & 1, p.widens = sizes[4] & 2, p.frozen = sizes[4] & 4;
-  if (!in_use().set || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || check(p)) return false;
-  r = static_cast<Role>(role);
-  return true;
-}
-
-std::string as_json(const Plan& plan) {
-  std::string out =
-      "{\"kernel\": \"" + std::string(name_of(plan.kernel)) + "." + std::to_string(plan.bytes) + "\"";
-  auto number = [&](const char* name, double value) {
-    char text[64];
-    std::snprintf(text, sizeof text, ", \"%s\": %.10g", name, value);
-    out += text;
-  };
-  auto flag = [&](const char* name, bool value) {
-    out += std::string(", \"") + name + "\": " + (value ? "true" : "false");
-  };
-  number("lanes", double(plan.lanes)), number("tile", double(plan.tile)),
-      number("vectors", double(plan.vectors));
-  number("rows", double(maximum(1, plan.rows))), number("stretch", double(plan.stretch));
-  number("partitions", double(maximum(1, plan.partitions))), number("threads", double(plan.threads));
-  number("scratch", double(plan.scratch)), number("cost", plan.cost), number("least", plan.least);
-  flag("by_pairs", plan.by_pairs), flag("past_caches", plan.past_caches),
-      flag("packs", plan.packed > 0 && plan.partitions == 0);
-  return out + "}";
 }
 
 // --- the call ----------------------------------------------------------------------------------------------
@@ -208,7 +158,7 @@ ffi::Error call(State* frozen, ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::
   const Unit& unit = plan.by_pairs ? *set.pairs[plan.length] : *set.units[plan.length][int(type)];
   char* rest = static_cast<char*>(scratch->untyped_data());
   Scratch memory{rest, false, rest};
-  int64_t packed = role == Role::w ? 0 : plan.packed * plan.bytes / plan.lanes;
+  int64_t packed = packed_bytes(role, plan);
   if (!frozen) memory.rest = rest + packed;
   FrozenCall frozen_call(frozen, second.untyped_data(), second.size_bytes(), packed, memory);
   auto run = [&](const Parallel& parallel) {
@@ -226,20 +176,6 @@ ffi::Error call(State* frozen, ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::
 }  // namespace gconv
 
 // --- what the library exports ------------------------------------------------------------------------------
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-// Nothing may be thrown through a C function: what is, is std::bad_alloc.
-template <class F>
-static XLA_FFI_Error* guarded(XLA_FFI_CallFrame* frame, const F& f) try {
-  return f();
-} catch (...) {
-  XLA_FFI_Error_Create_Args error{};
-  error.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE;
-  error.message = gconv::NO_MEMORY;
-  error.errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED;
-  return frame->api->XLA_FFI_Error_Create(&error);
-}
 
 // The operands, results and attributes of a call.
 template <class Binding>
@@ -269,7 +205,7 @@ static auto with_arguments(Binding&& binding) {
 }
 
 EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) {
-  return guarded(frame, [&] {
+  return gconv::guarded(frame, gconv::NO_MEMORY, [&] {
     static auto* const handler = with_arguments(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>())
                                      .To([](auto... arguments) { return gconv::call(nullptr, arguments...); })
                                      .release();
@@ -288,7 +224,7 @@ static XLA_FFI_Error* register_state(XLA_FFI_CallFrame* frame) {
 
 // The same call where the kernel operand is the same in every call of a program, and what makes its state.
 EXPORT XLA_FFI_Error* gconv_frozen_call(XLA_FFI_CallFrame* frame) {
-  return guarded(frame, [&]() -> XLA_FFI_Error* {
+  return gconv::guarded(frame, gconv::NO_MEMORY, [&]() -> XLA_FFI_Error* {
     if (XLA_FFI_Error* error = register_state(frame)) return error;
     static auto* const handler =
         with_arguments(ffi::Ffi::Bind().Ctx<ffi::State<gconv::State>>().Ctx<ffi::ThreadPool>())
@@ -298,7 +234,7 @@ EXPORT XLA_FFI_Error* gconv_frozen_call(XLA_FFI_CallFrame* frame) {
   });
 }
 EXPORT XLA_FFI_Error* gconv_frozen_state(XLA_FFI_CallFrame* frame) {
-  return guarded(frame, [&]() -> XLA_FFI_Error* {
+  return gconv::guarded(frame, gconv::NO_MEMORY, [&]() -> XLA_FFI_Error* {
     if (XLA_FFI_Error* error = register_state(frame)) return error;
     static auto* const handler = ffi::Ffi::Bind<ffi::ExecutionStage::kInstantiate>()
                                      .Attrs()
@@ -312,53 +248,6 @@ EXPORT XLA_FFI_Error* gconv_frozen_state(XLA_FFI_CallFrame* frame) {
 
 // The XLA FFI version of the headers that this was built with: major * 1000 + minor.
 EXPORT int64_t gconv_ffi_version() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
-
-// The instruction set in use, or nullptr.
-EXPORT const char* gconv_instruction_set() {
-  return gconv::in_use().set ? gconv::in_use().set->name : nullptr;
-}
-
-// Plans one call and lists the kernels of the instruction set in use, as JSON in `text`: {"plan": {...},
-// "kernels":
-// {"wide.64": null or why it cannot do the call, ...}}. Types 0 to 3 are float32, float64, bfloat16, float16;
-// `spatial` holds in, out, window, strides, low and dilation, three of each, and `sizes` batch, groups,
-// channels, filters and a sum of 1 (plain), 2 (widens) and 4 (frozen); `forced` names a kernel or is empty.
-// Returns how many bytes the text has, of which `size` are written, or -1 for attributes that do not fit;
-// where the forced kernel cannot do the call, "plan" is why.
-EXPORT int64_t gconv_plan(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes,
-                          int64_t threads, const char* forced, char* text, int64_t size) try {
-  using namespace gconv;
-  Problem p{};
-  Role r;
-  if (!read_problem(role, type, spatial, sizes, p, r)) return -1;
-  Plan plan;
-  const char* why = plan_here(r, static_cast<Type>(type), p, threads, forced, plan);
-  std::string out = why ? "{\"plan\": \"" + std::string(why) + "\"" : "{\"plan\": " + as_json(plan);
-  out += ", \"kernels\": {";
-  const Processor& processor = in_use().processor;
-  for (int i = 0; i < processor.lengths; ++i)
-    for (Kernel kernel : EVERY_KERNEL) {
-      const char* reason = why_not(kernel, r, p);
-      out += std::string(out.back() == '{' ? "" : ", ") + "\"" + name_of(kernel) + "." +
-             std::to_string(processor.vectors[i][type].bytes) +
-             "\": " + (reason ? "\"" + std::string(reason) + "\"" : "null");
-    }
-  out += "}}";
-  if (size > 0) std::snprintf(text, size_t(size), "%s", out.c_str());
-  return int64_t(out.size());
-} catch (...) {
-  return -2;
-}
-
-// Bytes of scratch of a call, from the same numbers; -1 for attributes that do not fit.
-EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes) {
-  using namespace gconv;
-  Problem p{};
-  Role r;
-  Plan plan;
-  if (!read_problem(role, type, spatial, sizes, p, r)) return -1;
-  return plan_here(r, static_cast<Type>(type), p, 1, "", plan) ? -1 : plan.scratch;
-}
 
 // What a call is given: 3, since there is an epilogue among the attributes; 4, since arrays have the spatial
 // axes of their own; 5, since results of half precision may be float32; 6, since a kernel may be frozen.

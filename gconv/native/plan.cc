@@ -332,8 +332,9 @@ Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, co
     case Kernel::winograd: plan_winograd(c, plan); break;
     default: plan_rows(c, plan);
   }
-  if (p.frozen && !gradient) plan.scratch -= plan.packed * c.number;
-  plan.cost = cost_of(role, plan, count(role, type, p, plan, vectors.registers), processor.two_passes);
+  Counts counts = count(role, type, p, plan, vectors.registers);
+  if (p.frozen && !gradient) plan.scratch -= packed_bytes(role, plan), counts.packed = 0;
+  plan.cost = cost_of(role, plan, counts, processor.two_passes);
   plan.least = least_cost(role, type, p, processor);
   return plan;
 }

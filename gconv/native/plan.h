@@ -82,6 +82,9 @@ struct Plan {
 // Name of a kernel: "wide" of Kernel::wide.
 const char* name_of(Kernel kernel);
 
+// What is wrong with the numbers of a problem, or nullptr.
+const char* check(const Problem& problem);
+
 // Why a kernel cannot do a problem, or nullptr.
 const char* why_not(Kernel kernel, Role role, const Problem& problem);
 
@@ -89,6 +92,15 @@ const char* why_not(Kernel kernel, Role role, const Problem& problem);
 // or is empty. The result is a sentence where the forced one cannot run, else nullptr.
 const char* plan_call(Role role, Type type, const Problem& problem, const Processor& processor,
                       int64_t threads, const char* forced, Plan& plan);
+
+namespace {
+
+// Bytes of the packed kernel, which roles y and x have.
+inline int64_t packed_bytes(Role role, const Plan& plan) {
+  return role == Role::w ? 0 : plan.packed * plan.bytes / plan.lanes;
+}
+
+}  // namespace
 
 // --- register tiles ----------------------------------------------------------------------------------------
 // Kernels are compiled for these sizes and plans count with them. With 32 registers a tile has more results:

@@ -1,4 +1,6 @@
-// What each kernel can do.
+// What the numbers of a problem may be, and what each kernel can do.
+
+#include <initializer_list>
 
 #include "plan.h"
 
@@ -83,6 +85,21 @@ const Requirement REQUIREMENTS[] = {
 };
 
 }  // namespace
+
+const char* check(const Problem& p) {
+  constexpr int64_t LARGEST = int64_t{1} << 31;  // products of two stay far inside 64 bits
+  for (int i = 0; i < 3; ++i) {
+    if (p.in[i] < 0 || p.in[i] > LARGEST || p.out[i] < 0 || p.out[i] > LARGEST)
+      return "spatial sizes must lie in [0, 2^31]";
+    if (p.window[i] < 1 || p.window[i] > LARGEST) return "window sizes must lie in [1, 2^31]";
+    if (p.strides[i] < 1 || p.strides[i] > LARGEST) return "strides must lie in [1, 2^31]";
+    if (p.dilation[i] < 1 || p.dilation[i] > LARGEST) return "dilations must lie in [1, 2^31]";
+    if (p.low[i] < -LARGEST || p.low[i] > LARGEST) return "paddings must lie in [-2^31, 2^31]";
+  }
+  for (int64_t size : {p.groups, p.channels, p.filters})
+    if (size < 1 || size > LARGEST) return "groups, channels and filters must lie in [1, 2^31]";
+  return nullptr;
+}
 
 const char* why_not(Kernel kernel, Role role, const Problem& problem) {
   for (const Requirement& r : REQUIREMENTS)

@@ -248,16 +248,15 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
       Plan plan = planned(threads);
       Threads pool;
       OnPool<Threads> parallel(&pool, threads, true);
-      int64_t packed = role == Role::w ? 0 : plan.packed * plan.bytes / plan.lanes;
       return plan.scratch == int64_t(scratch.size()) &&
              (plan.by_pairs ? *set.pairs : unit)
                  .run(plan, type, role, p, first.bytes.data(), second.bytes.data(), result.bytes.data(),
-                      {scratch.data(), false, scratch.data() + packed}, epilogue, parallel);
+                      {scratch.data(), false, scratch.data() + packed_bytes(role, plan)}, epilogue, parallel);
     };
     // A frozen kernel: the first call packs it elsewhere, and the next ones have no other, where it is
     // packed.
     Plan frozen = planned(1, true);
-    Bytes elsewhere(role == Role::w ? 0 : frozen.packed * frozen.bytes / frozen.lanes, 0xff);
+    Bytes elsewhere(packed_bytes(role, frozen), 0xff);
     auto run_frozen = [&](int64_t threads, bool is_packed, const Epilogue& epilogue) {
       memset(result.bytes.data(), 0xff, result.bytes.size());
       Bytes rest(frozen.scratch, 0xff), none(second.bytes.size(), 0xff);

@@ -6,13 +6,12 @@
 #include <cstring>
 #include <string>
 
+#include "door.h"
 #include "in_use.h"
 #include "norm/norm.h"
 #include "parallel.h"
 #include "xla/ffi/api/c_api.h"
 #include "xla/ffi/api/ffi.h"
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace ffi = xla::ffi;
 
@@ -115,24 +114,19 @@ ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Remaini
 }  // namespace
 }  // namespace gconv
 
-// Nothing may be thrown through a C function: what is, is std::bad_alloc.
-EXPORT XLA_FFI_Error* gconv_norm_call(XLA_FFI_CallFrame* frame) try {
+EXPORT XLA_FFI_Error* gconv_norm_call(XLA_FFI_CallFrame* frame) {
   using namespace gconv;
-  static auto* const handler = ffi::Ffi::Bind()
-                                   .Ctx<ffi::ThreadPool>()
-                                   .RemainingArgs()
-                                   .RemainingRets()
-                                   .Attr<int64_t>("pass")
-                                   .Attr<bool>("relu")
-                                   .Attr<bool>("residual")
-                                   .Attr<int64_t>("partitions")
-                                   .To(call)
-                                   .release();
-  return handler->Call(frame);
-} catch (...) {
-  XLA_FFI_Error_Create_Args error{};
-  error.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE;
-  error.message = gconv::NO_MEMORY;
-  error.errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED;
-  return frame->api->XLA_FFI_Error_Create(&error);
+  return guarded(frame, NO_MEMORY, [&] {
+    static auto* const handler = ffi::Ffi::Bind()
+                                     .Ctx<ffi::ThreadPool>()
+                                     .RemainingArgs()
+                                     .RemainingRets()
+                                     .Attr<int64_t>("pass")
+                                     .Attr<bool>("relu")
+                                     .Attr<bool>("residual")
+                                     .Attr<int64_t>("partitions")
+                                     .To(call)
+                                     .release();
+    return handler->Call(frame);
+  });
 }
