@@ -86,7 +86,7 @@ def typed(given: dict[str, Array | None], dtype) -> dict[str, Array]:
     return {name: a.astype(dtype if name == "residual" else wide) for name, a in given.items() if a is not None}
 
 
-def compose(first, second, *operands, role, parts, activation, frozen, **options) -> Array:
+def compose(first, second, *operands, role, parts, activation, frozen=False, **options) -> Array:
     """The same, each part an operation of its own. Nothing is packed here, so `frozen` says nothing."""
     del frozen
     result = alone(role, dict(zip(roles.OPERANDS[role], (first, second), strict=True)), **options)
