@@ -1,6 +1,7 @@
 """The rows of the choice: one problem for each, which it decides, and whose sentence `gconv.explain` shows."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -72,21 +73,22 @@ EVERY = [
 ]
 
 
-# Of `x @ matrix`, in the order of the rows: pixels and channels of x, columns, type, platform.
+# Of `x @ matrix`, in the order of the rows: pixels and channels of x, columns, type, platform, whether it is a constant.
 PRODUCTS = {
     "fused matrix": (
-        ((2, 49, 96), 384, "float64", "cpu"),
-        ((2, 0, 96), 384, "float32", "cpu"),
-        ((1, 15, 1280), 1000, "float32", "cpu"),
-        ((2, 49, 96), 7, "float32", "cpu"),
-        ((2, 49, 4000), 768, "float32", "cpu"),
-        ((2, 49, 3072), 768, "float32", "cpu"),
+        ((2, 49, 96), 384, "float64", "cpu", False),
+        ((2, 0, 96), 384, "float32", "cpu", False),
+        ((1, 15, 1280), 1000, "float32", "cpu", True),
+        ((1, 15, 1280), 1000, "float32", "cpu", False),
+        ((2, 49, 96), 7, "float32", "cpu", False),
+        ((2, 49, 4000), 768, "float32", "cpu", False),
+        ((2, 49, 3072), 768, "float32", "cpu", False),
     ),
     "linear": (
-        ((8, 196, 96), 384, "bfloat16", "cuda"),
-        ((2, 49, 96), 384, "bfloat16", "cpu"),
-        ((8, 49, 768), 3072, "float32", "cpu"),
-        ((8, 49, 768), 3072, "bfloat16", "cpu"),
+        ((8, 196, 96), 384, "bfloat16", "cuda", False),
+        ((2, 49, 96), 384, "bfloat16", "cpu", False),
+        ((8, 49, 768), 3072, "float32", "cpu", False),
+        ((8, 49, 768), 3072, "bfloat16", "cpu", False),
     ),
 }
 EVERY_PRODUCT = [
@@ -135,12 +137,12 @@ def test_every_row_decides_a_problem_and_explain_says_so(name, row, given, alone
 
 @pytest.mark.parametrize("name, row, given", EVERY_PRODUCT)
 def test_every_row_decides_a_matrix_product(name, row, given, monkeypatch, x64):
-    (batch, pixels, channels), filters, dtype, platform = given
+    (batch, pixels, channels), filters, dtype, platform, frozen = given
     g = Geometry((pixels,), (1,), (1,), ((0, 0),), (1,), 1, channels, filters)
     monkeypatch.setattr(backends.native, "why_not", lambda *_: None)
-    problem = Problem("y", g, jnp.dtype(dtype), platform, batch)
+    problem = Problem("y", g, jnp.dtype(dtype), platform, batch, frozen)
     assert choice.decide(name, problem) is row
-    against = lambda *portable: backends.reason_against_matrix(name, g, jnp.dtype(dtype), platform, batch, *portable)
+    against = partial(backends.reason_against_matrix, name, g, jnp.dtype(dtype), platform, batch, frozen=frozen)
     assert against() == (None if row.takes else row.say(problem))
     assert against("it is exported") == "native: it is exported"
     monkeypatch.setattr(backends.native, "why_not", lambda *_: "there are none")

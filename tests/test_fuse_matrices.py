@@ -300,6 +300,19 @@ def test_what_the_rows_of_the_choice_leave(rows, sources, results, dtype):
     assert not row.takes and left(lambda x, w: jax.nn.relu(x @ w), x, w) == [row.say(problem)]
 
 
+@built
+@pytest.mark.parametrize("rows", (1, 3, 15))
+def test_few_rows_of_a_large_matrix_that_is_a_constant(rows):
+    x, w, b = array(0, rows, 1000), array(1, 1000, 530) / 1000**0.5, array(2, 1, 530)
+    layer = lambda x, w, b: jax.nn.relu(x @ w + b)
+    fused = gconv.fuse(lambda x: layer(x, w, b))
+    expected = np.maximum(np.float64(x) @ np.float64(w) + np.float64(b), 0)
+    for _ in range(2):  # to pack, and packed
+        np.testing.assert_allclose(fused(x), expected, rtol=0, atol=TOLERANCE * expected.max())
+    assert f"stablehlo.custom_call @{native.FROZEN_TARGET}" in lowered(fused, x)
+    assert left(layer, x, w, b) and left(lambda x: layer(x, w[:, :520], b[:, :520]), x)  # an argument; smaller
+
+
 def test_without_kernels(monkeypatch, tmp_path):
     args = arguments(2, 7, 5, 16)
     native.load.cache_clear()

@@ -73,7 +73,7 @@ def reason_for(name: str, role: str, geometry: Geometry, dtype, platform: str, b
 
 
 def reason_against_matrix(
-    rows: str, geometry: Geometry, dtype, platform: str, batch, portable: str | None = None
+    rows: str, geometry: Geometry, dtype, platform: str, batch, portable: str | None = None, *, frozen: bool = False
 ) -> str | None:
     """Why a matrix product stays XLA's, or None where the native kernels take it.
 
@@ -81,8 +81,9 @@ def reason_against_matrix(
       rows: those of `gconv.backends.choice` that decide: "fused matrix", together with what follows it, or "linear".
       geometry: the product as a convolution whose window is one pixel.
       portable: as in `choose`.
+      frozen: whether the matrix is the same in every call of a program.
     """
-    problem = Problem("y", geometry, dtype, platform, batch)
+    problem = Problem("y", geometry, dtype, platform, batch, frozen)
     if reason := _cannot("native", problem, portable):
         return f"native: {reason}"
     row = choice.decide(rows, problem)

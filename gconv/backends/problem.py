@@ -19,6 +19,7 @@ class Problem:
       dtype: of the operands.
       platform: by JAX's lowering names.
       batch: the number of images, or a symbol of JAX's where it is not known.
+      frozen: whether the kernel is the same in every call of a program, which then packs it once.
     """
 
     role: str
@@ -26,6 +27,7 @@ class Problem:
     dtype: Any
     platform: str
     batch: Any
+    frozen: bool = False
 
     @property
     def type(self) -> str:

@@ -205,7 +205,8 @@ def _cost(eqn, platform: str) -> tuple[str, int] | None:
         g, batch = params["geometry"], avals[0].shape[0]
         problem = (g, _operand(avals[:2]), platform, batch)
         if params.get("matrix"):
-            by = "XLA" if backends.reason_against_matrix("fused matrix", *problem) else "native"
+            reason = backends.reason_against_matrix("fused matrix", *problem, frozen=params["frozen"])
+            by = "XLA" if reason else "native"
         else:
             by = backends.choose(role, *problem, params["implementation"])
         return by, 2 * backends.products(g, batch)

@@ -69,8 +69,8 @@ def is_matrix_product(node: Node) -> bool:
     return x >= matrix == 2 and node.params["dimension_numbers"] == (((x - 1,), (0,)), ((), ()))
 
 
-def convolution(node: Node) -> Convolution | str:
-    """What a node that is one computes, or why nothing can follow it."""
+def convolution(node: Node, frozen: bool) -> Convolution | str:
+    """What a node that is one computes, or why nothing can follow it; `frozen`: whether its kernel is the same in all calls."""
     (result,) = node.outputs
     if str(result.aval.dtype) not in FLOATS:
         return f"results in {result.aval.dtype}"
@@ -81,7 +81,7 @@ def convolution(node: Node) -> Convolution | str:
     if node.equation.ctx.compute_type is not None:
         return f"computed on {node.equation.ctx.compute_type}"
     if is_matrix_product(node):
-        return _of_matrix_product(node)
+        return _of_matrix_product(node, frozen)
     return _of_lax(node) if node.equation.primitive is lax.conv_general_dilated_p else _of_gconv(node)
 
 
@@ -153,7 +153,7 @@ def _of_gconv(node: Node) -> Convolution | str:
     )
 
 
-def _of_matrix_product(node: Node) -> Convolution | str:
+def _of_matrix_product(node: Node, frozen: bool) -> Convolution | str:
     x, matrix, y = (typeof(a) for a in (*node.inputs, *node.outputs))
     (*pixels, channels), (_, filters) = x.shape, matrix.shape
     if not all(isinstance(n, int) for n in (*x.shape, filters)):
@@ -161,7 +161,8 @@ def _of_matrix_product(node: Node) -> Convolution | str:
     if not x.dtype == matrix.dtype == y.dtype:
         return f"{x.dtype} times {matrix.dtype} in {y.dtype}"
     batch, geometry = of_matrix_product(pixels, channels, filters)
-    if reason := backends.reason_against_matrix("fused matrix", geometry, y.dtype, jax.default_backend(), batch):
+    problem = (geometry, y.dtype, jax.default_backend(), batch)
+    if reason := backends.reason_against_matrix("fused matrix", *problem, frozen=frozen):
         return reason
     return Convolution(
         role="y",

@@ -184,7 +184,7 @@ def fits(ctx, platform: str, params: dict) -> bool:
     operand, portable = wider(first.dtype, second.dtype), roles.must_be_portable(ctx)
     problem = (params["geometry"], operand, platform, first.shape[0])
     if params["matrix"]:
-        is_theirs = backends.reason_against_matrix("fused matrix", *problem, portable) is None
+        is_theirs = backends.reason_against_matrix("fused matrix", *problem, portable, frozen=params["frozen"]) is None
     else:
         is_theirs = backends.choose(params["role"], *problem, params["implementation"], portable) == "native"
     if not is_theirs or not backends.native.gives(operand, params["dtype"]):

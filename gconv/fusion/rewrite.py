@@ -3,7 +3,7 @@
 Matrix products like those of `nnx.Linear` are among the convolutions here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -91,14 +91,18 @@ class Rewritten:
         read = lambda atom: atom.val if isinstance(atom, Literal) else env[atom]
         for node in self.program.nodes:
             if plan := self._plans.get(node.place):
-                env[plan.chain.value] = _run(plan, read, frozen=self._fixed.issuperset(values(plan.convolution.inputs[1:])))
+                env[plan.chain.value] = _run(plan, read, frozen=self._is_frozen(plan.convolution.inputs))
             elif node not in self._left_out:
                 results = node.bind([read(a) for a in node.inputs], self._inner.get(node))
                 env.update(zip(node.outputs, results, strict=True))
         return [read(a) for a in self.program.outputs]
 
+    def _is_frozen(self, operands: Sequence[Atom]) -> bool:
+        """Whether a kernel, the last of a convolution's operands, is the same whenever the program runs."""
+        return self._fixed.issuperset(values(operands[1:2]))
+
     def _row(self, node: Node) -> Fused:
-        conv = convolution(node)
+        conv = convolution(node, self._is_frozen(node.inputs))
         if isinstance(conv, str):
             return _said(node, (), conv)
         if not node.outputs[0].readers and not node.outputs[0].is_result:

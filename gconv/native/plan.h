@@ -60,6 +60,7 @@ struct Plan {
   bool whole_rows;      // role w: whether registers hold a sum from one end of a row to the other
 
   // Winograd.
+  bool once;    // whether the weights are read once, by all squares
   int64_t gap;  // numbers between the packed kernel's points: else they would crowd the nearest cache's sets
 
   // Roles y and x of narrow groups.

@@ -80,6 +80,16 @@ struct Axis {
   }
 };
 
+// What a unit of work has of the results of some pixels: some groups, or some filters of one of them. These
+// are neighbouring channels.
+struct Part {
+  int64_t group, last_group, filter, last_filter;
+  int64_t channel(int64_t of_group) const { return group * of_group + filter; }
+  int64_t channels(int64_t of_group) const {
+    return (last_group - group - 1) * of_group + last_filter - filter;
+  }
+};
+
 // A problem seen from role y or x: what is gathered, what results, and where the kernel keeps each product's
 // weight.
 struct Gather {
@@ -207,14 +217,34 @@ struct Gather {
     return {to, sources * length, length};
   }
 
-  // Calls f with each stretch and some of the groups, from one to another: as many as keep the threads busy.
+  // Calls f with each stretch and a part of its results: some of the groups, as many as keep the threads
+  // busy. A thread has neighbouring parts at once.
   template <class F>
   void for_stretches(const Parallel& parallel, int64_t stretches, const F& f) const {
     int64_t parts = parts_of(parallel, stretches, groups);
-    for_each(parallel, stretches * parts, 1 << 14, [&](int64_t unit) {
-      int64_t part = unit % parts;
-      f(unit / parts, groups * part / parts, groups * (part + 1) / parts);
-      fence();
+    for_ranges(parallel, stretches * parts, 1 << 14, [&](int64_t first, int64_t last) {
+      for (int64_t unit = first, many; unit < last; unit += many) {
+        int64_t part = unit % parts;
+        many = minimum(parts - part, last - unit);
+        f(unit / parts, Part{groups * part / parts, groups * (part + many) / parts, 0, results});
+        fence();
+      }
+    });
+  }
+
+  // The same of a single group: some of its filters, two vectors at a time as they are packed. A thread has
+  // all stretches of its filters one after the other, so each weight is read by one thread.
+  template <int L, class F>
+  void for_filters(const Parallel& parallel, int64_t stretches, int64_t most, const F& f) const {
+    int64_t pairs = maximum(1, ceil_div(results, L) / 2), parts = maximum(1, minimum(most, pairs));
+    auto first_of = [&](int64_t part) { return part == parts ? results : pairs * part / parts * 2 * L; };
+    for_ranges(parallel, stretches * parts, 1 << 14, [&](int64_t first, int64_t last) {
+      for (int64_t unit = first, many; unit < last; unit += many) {
+        int64_t part = unit / stretches;
+        many = stretches == 1 ? last - unit : 1;
+        f(unit % stretches, Part{0, 1, first_of(part), first_of(part + many)});
+        fence();
+      }
     });
   }
 

@@ -40,40 +40,34 @@ class GatherMatrix {
     if (in_place && g.groups == 1 && stretches < 8 * parallel.threads)
       return by_filters(parallel, stretches, reinterpret_cast<const E*>(x), kernel,
                         reinterpret_cast<Result*>(result));
-    g.for_stretches(parallel, stretches, [&](int64_t unit, int64_t from, int64_t to) {
+    g.for_stretches(parallel, stretches, [&](int64_t unit, const Part& part) {
       Lists lists;
       lists.rows.push({0, 0});
       int64_t first = unit * plan.stretch, count = minimum(plan.stretch, columns - first);
-      pixels(first, count, from, to, x, kernel, result, lists);
-      tiles.finish_pixels(first, count, from * g.results, (to - from) * g.results);
+      pixels(first, count, part.group, part.last_group, x, kernel, result, lists);
+      tiles.finish_pixels(first, count, part.group * g.results, (part.last_group - part.group) * g.results);
     });
   }
 
  private:
-  // A matrix product of few pixels: a unit has some of the filters, two vectors at a time as they are packed,
-  // and a thread has all pixels of its filters one after the other. So each weight is read by one thread.
-  // Where weights come from memory a unit has all pixels, if their sources stay near and there are enough
-  // units.
+  // A matrix product of few pixels: a unit has some of the filters. Where weights come from memory it has all
+  // pixels, if their sources stay near and there are enough units.
   void by_filters(const Parallel& parallel, int64_t stretches, const E* x, const E* kernel,
                   Result* result) const {
-    int64_t vectors = ceil_div(g.results, L), pairs = maximum(1, vectors / 2);
+    int64_t pairs = ceil_div(g.results, L) / 2;
     bool near = columns * steps * int64_t(sizeof(E)) <= NEAR && pairs >= 6 * parallel.threads;
     bool all = tiles.crowded || (cold && near);
     int64_t stretch = all ? columns : plan.stretch;
     if (all) stretches = 1;
     // Each unit copies sources that would crowd the nearest cache: then there is one for each thread.
-    int64_t parts = crowds(steps) ? minimum(pairs, parallel.threads) : parts_of(parallel, stretches, pairs);
-    for_each(parallel, stretches * parts, 1 << 14, [&](int64_t unit) {
+    int64_t most = crowds(steps) ? parallel.threads : parts_of(parallel, stretches, INT64_MAX);
+    g.for_filters<L>(parallel, stretches, most, [&](int64_t unit, const Part& part) {
       Lists lists;
       lists.rows.push({0, 0});
-      int64_t part = unit / stretches, first = unit % stretches * stretch;
-      int64_t count = minimum(stretch, columns - first);
-      int64_t from = 2 * (pairs * part / parts);
-      int64_t to = part + 1 == parts ? vectors : 2 * (pairs * (part + 1) / parts);
+      int64_t first = unit * stretch, count = minimum(stretch, columns - first);
       Row<E> row{x, columns, steps, first, count, result + first * g.results, g.results};
-      tiles.template blocks<true>(apart(row, lists), 0, kernel, lists, from, to);
-      tiles.finish_pixels(first, count, from * L, minimum(to * L, g.results) - from * L);
-      fence();
+      tiles.template blocks<true>(apart(row, lists), 0, kernel, lists, part.filter, part.last_filter);
+      tiles.finish_pixels(first, count, part.filter, part.last_filter - part.filter);
     });
   }
 
@@ -108,7 +102,7 @@ class GatherMatrix {
             apart({reinterpret_cast<const E*>(x) + group * steps, columns, g.groups * steps, first, count,
                    reinterpret_cast<Result*>(result) + first * outputs + group * g.results, outputs},
                   lists),
-            group, kernel, lists);
+            group, kernel, lists, 0, g.results);
     else if constexpr (TERMS<E> == 1)
       read_pixels(first, count, from, to, x, kernel, result, lists);
   }
@@ -131,7 +125,7 @@ class GatherMatrix {
         for (int64_t i = 0; i < many; ++i)
           tiles.template blocks<true>({lists.sources.data + i * g.sources, count, step, 0, count,
                                        lists.results.data + i * g.results, results},
-                                      group + i, kernel, lists);
+                                      group + i, kernel, lists, 0, g.results);
         for (int64_t i = 0; i < count; ++i)
           finish.results.write(lists.results.data + i * results, results, ours + i * outputs);
       });

@@ -103,14 +103,14 @@ class RowTiles {
       : plan(plan), g(g), finish(finish), in_place(gconv::in_place<E>(type)), steps(g.sources / TERMS<E>),
         span(p.window[2]), crowded(g.is_crowded<E>(plan)) {}
 
-  // The vectors of a group's filters from the first to the last.
+  // A group's filters from the first, which begins a pair of vectors, to the last.
   template <bool MATRIX>
-  void blocks(const Row<E>& row, int64_t group, const E* kernel, Lists& lists, int64_t first = 0,
-              int64_t last = INT64_MAX) const {
-    int64_t vectors = ceil_div(g.results, L);
+  void blocks(const Row<E>& row, int64_t group, const E* kernel, Lists& lists, int64_t first,
+              int64_t last) const {
+    int64_t vectors = ceil_div(last, L);
     // Rows that images have in practice are multiples of 7 or of 8.
     bool eights = row.count % 8 == 0 && row.count % 7;
-    for (int64_t v = first, block; v < minimum(vectors, last); v += block) {
+    for (int64_t v = first / L, block; v < vectors; v += block) {
       block = block_of(vectors - v, 3);
       Gather::Weights<E> w = g.weights(plan, kernel, group, v, block);
       // Of a packed kernel nothing: its weights lie in the order in which they are read.
@@ -162,8 +162,9 @@ class RowTiles {
   // Results from `begin` to the end of a row. A rest of up to half a tile goes to smaller tiles, a longer one
   // to a tile that ends with it and sums some results to the same again.
   template <bool MATRIX, int Q, int V>
-  void tiles(const Row<E>& row, int64_t begin, const Gather::Weights<E>& w, int64_t filters, Result* result,
-             Lists& lists, const Ahead<E>& next) const {
+  __attribute__((noinline)) void tiles(const Row<E>& row, int64_t begin, const Gather::Weights<E>& w,
+                                       int64_t filters, Result* result, Lists& lists,
+                                       const Ahead<E>& next) const {
     // Whole tiles of a matrix product end in registers; others, which are rarer, once they are stored.
     constexpr bool ENDS = TERMS<E> == 1 && MATRIX && Q == row_tile(REGISTERS, V);
     bool ends = ENDS && finish.ending.any;

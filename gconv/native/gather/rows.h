@@ -90,7 +90,7 @@ class GatherRows {
     if (in_place)
       return tiles.template blocks<false>({reinterpret_cast<const E*>(x), columns, steps, column, count,
                                            reinterpret_cast<Result*>(result), g.results},
-                                          0, kernel, lists);
+                                          0, kernel, lists, 0, g.results);
     if constexpr (TERMS<E> == 1) read_row(column, count, x, kernel, result, lists);
   }
 
@@ -105,7 +105,8 @@ class GatherRows {
     for (int64_t i = 0; i < lists.rows.size; ++i) lists.rows[i].source = i * met * g.sources;
     lists.results.reserve(count * g.results);
     tiles.template blocks<false>(
-        {lists.sources.data, met, g.sources, 0, count, lists.results.data, g.results}, 0, kernel, lists);
+        {lists.sources.data, met, g.sources, 0, count, lists.results.data, g.results}, 0, kernel, lists, 0,
+        g.results);
     finish.results.write(lists.results.data, count * g.results, result);
   }
 };

@@ -51,9 +51,8 @@ class GatherWide {
   bool in_place;  // whether sources are read where they are
   Gather g;
   const Finish<A>& finish;
-  int64_t steps;    // numbers or pairs of a group's sources
-  int64_t unit;     // of a table's sources: numbers, pairs, or pixels where they are not read in place
-  int64_t vectors;  // of a group's filters
+  int64_t steps;  // numbers or pairs of a group's sources
+  int64_t unit;   // of a table's sources: numbers, pairs, or pixels where they are not read in place
 
   struct Stretch {  // of the results of one combination of phases
     const Phase *depth, *height, *width;
@@ -79,14 +78,14 @@ class GatherWide {
     const E* zeros;
     Result* result;
     int64_t filters;
-    bool first_reader;
-    const E* next;  // the weights that are read after these, or nullptr
+    bool first_reader;  // of these sources
+    const E* next;      // the weights that are read after these, or nullptr
   };
 
  public:
   GatherWide(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
       : plan(plan), p(p), type(type), in_place(gconv::in_place<E>(type)), g(role, p), finish(finish),
-        steps(g.sources / TERMS<E>), unit(in_place ? g.groups * steps : 1), vectors(ceil_div(g.results, L)) {}
+        steps(g.sources / TERMS<E>), unit(in_place ? g.groups * steps : 1) {}
 
   void run(const void* x, const void* w, void* result, const Scratch& scratch,
            const Parallel& parallel) const {
@@ -102,10 +101,14 @@ class GatherWide {
           for (int64_t i = 0; i < pixels; i += plan.stretch)
             stretches.push({d, h, w, i, minimum(plan.stretch, pixels - i)});
         }
-    g.for_stretches(parallel, stretches.size, [&](int64_t unit, int64_t from, int64_t to) {
-      results(stretches[unit], from, to, static_cast<const char*>(x), kernel, zeros,
-              static_cast<char*>(result));
-    });
+    auto some = [&](int64_t unit, const Part& part) {
+      results(stretches[unit], part, static_cast<const char*>(x), kernel, zeros, static_cast<char*>(result));
+    };
+    if (g.groups == 1 && stretches.size < 8 * parallel.threads)
+      g.for_filters<L>(parallel, stretches.size,
+                       in_place ? parts_of(parallel, stretches.size, INT64_MAX) : 2 * parallel.threads, some);
+    else
+      g.for_stretches(parallel, stretches.size, some);
   }
 
  private:
@@ -143,8 +146,8 @@ class GatherWide {
     return from < to;
   }
 
-  void results(const Stretch& pixels, int64_t from, int64_t to, const char* x, const E* kernel,
-               const E* zeros, char* result) const {
+  void results(const Stretch& pixels, const Part& part, const char* x, const E* kernel, const E* zeros,
+               char* result) const {
     Table table;
     table.padded = ceil_div(pixels.count, TILES) * TILES;
     List<RowPart> parts;
@@ -164,43 +167,45 @@ class GatherWide {
           table.taps.push(g.tap(dp.taps[a].index, hp.taps[b].index, wp.taps[c].index, p));
         }
     if (in_place) {
-      const E* first = reinterpret_cast<const E*>(x) + from * steps;
-      groups(table, from, to, first, kernel, zeros, reinterpret_cast<Result*>(result) + from * g.results);
-      return finish_groups(table.results, from, to);
+      const E* first = reinterpret_cast<const E*>(x) + part.group * steps;
+      Result* to = reinterpret_cast<Result*>(result) + part.group * g.results + part.filter;
+      groups(table, part, first, kernel, zeros, to);
+      return finish_part(table.results, part);
     }
-    if constexpr (TERMS<E> == 1) from_near(table, from, to, x, kernel, zeros, result);
+    if constexpr (TERMS<E> == 1) from_near(table, part, x, kernel, zeros, result);
   }
 
   // Half precision, as numbers.
-  void from_near(Table& table, int64_t from, int64_t to, const char* x, const A* kernel, const A* zeros,
+  void from_near(Table& table, const Part& part, const char* x, const A* kernel, const A* zeros,
                  char* result) const {
     Near near;
-    int64_t at_once = minimum(to - from, number_pixels(table, near));
+    int64_t at_once = minimum(part.last_group - part.group, number_pixels(table, near));
+    int64_t width = minimum(at_once * g.results, part.channels(g.results));
     for (int64_t& source : table.sources) source = source < 0 ? -1 : source * at_once * g.sources;
     for (int64_t i = 0; i < table.results.size; ++i)
-      near.to.push(table.results[i]), table.results[i] = i * at_once * g.results;
+      near.to.push(table.results[i]), table.results[i] = i * width;
     near.sources.reserve(near.from.size * at_once * g.sources + L);
-    near.results.reserve(table.results.size * at_once * g.results);
-    for (int64_t group = from, count; group < to; group += count) {
-      count = minimum(at_once, to - group);
+    near.results.reserve(table.results.size * width);
+    for (Part some = part; some.group < part.last_group; some.group = some.last_group) {
+      some.last_group = minimum(some.group + at_once, part.last_group);
       with_element<A>(type, [&](auto element) {
-        auto* sources = reinterpret_cast<const decltype(element)*>(x) + group * g.sources;
-        auto* results = reinterpret_cast<decltype(element)*>(result) + group * g.results;
+        auto* sources = reinterpret_cast<const decltype(element)*>(x) + some.group * g.sources;
+        auto* results = reinterpret_cast<decltype(element)*>(result) + some.channel(g.results);
         for (int64_t i = 0; i < near.from.size; ++i)
-          read(sources + near.from[i] * g.source_channels(), count * g.sources,
+          read(sources + near.from[i] * g.source_channels(), (some.last_group - some.group) * g.sources,
                near.sources.data + i * at_once * g.sources);
-        groups(table, group, group + count, near.sources.data, kernel, zeros, near.results.data);
+        groups(table, some, near.sources.data, kernel, zeros, near.results.data);
         for (int64_t i = 0; i < near.to.size; ++i)
-          finish.results.write(near.results.data + i * at_once * g.results, count * g.results,
-                               results + near.to[i]);
+          finish.results.write(near.results.data + i * width, some.channels(g.results), results + near.to[i]);
       });
-      finish_groups(near.to, group, group + count);
+      finish_part(near.to, some);
     }
   }
 
-  void finish_groups(const List<int64_t>& results, int64_t from, int64_t to) const {
+  void finish_part(const List<int64_t>& results, const Part& part) const {
+    int64_t channel = part.channel(g.results);
     if (finish.any() && !finish.ending.any)
-      finish({results.data, from * g.results, 0}, results.size, from * g.results, (to - from) * g.results);
+      finish({results.data, channel, 0}, results.size, channel, part.channels(g.results));
   }
 
   // Half precision: numbers the pixels that a table's taps meet, and puts these numbers into the table.
@@ -230,30 +235,23 @@ class GatherWide {
     return maximum(1, ROOM / maximum(1, near.from.size * g.sources));
   }
 
-  // The groups from one to another, of which x and the result begin with the first one's.
-  void groups(const Table& table, int64_t from, int64_t to, const E* x, const E* kernel, const E* zeros,
+  // A part, with whose first channels x and the result begin.
+  void groups(const Table& table, const Part& part, const E* x, const E* kernel, const E* zeros,
               Result* result) const {
-    for (int64_t group = from; group < to; ++group, x += steps, result += g.results)
-      for (int64_t v = 0, block; v < vectors; v += block) {
+    int64_t vectors = ceil_div(part.last_filter, L);
+    for (int64_t group = part.group; group < part.last_group; ++group, x += steps)
+      for (int64_t v = part.filter / L, block; v < vectors; v += block) {
         block = block_of(vectors - v, 3);
         Gather::Weights<E> w = g.weights(plan, kernel, group, v, block);
         int64_t filters = minimum(block * L, g.results - v * L);
         // Of a packed kernel nothing: its weights lie in the order in which they are read.
         const E* next = plan.packed ? nullptr : w.first + block * L;
-        bool first_reader = in_place && plan.past_caches && v == 0 && table.taps.size;
+        bool first_reader = in_place && v == part.filter / L;
+        Result* to = result + (group - part.group) * g.results + v * L - part.filter;
         with_number<3>(block, [&](auto V) {
-          tiles<wide_tile(REGISTERS, V), V>(table,
-                                            {x, w, zeros, result + v * L, filters, first_reader, next});
+          tiles<wide_tile(REGISTERS, V), V>(table, {x, w, zeros, to, filters, first_reader, next});
         });
       }
-  }
-
-  // Asks for the sources of a tile to come.
-  template <int Q>
-  void fetch(const E* x, const int64_t* sources) const {
-    for (int q = 0; q < Q; ++q)
-      for (int64_t c = 0; c < steps && sources[q] >= 0; c += LINE / sizeof(E))
-        __builtin_prefetch(x + sources[q] + c, 0, 2);
   }
 
   template <int Q, int V>
@@ -266,8 +264,7 @@ class GatherWide {
         in_place && plan.streams && finish.results.template whole_lines<Result, V>(result, g.results);
     for (int64_t first = 0; first < table.results.size; first += Q) {
       Vector<E> sums[Q][V] = {};
-      if (block.first_reader && first + Q < table.results.size)
-        fetch<Q>(x, table.sources.data + table.sources.size - table.padded + first + Q);
+      bool asks = block.first_reader && first + Q < table.results.size;  // for the next tile's sources
       // The tile's share of each tap's next weights, as row_tile.h asks for them.
       int64_t pixels = table.results.size, from = steps * first / pixels;
       int64_t to = block.next ? steps * minimum(first + Q, pixels) / pixels : from;
@@ -279,6 +276,8 @@ class GatherWide {
         if (missing == -1) continue;
         UNROLL for (int q = 0; q < Q; ++q) source[q] = offset[q] < 0 ? zeros : x + offset[q];
         const E* w = weights + table.taps[t] * block.weights.tap;
+        for (int64_t c = 0; c < (asks ? steps : 0); c += LINE / sizeof(E)) UNROLL
+        for (int q = 0; q < Q; ++q) __builtin_prefetch(x + offset[Q + q] + c);
         for (int64_t s = from; s < to; ++s) UNROLL
         for (int v = 0; v < V; ++v)
           __builtin_prefetch(block.next + table.taps[t] * block.weights.tap + s * apart + v * L);

@@ -91,10 +91,14 @@ class GatherWinograd {
           for (int64_t i = 0; i < squares; i += plan.stretch)
             stretches.push({&depth.phases[d], r, c, rows, columns, i, minimum(plan.stretch, squares - i)});
         }
-    g.for_stretches(parallel, stretches.size, [&](int64_t unit, int64_t from, int64_t to) {
-      results(stretches[unit], from, to, static_cast<const char*>(x), w, packed, zeros,
+    auto some = [&](int64_t unit, const Part& part) {
+      results(stretches[unit], part, static_cast<const char*>(x), w, packed, zeros,
               static_cast<char*>(result));
-    });
+    };
+    if (g.groups == 1 && stretches.size < 8 * parallel.threads)
+      g.for_filters<L>(parallel, stretches.size, 2 * parallel.threads, some);  // each transforms all sources
+    else
+      g.for_stretches(parallel, stretches.size, some);
   }
 
  private:
@@ -144,19 +148,19 @@ class GatherWinograd {
     }
   }
 
-  void results(const Stretch& squares, int64_t from, int64_t to, const char* x, const void* w,
-               const A* packed, const char* zeros, char* result) const {
+  void results(const Stretch& squares, const Part& part, const char* x, const void* w, const A* packed,
+               const char* zeros, char* result) const {
     int64_t tiles = ceil_div(squares.count, Q), taps = squares.depth->size;
     List<int64_t> offsets, outputs;
     find(squares, tiles * Q, reinterpret_cast<intptr_t>(zeros) - reinterpret_cast<intptr_t>(x), offsets,
          outputs);
     int64_t point = taps * blocks * Q * L;
-    List<A> buffer;  // [tile][point][depth tap][block of channels][square][lane], in whole lines of the cache
+    List<A> buffer, halves;  // [tile][point][depth tap][block of channels][square][lane], in whole lines
     A* points = lines(buffer, tiles * 16 * point);
     A near[4 * Q * VECTORS * L];  // of half precision: a tile's results, as numbers
     int64_t near_outputs[4 * Q];
     for (int i = 0; i < 4 * Q; ++i) near_outputs[i] = i * VECTORS * L;
-    for (int64_t group = from; group < to; ++group) {
+    for (int64_t group = part.group; group < part.last_group; ++group) {
       const char* source = x + group * g.sources * bytes;
       with_element<A>(type, [&](auto element) {
         for (int64_t t = 0; t < tiles; ++t)
@@ -165,19 +169,24 @@ class GatherWinograd {
               transform<decltype(element)>(source, &offsets[((a * tiles + t) * Q + q) * 16],
                                            points + t * 16 * point + (a * blocks * Q + q) * L, point);
       });
-      for (int64_t v = 0, block; v < vectors; v += block) {
+      int64_t last = ceil_div(part.last_filter, L);
+      for (int64_t v = part.filter / L, block; v < last; v += block) {
         block = block_of(vectors - v, VECTORS);
         const A* weight = packed + (group * vectors + v) * 16 * (p.window[0] * g.sources * L + plan.gap);
         char* to_group = result + (group * g.results + v * L) * bytes;
+        int64_t filters = minimum(g.results - v * L, block * L), half = 8 * Q * block * L;
+        // Weights that are read once meet all tiles, a row of points at a time, which stays in a near cache.
+        int64_t together = plan.once ? tiles : 1;
+        A* rows = lines(halves, together * half);
         for (int64_t t = 0; t < tiles; ++t) {
-          const A* tile_points = points + t * 16 * point;
           const int64_t* tile_outputs = &outputs[t * Q * 4];
-          int64_t filters = minimum(g.results - v * L, block * L);
           bool finite = true;
           with_number<VECTORS>(block, [&](auto V) {
-            finite = tile<V>(*squares.depth, tile_points, point, weight, filters,
-                             numbers ? tile_outputs : near_outputs,
-                             numbers ? reinterpret_cast<A*>(to_group) : near);
+            if (!plan.once || t == 0)
+              multiply_tiles<V>(*squares.depth, points + t * 16 * point, point, weight, together, rows);
+            finite = results_of_tile<V>(plan.once ? rows + t * half : rows, filters,
+                                        numbers ? tile_outputs : near_outputs,
+                                        numbers ? reinterpret_cast<A*>(to_group) : near);
           });
           with_element<A>(type, [&](auto element) {
             using T = decltype(element);
@@ -193,8 +202,8 @@ class GatherWinograd {
         }
       }
     }
-    if (finish.any())
-      finish({outputs.data, from * g.results, 0}, tiles * Q * 4, from * g.results, (to - from) * g.results);
+    int64_t channel = part.channel(g.results);
+    if (finish.any()) finish({outputs.data, channel, 0}, tiles * Q * 4, channel, part.channels(g.results));
   }
 
   // Where the squares' sources lie, [depth tap][square][4][4] in bytes from x, and their results,
@@ -267,32 +276,39 @@ class GatherWinograd {
     }
   }
 
-  // Whether all results are finite.
+  // The products of some tiles, summed along the rows of points already: [tile][row of points][column of
+  // results][square][vector].
   template <int V>
-  __attribute__((noinline)) bool tile(const Phase& depth, const A* x, int64_t point, const A* w,
-                                      int64_t filters, const int64_t* results, A* result) const {
+  __attribute__((noinline)) void multiply_tiles(const Phase& depth, const A* x, int64_t point, const A* w,
+                                                int64_t tiles, A* to) const {
     constexpr int P = V == 1 ? P1 : V == 2 ? P2 : 1;  // points at once
-    alignas(LINE) A rows[4][2][Q][V * L];             // of points, already taken along their columns
     int64_t step = p.window[0] * g.sources * V * L + plan.gap;
-    for (int i = 0; i < 4; ++i) {
-      Vector<A> row[4][Q][V];
-      UNROLL for (int j = 0; j < 4; j += P) {
-        Vector<A> products[P][Q][V] = {};
-        for (int64_t a = 0; a < depth.size; ++a)
-          multiply(x + (i * 4 + j) * point + a * blocks * Q * L, point,
-                   w + (i * 4 + j) * step + depth.taps[a].index * g.sources * V * L, step, products);
-        UNROLL for (int k = 0; k < P; ++k) UNROLL
-        for (int q = 0; q < Q; ++q) UNROLL
-        for (int v = 0; v < V; ++v) row[j + k][q][v] = products[k][q][v];
+    for (int64_t row = 0; row < 4; ++row)
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        Vector<A> products[4][Q][V];
+        UNROLL for (int j = 0; j < 4; j += P) {
+          Vector<A> sum[P][Q][V] = {};
+          for (int64_t a = 0; a < depth.size; ++a)
+            multiply(x + (tile * 16 + row * 4 + j) * point + a * blocks * Q * L, point,
+                     w + (row * 4 + j) * step + depth.taps[a].index * g.sources * V * L, step, sum);
+          UNROLL for (int k = 0; k < P; ++k) UNROLL
+          for (int q = 0; q < Q; ++q) UNROLL
+          for (int v = 0; v < V; ++v) products[j + k][q][v] = sum[k][q][v];
+        }
+        A* first = to + (tile * 4 + row) * 2 * Q * V * L;
+        UNROLL for (int q = 0; q < Q; ++q) UNROLL
+        for (int v = 0; v < V; ++v, first += L) {
+          Vector<A> one, other;
+          sums({products[0][q][v], products[1][q][v], products[2][q][v], products[3][q][v]}, one, other);
+          store(first, one), store(first + Q * V * L, other);
+        }
       }
-      UNROLL for (int q = 0; q < Q; ++q) UNROLL
-      for (int v = 0; v < V; ++v) {
-        Vector<A> first, second;
-        sums({row[0][q][v], row[1][q][v], row[2][q][v], row[3][q][v]}, first, second);
-        store(rows[i][0][q] + v * L, first);
-        store(rows[i][1][q] + v * L, second);
-      }
-    }
+  }
+
+  // A tile's results, of that. Whether all are finite.
+  template <int V>
+  __attribute__((noinline)) bool results_of_tile(const A* rows, int64_t filters, const int64_t* results,
+                                                 A* result) const {
     bool streams = numbers && plan.streams && whole_lines<A, V>(result, g.results);
     Vector<A> zero{};  // as long as all are finite
     for (int q = 0; q < Q; ++q) UNROLL
@@ -300,7 +316,7 @@ class GatherWinograd {
       Vector<A> square[4];
       UNROLL for (int j = 0; j < 2; ++j) {
         Vector<A> column[4];
-        UNROLL for (int i = 0; i < 4; ++i) column[i] = load(rows[i][j][q] + v * L);
+        UNROLL for (int i = 0; i < 4; ++i) column[i] = load(rows + (((i * 2 + j) * Q + q) * V + v) * L);
         sums(column, square[j], square[2 + j]);
       }
       UNROLL for (int k = 0; k < 4; ++k) {
