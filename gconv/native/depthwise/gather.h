@@ -20,11 +20,12 @@ class GatherDepthwise {
   Gather g;
   const Finish<Wide<T>>& finish;
   int64_t channels, strands;
+  bool ends;  // whether what follows is done in registers
 
  public:
   GatherDepthwise(const Plan& plan, Role role, const Problem& p, const Finish<Wide<T>>& finish)
       : plan(plan), p(p), g(role, p, plan.dilated_phases), finish(finish), channels(p.groups),
-        strands(ceil_div(channels, L)) {}
+        strands(ceil_div(channels, L)), ends(finish.ending.any && channels >= L) {}
 
   void run(const void* sources, const void* kernel, void* results, const Scratch&,
            const Parallel& parallel) const {
@@ -44,7 +45,7 @@ class GatherDepthwise {
         int64_t channel = from * L, step = g.axis[2].step * channels;
         auto finished = [&](const Tile& t, int64_t done,
                             int64_t rows) {  // while it lies in the nearest cache
-          for (int64_t r = 0; r < rows && finish.any(); ++r)
+          for (int64_t r = 0; r < rows && finish.any() && !ends; ++r)
             finish.tile({nullptr, t.result + r * t.next + channel, step}, minimum(done, t.left), channel,
                         minimum(to * L, channels) - channel);
           return done;
@@ -85,14 +86,11 @@ class GatherDepthwise {
       Together at = together<T, count>(v, channels);
       bool edge = t.edge || t.left < Q, whole = streams && count == V;
       with_stride(g.axis[2], [&](auto stride) {
-        const T* source = x + t.source + at.first;
-        const T* weight = weights + at.first;
-        T* to = result + t.result + at.first;
         if constexpr (Q == TILE && stride == 2)  // as fast with the test for edges
-          sum<Q, count, stride, true>(t, at.last, source, weight, to, whole);
+          sum<Q, count, stride, true>(t, at, x, weights, result, whole);
         else
-          edge ? sum<Q, count, stride, true>(t, at.last, source, weight, to, whole)
-               : sum<Q, count, stride, false>(t, at.last, source, weight, to, whole);
+          edge ? sum<Q, count, stride, true>(t, at, x, weights, result, whole)
+               : sum<Q, count, stride, false>(t, at, x, weights, result, whole);
       });
     };
     int64_t v = from;
@@ -109,11 +107,9 @@ class GatherDepthwise {
     for (int64_t v = from; v < to; ++v) {
       fetch_sources<NEAR>(t, x, Q, v, 1);
       int64_t first = together<T, 1>(v, channels).first;
-      const T* source = x + t.source + first;
       if constexpr (REGISTERS == 32 && S::VECTORS == 1)
-        t.edge || t.left < Q
-            ? sum_two<Q, true>(t, source, weights + first, result + t.result + first, streams)
-            : sum_two<Q, false>(t, source, weights + first, result + t.result + first, streams);
+        t.edge || t.left < Q ? sum_two<Q, true>(t, first, x, weights, result, streams)
+                             : sum_two<Q, false>(t, first, x, weights, result, streams);
     }
     return Q;
   }
@@ -126,10 +122,12 @@ class GatherDepthwise {
   }
 
   template <int Q, int V, int STRIDE, bool EDGE>
-  __attribute__((noinline)) void sum(const Tile& t, int64_t last, const T* x, const T* weights, T* to,
+  __attribute__((noinline)) void sum(const Tile& t, Together at, const T* x, const T* weights, T* to,
                                      bool streams) const {
     const S strand;
     const Axis& width = g.axis[2];
+    int64_t last = at.last;
+    x += t.source + at.first, weights += at.first, to += t.result + at.first;
     int64_t between = distance(width);
     Numbers sums[Q][V] = {};
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
@@ -150,19 +148,30 @@ class GatherDepthwise {
           });
     }
     const Results<Wide<T>> out = finish.results;
+    const Ending<Wide<T>> end = finish.ending;
     int64_t step = width.step * channels;
     UNROLL for (int q = 0; q < Q; ++q, to += step) {
       if (EDGE && q >= t.left) break;
       UNROLL for (int v = 0; v < V; ++v) {
-        out.store_strand(strand, to + (V > 1 && v == V - 1 ? last : v * L), sums[q][v], L, streams);
+        int64_t channel = V > 1 && v == V - 1 ? last : v * L;
+        store(strand, to + channel, sums[q][v], out, end, at.first + channel, streams);
       }
     }
   }
 
+  // A result, with what follows it if that is done in registers.
+  ALWAYS_INLINE void store(const S& strand, T* to, Numbers v, const Results<Wide<T>>& out,
+                           const Ending<Wide<T>>& end, int64_t channel, bool streams) const {
+    if constexpr (std::is_same_v<T, Wide<T>>)
+      if (end.any) return gconv::store(to, end(v, to, channel, L));
+    out.store_strand(strand, to, v, L, streams);
+  }
+
   template <int Q, bool EDGE>
-  __attribute__((noinline)) void sum_two(const Tile& t, const T* x, const T* weights, T* to,
+  __attribute__((noinline)) void sum_two(const Tile& t, int64_t channel, const T* x, const T* weights, T* to,
                                          bool streams) const {
     const S strand;
+    x += t.source + channel, weights += channel, to += t.result + channel;
     Numbers first[Q] = {}, second[Q] = {};
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       uint64_t valid = r->valid;
@@ -193,10 +202,11 @@ class GatherDepthwise {
           });
     }
     const Results<Wide<T>> out = finish.results;
+    const Ending<Wide<T>> end = finish.ending;
     UNROLL for (int q = 0; q < Q; ++q, to += channels) {
       if (EDGE && q >= t.left) break;
-      out.store_strand(strand, to, first[q], L, streams);
-      out.store_strand(strand, to + t.next, second[q], L, streams);
+      store(strand, to, first[q], out, end, channel, streams);
+      store(strand, to + t.next, second[q], out, end, channel, streams);
     }
   }
 

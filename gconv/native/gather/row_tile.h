@@ -165,8 +165,8 @@ class RowTiles {
   __attribute__((noinline)) void tiles(const Row<E>& row, int64_t begin, const Gather::Weights<E>& w,
                                        int64_t filters, Result* result, Lists& lists,
                                        const Ahead<E>& next) const {
-    // Whole tiles of a matrix product end in registers; others, which are rarer, once they are stored.
-    constexpr bool ENDS = TERMS<E> == 1 && MATRIX && Q == row_tile(REGISTERS, V);
+    // Whole tiles end in registers; others, which are rarer, once they are stored.
+    constexpr bool ENDS = TERMS<E> == 1 && (Q == row_tile(REGISTERS, V) || Q == 8);
     bool ends = ENDS && finish.ending.any;
     bool streams = in_place && plan.streams && (!finish.any() || ends) &&
                    finish.results.template whole_lines<Result, V>(result, g.results);

@@ -290,6 +290,19 @@ class GatherWide {
       }
       const Results<A> out = finish.results;
       int64_t count = minimum(Q, table.results.size - first);
+      if constexpr (TERMS<E> == 1)
+        if (const Ending<A> end = finish.ending; end.any) {
+          int64_t channel = out.offset(result);
+          UNROLL for (int q = 0; q < Q; ++q) {
+            if (q >= count) break;
+            UNROLL for (int v = 0; v < V; ++v) {
+              A* at = result + table.results[first + q] + v * L;
+              Vector<A> ended = end(sums[q][v], at, channel + v * L, filters - v * L);
+              filters - v* L < L ? store_first(at, ended, filters - v * L) : store(at, ended);
+            }
+          }
+          continue;
+        }
       UNROLL for (int q = 0; q < Q; ++q) {
         if (q >= count) break;
         UNROLL for (int v = 0; v < V; ++v)
