@@ -78,10 +78,10 @@ PRODUCTS = {
     "fused matrix": (
         ((2, 49, 96), 384, "float64", "cpu", False),
         ((2, 0, 96), 384, "float32", "cpu", False),
-        ((1, 15, 1280), 1000, "float32", "cpu", True),
-        ((1, 15, 1280), 1000, "float32", "cpu", False),
         ((2, 49, 96), 7, "float32", "cpu", False),
         ((2, 49, 4000), 768, "float32", "cpu", False),
+        ((1, 15, 1280), 1000, "float32", "cpu", True),
+        ((1, 15, 1280), 1000, "float32", "cpu", False),
         ((2, 49, 3072), 768, "float32", "cpu", False),
     ),
     "linear": (

@@ -25,18 +25,6 @@ FUSED_MATRIX = (
         "there is nothing to compute",
         "arrays without numbers, which the kernels are not called for",
     ),
-    take(
-        lambda p: p.frozen and p.type == "float32" and p.pixels < 16 and p.pairs > 1 << 19 and p.sources <= 3200,
-        "a large matrix that is packed once is read faster than XLA reads it, and by all threads",
-        f"{FROZEN}, one to 15 rows, 512 to 3,072 sources, 768 to 2,048 results: 0.97 to 1.9, 1.5 in the mean; 0.90 to 2.0 "
-        "with 2^18 to 2^19 numbers",
-    ),
-    leave(
-        lambda p: p.pixels < (16 if p.type == "float32" else 128),
-        "XLA is faster at products of few rows: {p.pixels}, fewer than 16, in half precision 128",
-        f"{CHAINS}, 4 to 256 channels: 0.7 to 1.5 with one row, 0.8 to 2.5 with 2 to 8, 0.9 to 2.7 with 16 to 64; in half "
-        "precision by AVX2 or AVX-512 0.82 with 16 rows, 0.88 with 64",
-    ),
     leave(
         lambda p: p.results < 8,
         "its kernels work along channels, and {p.results} of them leave its vectors empty",
@@ -46,6 +34,18 @@ FUSED_MATRIX = (
         lambda p: p.sources > 3200 and p.type == "float32",
         "sums over {p.sources} numbers take so long that nothing is gained by what follows them",
         f"{MATRICES}, 16 to 1,568 rows: 0.90 to 1.04 with 4,000 sources, 0.97 to 1.12 with 3,136",
+    ),
+    take(
+        lambda p: p.frozen and p.type == "float32" and p.pairs > 1 << 19,
+        "a large matrix that is packed once is read faster than XLA reads it, and by all threads",
+        f"{FROZEN}, one to 15 rows, 512 to 3,072 sources, 768 to 2,048 results: 0.97 to 1.9, 1.5 in the mean; 0.90 to 2.0 "
+        "with 2^18 to 2^19 numbers",
+    ),
+    leave(
+        lambda p: p.pixels < (16 if p.type == "float32" else 128),
+        "XLA is faster at products of few rows: {p.pixels}, fewer than 16, in half precision 128",
+        f"{CHAINS}, 4 to 256 channels: 0.7 to 1.5 with one row, 0.8 to 2.5 with 2 to 8, 0.9 to 2.7 with 16 to 64; in half "
+        "precision by AVX2 or AVX-512 0.82 with 16 rows, 0.88 with 64",
     ),
     take(
         always,

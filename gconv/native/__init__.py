@@ -3,6 +3,7 @@
     problem.h     one convolution, as the plan and the kernels see it
     plan.h, .cc   which kernel a call takes, and in which sizes; kernels execute a plan and decide nothing
     requirements.cc   what each kernel can do
+    sizes.h, .cc  the sizes that each kernel works with
     cost.h, .cc   what a plan costs: the kernel that costs least is chosen
     gather/       roles y and x: every result gathers its sources. narrow.h, wide.h, rows.h, matrix.h, winograd.h; results.h and
                   finish.h are where results go and what follows them

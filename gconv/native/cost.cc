@@ -313,7 +313,7 @@ Counts count(Role role, Type type, const Problem& p, const Plan& plan, int64_t r
   if (gradient) return wide_gradient(plan, s, p);
   Counts c = plan.kernel == Kernel::wide ? wide(role, p, s) : rows(p, plan, s);
   // The kernel is packed; that of role x is transposed. With few pixels it is read as it is, where it can be
-  // (plan.cc), and with many that counts little: so it does not count, for any number of images.
+  // (sizes.cc), and with many that counts little: so it does not count, for any number of images.
   bool as_it_is = role == Role::y && std::fmod(s.results, s.lanes) == 0;
   if (!as_it_is)
     c.packed = s.groups * s.taps * s.sources * tiles_in(s.results, s.lanes) * (role == Role::x ? 2 : 1);

@@ -15,18 +15,12 @@
 // channels on, and half of them with 64. But infinities meet their negatives, and sums of huge numbers
 // overflow: results that are not finite are summed again plainly.
 //
-// The register tile is Q squares by V vectors of filters, in P points at once where V is small, so that
-// enough sums are under way:
-//
-//   for each source channel:  P * V loads of weights;  for each of P * Q squares: 1 broadcast load, V
-//   multiply-adds
-//
-// 32 loads for 28 multiply-adds with 32 registers and V = 1, 18 for 28 with V = 2, 10 for 21 with V = 3.
 // Windows of depth sum over their planes as over channels.
 
 #pragma once
 
 #include "gather/finish.h"
+#include "gather/winograd_tile.h"
 
 namespace gconv {
 namespace {
@@ -34,10 +28,9 @@ namespace {
 template <class A>
 class GatherWinograd {
   static constexpr int L = LANES<A>;
-  static constexpr bool MANY = REGISTERS == 32;
-  static constexpr int Q = winograd_tile(REGISTERS);  // 7 x 7 squares are an image of 14 x 14
+  using Tiles = WinogradTiles<A>;
+  static constexpr int Q = Tiles::Q;
   static constexpr int64_t VECTORS = winograd_vectors(REGISTERS);
-  static constexpr int P1 = MANY ? 4 : 2, P2 = MANY ? 2 : 1;  // points at once, of 1 and of 2 vectors
   const Plan& plan;
   const Problem& p;
   Type type;
@@ -45,6 +38,7 @@ class GatherWinograd {
   int64_t bytes;  // of an element
   Gather g;
   const Finish<A>& finish;
+  Tiles register_tiles;
   bool forward;
   int64_t vectors, blocks;  // of a group's filters, and of L of its channels
   int64_t low[2],
@@ -60,8 +54,8 @@ class GatherWinograd {
  public:
   GatherWinograd(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
       : plan(plan), p(p), type(type), numbers(are_numbers<A>(type)), bytes(bytes_of<A>(type)), g(role, p),
-        finish(finish), forward(role == Role::y), vectors(ceil_div(g.results, L)),
-        blocks(ceil_div(g.sources, L)) {
+        finish(finish), register_tiles(plan, type, p, g), forward(role == Role::y),
+        vectors(ceil_div(g.results, L)), blocks(ceil_div(g.sources, L)) {
     for (int i = 0; i < 2; ++i) {
       dilation[i] = p.dilation[i + 1];
       low[i] = forward ? -p.low[i + 1]
@@ -102,19 +96,6 @@ class GatherWinograd {
   }
 
  private:
-  // G, B' and A' along one axis.
-  static ALWAYS_INLINE void weights(const Vector<A> (&w)[3], Vector<A> (&points)[4]) {
-    Vector<A> sum = (w[0] + w[2]) * (A)0.5, middle = w[1] * (A)0.5;
-    points[0] = w[0], points[1] = sum + middle, points[2] = sum - middle, points[3] = w[2];
-  }
-  static ALWAYS_INLINE void sources(Vector<A> (&x)[4]) {
-    Vector<A> first = x[0] - x[2], sum = x[1] + x[2], difference = x[2] - x[1];
-    x[3] = x[1] - x[3], x[0] = first, x[1] = sum, x[2] = difference;
-  }
-  static ALWAYS_INLINE void sums(const Vector<A> (&m)[4], Vector<A>& first, Vector<A>& second) {
-    first = m[0] + m[1] + m[2], second = m[1] - m[2] - m[3];
-  }
-
   // [group][block of V vectors][point][depth tap][source channel][lane], zeros beyond the last filter: of one
   // group and depth tap, the L channels from `first` on.
   void pack(int64_t group, int64_t tap, int64_t first, const char* w, A* packed) const {
@@ -136,11 +117,11 @@ class GatherWinograd {
           UNROLL for (int j = 0; j < 3; ++j) {
             Vector<A> column[3];
             UNROLL for (int i = 0; i < 3; ++i) column[i] = load(squares[i * 3 + j] + s * L);
-            weights(column, points);
+            Tiles::weights(column, points);
             UNROLL for (int i = 0; i < 4; ++i) half[i][j] = points[i];
           }
           UNROLL for (int i = 0; i < 4; ++i) {
-            weights(half[i], points);
+            Tiles::weights(half[i], points);
             UNROLL for (int j = 0; j < 4; ++j) store(to + (i * 4 + j) * point + s * block * L, points[j]);
           }
         }
@@ -155,7 +136,8 @@ class GatherWinograd {
     find(squares, tiles * Q, reinterpret_cast<intptr_t>(zeros) - reinterpret_cast<intptr_t>(x), offsets,
          outputs);
     int64_t point = taps * blocks * Q * L;
-    List<A> buffer, halves;  // [tile][point][depth tap][block of channels][square][lane], in whole lines
+    List<A> halves;  // what register_tiles.multiply() leaves
+    List<A> buffer;  // [tile][point][depth tap][block of channels][square][lane], in whole lines of the cache
     A* points = lines(buffer, tiles * 16 * point);
     A near[4 * Q * VECTORS * L];  // of half precision: a tile's results, as numbers
     int64_t near_outputs[4 * Q];
@@ -183,10 +165,11 @@ class GatherWinograd {
           bool finite = true;
           with_number<VECTORS>(block, [&](auto V) {
             if (!plan.once || t == 0)
-              multiply_tiles<V>(*squares.depth, points + t * 16 * point, point, weight, together, rows);
-            finite = results_of_tile<V>(plan.once ? rows + t * half : rows, filters,
-                                        numbers ? tile_outputs : near_outputs,
-                                        numbers ? reinterpret_cast<A*>(to_group) : near);
+              register_tiles.template multiply<V>(*squares.depth, points + t * 16 * point, point, weight,
+                                                  together, rows);
+            finite = register_tiles.template results<V>(plan.once ? rows + t * half : rows, filters,
+                                                        numbers ? tile_outputs : near_outputs,
+                                                        numbers ? reinterpret_cast<A*>(to_group) : near);
           });
           with_element<A>(type, [&](auto element) {
             using T = decltype(element);
@@ -266,88 +249,12 @@ class GatherWinograd {
           const T* from = at<T>(x, offsets[i * 4 + j]) + c;
           column[i] = g.sources - c >= L ? load(from) : load_first(from, g.sources - c);
         }
-        sources(column);
+        Tiles::sources(column);
         UNROLL for (int i = 0; i < 4; ++i) half[i][j] = column[i];
       }
       UNROLL for (int i = 0; i < 4; ++i) {
-        sources(half[i]);
+        Tiles::sources(half[i]);
         UNROLL for (int j = 0; j < 4; ++j) store(to + (i * 4 + j) * point, half[i][j]);
-      }
-    }
-  }
-
-  // The products of some tiles, summed along the rows of points already: [tile][row of points][column of
-  // results][square][vector].
-  template <int V>
-  __attribute__((noinline)) void multiply_tiles(const Phase& depth, const A* x, int64_t point, const A* w,
-                                                int64_t tiles, A* to) const {
-    constexpr int P = V == 1 ? P1 : V == 2 ? P2 : 1;  // points at once
-    int64_t step = p.window[0] * g.sources * V * L + plan.gap;
-    for (int64_t row = 0; row < 4; ++row)
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        Vector<A> products[4][Q][V];
-        UNROLL for (int j = 0; j < 4; j += P) {
-          Vector<A> sum[P][Q][V] = {};
-          for (int64_t a = 0; a < depth.size; ++a)
-            multiply(x + (tile * 16 + row * 4 + j) * point + a * blocks * Q * L, point,
-                     w + (row * 4 + j) * step + depth.taps[a].index * g.sources * V * L, step, sum);
-          UNROLL for (int k = 0; k < P; ++k) UNROLL
-          for (int q = 0; q < Q; ++q) UNROLL
-          for (int v = 0; v < V; ++v) products[j + k][q][v] = sum[k][q][v];
-        }
-        A* first = to + (tile * 4 + row) * 2 * Q * V * L;
-        UNROLL for (int q = 0; q < Q; ++q) UNROLL
-        for (int v = 0; v < V; ++v, first += L) {
-          Vector<A> one, other;
-          sums({products[0][q][v], products[1][q][v], products[2][q][v], products[3][q][v]}, one, other);
-          store(first, one), store(first + Q * V * L, other);
-        }
-      }
-  }
-
-  // A tile's results, of that. Whether all are finite.
-  template <int V>
-  __attribute__((noinline)) bool results_of_tile(const A* rows, int64_t filters, const int64_t* results,
-                                                 A* result) const {
-    bool streams = numbers && plan.streams && whole_lines<A, V>(result, g.results);
-    Vector<A> zero{};  // as long as all are finite
-    for (int q = 0; q < Q; ++q) UNROLL
-    for (int v = 0; v < V; ++v) {
-      Vector<A> square[4];
-      UNROLL for (int j = 0; j < 2; ++j) {
-        Vector<A> column[4];
-        UNROLL for (int i = 0; i < 4; ++i) column[i] = load(rows + (((i * 2 + j) * Q + q) * V + v) * L);
-        sums(column, square[j], square[2 + j]);
-      }
-      UNROLL for (int k = 0; k < 4; ++k) {
-        if (results[q * 4 + k] < 0) continue;
-        zero += square[k] - square[k];
-        A* to = result + results[q * 4 + k] + v * L;
-        if (filters >= (v + 1) * L)
-          streams ? stream(to, square[k]) : store(to, square[k]);
-        else
-          store_first(to, square[k], filters - v * L);
-      }
-    }
-    auto finite = zero == zero;  // all bits of a lane, or none
-    uint64_t bits[sizeof finite / 8], all = ~uint64_t(0);
-    memcpy(bits, &finite, sizeof finite);
-    for (uint64_t some : bits) all &= some;
-    return all == ~uint64_t(0);
-  }
-
-  // The products of one depth tap, added to P points.
-  template <int P, int V>
-  ALWAYS_INLINE void multiply(const A* x, int64_t point, const A* w, int64_t step,
-                              Vector<A> (&products)[P][Q][V]) const {
-    for (int64_t left = g.sources; left > 0; left -= L, x += Q * L)
-      for (int64_t s = 0; s < minimum(L, left); ++s, w += V * L) UNROLL
-    for (int i = 0; i < P; ++i) {
-      Vector<A> weight[V];
-      UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + i * step + v * L);
-      UNROLL for (int q = 0; q < Q; ++q) {
-        Vector<A> source = broadcast(x[i * point + q * L + s]);
-        UNROLL for (int v = 0; v < V; ++v) products[i][q][v] += source * weight[v];
       }
     }
   }
