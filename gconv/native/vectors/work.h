@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 
+#include "memory.h"
 #include "problem.h"
 #include "vectors/products.h"
 
@@ -26,19 +26,21 @@ struct List {
   T first[16];
   T* data = first;
   int64_t size = 0, room = 16;
+  int64_t bytes = 0;  // of memory that was taken
   List() {}
   List(const List&) = delete;
   List& operator=(const List&) = delete;
   ~List() {
-    if (data != first) free(data);
+    if (data != first) give_memory(data, bytes);
   }
   void reserve(int64_t more) {
     if (more <= room) return;
-    int64_t longer = more > 2 * room ? more : 2 * room;
-    T* moved = static_cast<T*>(realloc(data == first ? nullptr : data, longer * sizeof(T)));
+    int64_t taken = (more > 2 * room ? more : 2 * room) * int64_t(sizeof(T));
+    T* moved = static_cast<T*>(take_memory(taken));
     if (!moved) out_of_memory();
-    if (data == first) memcpy(moved, first, size * sizeof(T));
-    data = moved, room = longer;
+    memcpy(moved, data, size * sizeof(T));
+    if (data != first) give_memory(data, bytes);
+    data = moved, bytes = taken, room = bytes / int64_t(sizeof(T));
   }
   void push(const T& item) {
     if (size == room) reserve(size + 1);
