@@ -21,6 +21,9 @@ int64_t results_in_image(Role role, const Problem& p) {
   return results[0] * results[1] * results[2];
 }
 
+// The largest part of `size` in as few equal parts, up to a limit, as will do.
+int64_t even(int64_t size, int64_t limit) { return ceil_div(size, ceil_div(size, limit)); }
+
 int64_t packed_filters(const Call& c) {
   return c.p.groups * ceil_div(c.results, c.L) * c.taps * c.steps * c.L;
 }
@@ -190,6 +193,8 @@ void plan_rows(const Call& c, Plan& plan) {
   if (plan.kernel == Kernel::matrix) {
     plan.packed = packed_or_none(c), plan.scratch = plan.packed * c.number;
     plan.stretch = most / 8 * tiles_at_once(c, most / 8);
+    // Tiles of 16 registers fit any number of pixels; of 49, those of a third stretch would be one.
+    if (c.registers == 16) plan.stretch = even(c.p.batch * results_in_image(c.role, c.p), plan.stretch);
     return;
   }
   const Along depth(c.role, c.p, 0), height(c.role, c.p, 1), width(c.role, c.p, 2);
@@ -217,9 +222,6 @@ void plan_winograd(const Call& c, Plan& plan) {
     plan.stretch = one_stretch(p.batch * ceil_div(results[1], 2) * ceil_div(results[2], 2),
                                ONCE / bytes * plan.tile, plan.tile);
 }
-
-// The largest part of `size` in as few equal parts, up to a limit, as will do.
-int64_t even(int64_t size, int64_t limit) { return ceil_div(size, ceil_div(size, limit)); }
 
 void plan_wide_gradient(const Call& c, Plan& plan) {
   const Problem& p = c.p;

@@ -122,7 +122,15 @@ class RowTiles {
       with_number<3>(block, [&](auto V) {
         if constexpr (MANY && !MATRIX)
           if (eights) return tiles<false, 8, V>(row, 0, w, filters, to, lists, next);
-        tiles<MATRIX, row_tile(REGISTERS, V), V>(row, 0, w, filters, to, lists, next);
+        constexpr int Q = row_tile(REGISTERS, V);
+        int64_t begin = 0;
+        if constexpr (is_short<MATRIX, V>(Q - 1))
+          if (int64_t shorter = (Q - row.count % Q) % Q * (Q - 1); plan.packed && shorter <= row.count) {
+            Row<E> some = row;
+            some.count = begin = shorter;
+            tiles<MATRIX, Q - 1, V>(some, 0, w, filters, to, lists, next);
+          }
+        tiles<MATRIX, Q, V>(row, begin, w, filters, to, lists, next);
       });
     }
   }
@@ -159,6 +167,13 @@ class RowTiles {
   }
 
  private:
+  // With 16 registers a product of 49 pixels, which are 7 x 7, is 5 tiles of 5 and 4 of 6: a last tile of one
+  // pixel would take as long as one of 4. Any product of 25 pixels and more has none but these two.
+  template <bool MATRIX, int V>
+  static constexpr bool is_short(int tile) {
+    return MATRIX && !MANY && V > 1 && tile == row_tile(REGISTERS, V) - 1;
+  }
+
   // Results from `begin` to the end of a row. A rest of up to half a tile goes to smaller tiles, a longer one
   // to a tile that ends with it and sums some results to the same again.
   template <bool MATRIX, int Q, int V>
@@ -166,14 +181,14 @@ class RowTiles {
                                        int64_t filters, Result* result, Lists& lists,
                                        const Ahead<E>& next) const {
     // Whole tiles end in registers; others, which are rarer, once they are stored.
-    constexpr bool ENDS = TERMS<E> == 1 && (Q == row_tile(REGISTERS, V) || Q == 8);
+    constexpr bool ENDS = TERMS<E> == 1 && (Q == row_tile(REGISTERS, V) || Q == 8 || is_short<MATRIX, V>(Q));
     bool ends = ENDS && finish.ending.any;
     bool streams = in_place && plan.streams && (!finish.any() || ends) &&
                    finish.results.template whole_lines<Result, V>(result, g.results);
     int64_t channel = finish.ending.any ? finish.results.offset(result) % g.result_channels() : 0;
     int64_t stride = g.axis[2].stride, wide = (Q - 1) * stride + span, step = stride * row.channels;
     for (int64_t q = begin; q < row.count; q += Q) {
-      if constexpr (Q > 1 && Q != 8)
+      if constexpr (Q > 1 && Q != 8 && !is_short<MATRIX, V>(Q))
         if (int64_t rest = row.count - q; q == begin ? rest < Q : rest <= Q / 2)
           return tiles<MATRIX, Q / 2, V>(row, q, w, filters, result, lists, next);
       q = minimum(q, row.count - Q);
