@@ -11,6 +11,7 @@
     depthwise/    all three roles where a group is one channel: gather.h, reduce.h, and the loops that they share
     norm/         batch norm: its four passes, and its own unit and door to XLA
     vectors/      vectors of one instruction set, half precision, how narrow groups fill them, lists, loops over units of work
+    memory.h, .cc what a thread keeps of the memory of its lists
     epilogue.h    what follows a convolution: scale, shift, residual, activation
     frozen.h      kernels that a program packs once, as the weights of a network in inference
     unit.h, .cc   the kernels of one length of vectors, with sums in float or in double or of pairs: compiled once for each
