@@ -38,9 +38,11 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <vector>
 #ifdef __linux__
 #include <sched.h>
 #endif
@@ -78,6 +80,29 @@ inline void leave(int, int) {}
 inline void let_others_run() {}
 #endif
 
+// --- memory from the beginning of a line of the cache on ---------------------------------------------------
+
+constexpr int64_t LINE_BYTES = 64;
+
+// Cuts it out of what malloc gives, which has pieces of up to a kilobyte at hand for each thread. `new` of an
+// aligned type takes a lock and cuts them out of a larger piece each time.
+template <class T>
+struct AtLine {
+  using value_type = T;
+  AtLine() = default;
+  template <class U>
+  AtLine(const AtLine<U>&) {}
+  T* allocate(size_t n) {
+    void* memory = std::malloc(n * sizeof(T) + LINE_BYTES + sizeof(void*));
+    if (!memory) throw std::bad_alloc();
+    uintptr_t end = reinterpret_cast<uintptr_t>(memory) + sizeof(void*) + LINE_BYTES - 1;
+    void** line = reinterpret_cast<void**>(end / LINE_BYTES * LINE_BYTES);
+    line[-1] = memory;
+    return reinterpret_cast<T*>(line);
+  }
+  void deallocate(T* line, size_t) { std::free(reinterpret_cast<void**>(line)[-1]); }
+};
+
 // --- shares and ranges -------------------------------------------------------------------------------------
 
 struct Range {
@@ -89,22 +114,21 @@ struct Range {
 template <template <class> class Atomic = std::atomic>
 struct Shares {
   static constexpr auto RELAXED = std::memory_order_relaxed;  // they hand over no other memory
-  static constexpr int64_t LINE = 64;                         // bytes of a line of the cache
-  static constexpr int64_t WORDS = LINE / 8;                  // of `open`, so that it is one line
+  static constexpr int64_t WORDS = LINE_BYTES / 8;            // of `open`, so that it is one line
   static constexpr int64_t MOST = 64 * WORDS;                 // threads
 
-  struct alignas(LINE) Share {
+  struct alignas(LINE_BYTES) Share {
     Atomic<int64_t> next;  // the first unit that is left
     int64_t end;
   };
 
   const int64_t units, grain, threads;
-  const std::unique_ptr<Share[]> all;
-  alignas(LINE) Atomic<int64_t> taken{0};      // units, from all shares together
-  alignas(LINE) Atomic<uint64_t> open[WORDS];  // a bit for each share: whether it has units left
+  std::vector<Share, AtLine<Share>> all;
+  alignas(LINE_BYTES) Atomic<int64_t> taken{0};      // units, from all shares together
+  alignas(LINE_BYTES) Atomic<uint64_t> open[WORDS];  // a bit for each share: whether it has units left
 
   Shares(int64_t units, int64_t grain, int64_t threads)
-      : units(units), grain(grain), threads(threads), all(new Share[threads]) {
+      : units(units), grain(grain), threads(threads), all(threads) {
     for (auto& word : open) word.store(0, RELAXED);
     for (int64_t i = 0; i < threads; ++i) {
       all[i].next.store(units * i / threads, RELAXED), all[i].end = units * (i + 1) / threads;
@@ -162,7 +186,7 @@ struct Job {
   void* const argument;  // belongs to the caller: used only by a thread that holds a range
   const int caller = processor();
   Atomic<bool> failed{false};
-  alignas(Shares<>::LINE) Atomic<int64_t> done{0};  // units, by the threads that have finished
+  alignas(LINE_BYTES) Atomic<int64_t> done{0};  // units, by the threads that have finished
   std::mutex mutex;
   std::condition_variable finished;
 
@@ -234,7 +258,7 @@ struct OnPool : Parallel {
     if (threads < 2) return in_the_caller(self, units, grain, body, argument);
     JobPointer job;
     try {
-      job = std::make_shared<Job<>>(units, grain, threads, body, argument);
+      job = std::allocate_shared<Job<>>(AtLine<Job<>>(), units, grain, threads, body, argument);
     } catch (const std::bad_alloc&) {
       return in_the_caller(self, units, grain, body, argument);
     }
