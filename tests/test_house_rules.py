@@ -43,7 +43,7 @@ ORDER = (
     ("causal", "initializers", "acceleration.equation", "acceleration.report"),
     ("layers.config", "acceleration.lowering"),
     ("fusion.program", "fusion.spellings", "fusion.report", "fusion.arguments"),
-    ("fusion.channels", "fusion.convolutions", "fusion.patterns"),
+    ("fusion.channels", "fusion.convolutions", "fusion.patterns", "fusion.pooling"),
     ("fusion.chain",),
     ("fusion.rewrite",),
     ("fusion.fuse",),

@@ -25,7 +25,7 @@ from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
 TYPES = ("float32", "float64", "bfloat16", "float16")
-INTERFACES = (1, 2, 3, 4, 5, 6)
+INTERFACES = (1, 2, 3, 4, 5, 6, 7)
 
 
 class Build:

@@ -19,6 +19,7 @@ from gconv.fusion import epilogue
 from gconv.fusion.chain import Chain, changed, changed_back, follow
 from gconv.fusion.channels import Read
 from gconv.fusion.convolutions import Convolution, convolution, describe, is_convolution, is_matrix_product
+from gconv.fusion.pooling import pool, summed
 from gconv.fusion.program import Atom, Node, Program, Value, fixed_by, values
 from gconv.fusion.report import Fused
 
@@ -60,6 +61,7 @@ class Rewritten:
 
     Attributes:
       rows: of the report, one for each convolution, also of inner programs.
+      sums: how many sums over pixels follow these convolutions, also in inner programs.
       is_changed: whether any convolution takes anything in.
     """
 
@@ -70,6 +72,7 @@ class Rewritten:
         self._plans: dict[int, Plan] = {}  # by the place where they run
         self._left_out: set[Node] = set()
         self._inner: dict[Node, dict[str, Any]] = {}  # changed parameters
+        self.sums = 0
         rows: dict[int, list[Fused]] = {}
         # From the last to the first: of two convolutions that are added, the one that is computed later takes in the sum.
         for node in reversed(program.nodes):
@@ -80,6 +83,10 @@ class Rewritten:
             else:
                 rows[node.place] = _untouched(jaxprs_in_params(node.params), f"inside a {node.name}")
         self.rows = [row for place in sorted(rows) for row in rows[place]]
+        # Of what XLA computes it can form the sum on the way.
+        finished = {plan.chain.value for plan in self._plans.values()}
+        self._summed = {node: x for node in program.nodes if (x := summed(node)) in finished and x is not None}
+        self.sums += len(self._summed)
 
     @property
     def is_changed(self) -> bool:
@@ -92,6 +99,8 @@ class Rewritten:
         for node in self.program.nodes:
             if plan := self._plans.get(node.place):
                 env[plan.chain.value] = _run(plan, read, frozen=self._is_frozen(plan.convolution.inputs))
+            elif node in self._summed:
+                env[node.outputs[0]] = pool(env[self._summed[node]])
             elif node not in self._left_out:
                 results = node.bind([read(a) for a in node.inputs], self._inner.get(node))
                 env.update(zip(node.outputs, results, strict=True))
@@ -137,6 +146,7 @@ class Rewritten:
                 rows += _untouched(programs, f"inside a {node.name} whose types would not stay")
                 continue
             rows += [row for w in written for row in w.rows]
+            self.sums += sum(w.sums for w in written)
             if any(w.is_changed for w in written):
                 self._inner.setdefault(node, dict(node.params))[name] = tuple(after) if several else after[0]
         return rows

@@ -9,7 +9,7 @@
                   finish.h are where results go and what follows them
     reduce/       role w: sums over every pixel. narrow.h, wide.h
     depthwise/    all three roles where a group is one channel: gather.h, reduce.h, and the loops that they share
-    norm/         batch norm: its four passes, and its own unit and door to XLA
+    norm/         batch norm in four passes, and sums over pixels: a unit and a door to XLA of their own
     vectors/      vectors of one instruction set, half precision, how narrow groups fill them, lists, loops over units of work
     memory.h, .cc what a thread keeps of the memory of its lists
     epilogue.h    what follows a convolution: scale, shift, residual, activation
@@ -50,7 +50,7 @@ from gconv.native import copies
 
 TARGET, FROZEN_TARGET = "gconv_grouped_conv", "gconv_grouped_conv_frozen"
 NORM_TARGET, NORM_ENTRY = "gconv_batch_norm", "gconv_norm_call"
-INTERFACE = 6  # of the library's C functions and of a call's attributes
+INTERFACE = 7  # of the library's C functions and of a call's attributes
 COMPILERS = "a C++17 compiler (GCC 11 or newer, Clang 14 or newer)"
 HOW_TO_BUILD = f"where there is {COMPILERS}, install gconv from its sources: pip install --force-reinstall --no-deps ."
 

@@ -250,5 +250,6 @@ EXPORT XLA_FFI_Error* gconv_frozen_state(XLA_FFI_CallFrame* frame) {
 EXPORT int64_t gconv_ffi_version() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_API_MINOR; }
 
 // What a call is given: 3, since there is an epilogue among the attributes; 4, since arrays have the spatial
-// axes of their own; 5, since results of half precision may be float32; 6, since a kernel may be frozen.
-EXPORT int64_t gconv_interface() { return 6; }
+// axes of their own; 5, since results of half precision may be float32; 6, since a kernel may be frozen; 7,
+// since batch norm's door sums over pixels.
+EXPORT int64_t gconv_interface() { return 7; }

@@ -1,7 +1,11 @@
-"""The passes of batch norm as C++ kernels on CPU: `gconv/native/norm` holds them. The signatures are those of `plain`."""
+"""The passes of batch norm, and sums over pixels, as C++ kernels on CPU: `gconv/native/norm` holds them.
+
+The signatures are those of `plain`.
+"""
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +16,7 @@ from gconv import native
 from gconv.dtypes import accumulator
 
 TYPES = ("float32", "float64", "bfloat16", "float16")
-PASSES = ("moments", "apply", "sums", "backward")
+PASSES = ("moments", "apply", "sums", "backward", "totals")
 
 
 def why_not(dtype, platform: str, shape: tuple) -> str | None:
@@ -49,8 +53,15 @@ def backward(x: Array, factors: Array, *operands: Array, relu: bool) -> tuple[Ar
     return tuple(_call("backward", x, factors, *operands, relu=relu, residual=operands[:-2]))
 
 
+def totals(x: Array) -> Array:
+    """`(N, C)`: the sum over the pixels of each image."""
+    images, channels = x.shape[0], x.shape[-1]
+    parts = partitions(x.size // (images * channels), channels)
+    scratch = jax.ShapeDtypeStruct((8 * images * parts * channels,), jnp.uint8)
+    return _run("totals", [jax.ShapeDtypeStruct((images, channels), accumulator(x.dtype)), scratch], x, partitions=parts)[0]
+
+
 def _call(name: str, x: Array, *operands: Array, relu: bool, residual: tuple) -> list[Array]:
-    native.register_kernels()
     channels = x.shape[-1]
     rows = x.size // channels
     large = jax.ShapeDtypeStruct((rows, channels), x.dtype)
@@ -60,15 +71,16 @@ def _call(name: str, x: Array, *operands: Array, relu: bool, residual: tuple) ->
         results = [jax.ShapeDtypeStruct((2, channels), accumulator(x.dtype)), scratch]
     else:
         results = [large] * (1 + (name == "backward" and len(residual)))
-    run = jax.ffi.ffi_call(native.NORM_TARGET, results)
-    found = run(
-        *(a.reshape(large.shape) if a.shape == x.shape and a.ndim != 2 else a for a in (x, *operands)),
-        **{"pass": np.int64(PASSES.index(name))},
-        relu=relu,
-        residual=bool(residual),
-        partitions=np.int64(parts),
-    )
+    given = (a.reshape(large.shape) if a.shape == x.shape and a.ndim != 2 else a for a in (x, *operands))
+    found = _run(name, results, *given, relu=relu, residual=bool(residual), partitions=parts)
     return [a.reshape(x.shape) if result is large else a for a, result in zip(found, results, strict=True)]
+
+
+def _run(name: str, results: list, *operands: Array, partitions: int, relu=False, residual=False) -> Sequence[Array]:
+    native.register_kernels()
+    run = jax.ffi.ffi_call(native.NORM_TARGET, results)
+    number = np.int64(PASSES.index(name))
+    return run(*operands, **{"pass": number}, relu=relu, residual=residual, partitions=np.int64(partitions))
 
 
 @functools.cache

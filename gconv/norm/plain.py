@@ -1,4 +1,4 @@
-"""The passes of batch norm in plain JAX: what they compute, and what runs where there are no kernels.
+"""The passes of batch norm in plain JAX, and sums over pixels: what they compute, and what runs where there are no kernels.
 
 Arrays are `(*batch, C)`. `factors` holds a row each of the mean, the scale and the bias of every channel:
 
@@ -71,6 +71,11 @@ def backward(x: Array, factors: Array, *operands: Array, relu: bool) -> tuple[Ar
     dz = _passed(dy.astype(factors.dtype), z, relu)
     dx = dz * along(factors[1], x) + (along(terms[0], x) + along(terms[1], x) * centred)
     return dx.astype(x.dtype), *(dz.astype(r.dtype) for r in residual)
+
+
+def totals(x: Array) -> Array:
+    """`(N, C)`: the sum over the pixels of each image of x, `(N, *spatial, C)`, in the type that sums are formed in."""
+    return x.sum(tuple(range(1, x.ndim - 1)), dtype=accumulator(x.dtype))
 
 
 def along(channels: Array, x: Array) -> Array:

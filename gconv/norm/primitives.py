@@ -1,4 +1,4 @@
-"""The passes of batch norm as primitives, and how JAX's transformations act on them.
+"""The passes of batch norm, and sums over pixels, as primitives, and how JAX's transformations act on them.
 
     primitive   computes                                        derivative           on CPU
     moments     mean and variance                               of the plain form    kernel
@@ -7,6 +7,7 @@
     outer       y's tangent, what statistics and parameters do  linear, -> sums      plain
     sums        the transpose of outer                          of the plain form    kernel
     backward    the transpose of inner                          of the plain form    kernel
+    totals      sums over the pixels of each image              of the plain form    kernel
 
 So reverse mode runs four kernels. Without relu XLA writes y, for it fuses that with the elementwise operation that follows, as
 a rule the activation. Forward mode and all further derivatives are those of plain JAX. A mapped axis (vmap) and
@@ -24,13 +25,13 @@ from gconv.dtypes import accumulator
 from gconv.norm import kernels, plain
 from gconv.roles import compiled_once, derivative, must_be_portable
 
-NAMES = ("moments", "apply", "inner", "outer", "sums", "backward")
+NAMES = ("moments", "apply", "inner", "outer", "sums", "backward", "totals")
 SEVERAL = ("inner", "backward")  # results
 PRIMITIVES = {name: Primitive(f"batch_norm_{name}") for name in NAMES}
 
 
 def bind(name: str, *operands, **params):
-    """One pass of these operands; `relu` is the only parameter, which `moments` does not have."""
+    """One pass of these operands; `relu` is the only parameter, which `moments` and `totals` do not have."""
     return PRIMITIVES[name].bind(*operands, **params)
 
 
@@ -54,7 +55,8 @@ def _abstract(name: str, x, *operands, **_):
         return [_like(x)] * (len(operands) - 2)
     # `update` keeps what else an abstract value knows: the manual mesh axes over which it varies in a shard_map.
     sharding = x.sharding.update(spec=PartitionSpec(None, None))
-    of_channels = x.update(shape=(2, x.shape[-1]), dtype=accumulator(x.dtype), weak_type=False, sharding=sharding)
+    rows = x.shape[0] if name == "totals" else 2
+    of_channels = x.update(shape=(rows, x.shape[-1]), dtype=accumulator(x.dtype), weak_type=False, sharding=sharding)
     return [_like(x), of_channels] if name == "inner" else of_channels
 
 

@@ -1,5 +1,6 @@
 // Random problems of batch norm under sanitizers: every pass of every unit in buffers that end where their
-// numbers end, and the sums of float32 and float64 against plain loops. `make sanitize` runs it.
+// numbers end, and the sums of float32 and float64, also over pixels, against plain loops. `make sanitize`
+// runs it.
 
 #include <algorithm>
 #include <cmath>
@@ -71,6 +72,34 @@ bool are_moments(const Norm& p, const void* array, const void* result) {
   return true;
 }
 
+template <class A>
+bool are_totals(const Norm& p, const void* array, const void* result) {
+  const A *x = static_cast<const A*>(array), *found = static_cast<const A*>(result);
+  double limit = (sizeof(A) == 4 ? 1e-5 : 1e-12) * double(p.rows);
+  for (int64_t image = 0; image < p.images; ++image)
+    for (int64_t c = 0; c < p.channels; ++c) {
+      double sum = 0;
+      for (int64_t row = 0; row < p.rows; ++row) sum += x[(image * p.rows + row) * p.channels + c];
+      if (!(std::fabs(found[image * p.channels + c] - sum) <= limit)) return false;
+    }
+  return true;
+}
+
+// The array cut into images of so many rows that the last ones may be left over.
+bool sums_over_pixels(const Tested& tested, const Norm& whole) {
+  Norm p = whole;
+  p.images = pick(1, int(std::min<int64_t>(whole.rows, 5))), p.rows = whole.rows / p.images;
+  auto x = numbers(p.images * p.rows * p.channels, tested.bytes),
+       sums = numbers(p.images * p.channels, tested.wide_bytes);
+  std::vector<double> partial(size_t(p.images * p.partitions * p.channels));
+  NormBuffers b{};
+  b.x = x.data(), b.result = sums.data(), b.partial = partial.data();
+  if (!tested.unit->run[tested.type](Pass::totals, p, b, PARALLEL)) return false;
+  if (tested.bytes == 2) return true;
+  return tested.bytes == 4 ? are_totals<float>(p, x.data(), sums.data())
+                           : are_totals<double>(p, x.data(), sums.data());
+}
+
 bool runs(const Tested& tested, const Norm& p, bool adds) {
   int64_t size = p.rows * p.channels;
   auto x = numbers(size, tested.bytes), residual = numbers(size, tested.bytes),
@@ -104,7 +133,7 @@ int main() {
       Norm p{pick(0, 3) ? pick(1, 40) : pick(1, 700), pick(0, 9) ? pick(1, 80) : pick(500, 1100), pick(1, 9),
              bool(pick(0, 1))};
       ++count;
-      if (runs(tested, p, p.relu && pick(0, 1))) continue;
+      if (runs(tested, p, p.relu && pick(0, 1)) && sums_over_pixels(tested, p)) continue;
       std::printf("wrong: %s, elements of %d bytes, %d rows of %d channels, %d partitions\n",
                   tested.unit->set, tested.bytes, int(p.rows), int(p.channels), int(p.partitions));
       return 1;

@@ -1,4 +1,5 @@
-// Batch norm of an array of rows and channels, in four passes: a pass reads or writes each large array once.
+// Batch norm of an array of rows and channels, in four passes, and the mean over pixels, in one: a pass reads
+// or writes each large array once.
 //
 //   moments   x                           -> mean and variance of each channel
 //   apply     x, factors, residual        -> y = activation(z), z = (x - mean) * scale + bias + residual
@@ -6,6 +7,7 @@
 //   backward  x, factors, residual, dy,
 //             terms                       -> dx = scale * dz + terms[0] + terms[1] * (x - mean), and dz for
 //             the residual
+//   totals    x of several images         -> for each image and channel the sum
 //
 // dz is dy where the activation lets it pass. z is computed again rather than stored. Factors are three rows
 // of one number for each channel: mean, scale and bias.
@@ -16,20 +18,22 @@
 
 namespace gconv {
 
-enum class Pass { moments, apply, sums, backward };
+enum class Pass { moments, apply, sums, backward, totals };
 
 struct Norm {
   int64_t rows, channels;
   int64_t partitions;  // sums are formed of so many parts of the rows: their order depends on nothing else
   bool relu;
+  int64_t images = 1;  // totals: each has so many rows
 };
 
-// Buffers of a pass, nullptr where it has none. `factors`, `terms` and the first result of moments and sums
-// hold the type that sums are formed in; all other arrays hold the pass's type.
+// Buffers of a pass, nullptr where it has none. `factors`, `terms` and the first result of moments, sums and
+// totals hold the type that sums are formed in; all other arrays hold the pass's type.
 struct NormBuffers {
   const void *x, *factors, *residual, *dy, *terms;
   void *result, *residual_result;
-  double* partial;  // moments and sums: 2 * partitions * channels numbers
+  double*
+      partial;  // moments and sums: 2 * partitions * channels numbers, totals: images * partitions * channels
 };
 
 // False where there is no memory for the lists that a pass works with.

@@ -1,4 +1,4 @@
-// The four passes of norm.h.
+// The passes of norm.h.
 //
 // Rows of few channels are folded: so many rows are read as one row of whole vectors that their channels
 // repeat in it. The rows that are left at the end, fewer than are folded, are read number by number.
@@ -106,18 +106,18 @@ ALWAYS_INLINE V passed(V dy, V z) {
 
 constexpr int64_t BLOCK = 512;  // channels whose sums are formed together
 
-// Calls body(partition, first and last folded row, whether the tail follows, first and last number) for every
-// part of the array whose sums are formed together.
+// Calls body(partition, first and last folded row, numbers of the tail that follows, first and last number)
+// for every part of the array whose sums are formed together. Partitions count on from image to image.
 template <class T, class F>
 void for_parts(const Norm& p, const Folded& f, const Parallel& parallel, const F& body) {
   int64_t blocks = f.fold > 1 ? 1 : ceil_div(f.length, BLOCK), length = ceil_div(f.length, blocks);
   length = ceil_div(length, LANES<Wide<T>>) * LANES<Wide<T>>;
   int64_t work = ceil_div(f.rows, p.partitions) * ceil_div(length, LANES<Wide<T>>);
-  for_each(parallel, p.partitions * blocks, work, [&](int64_t unit) {
-    int64_t part = unit / blocks, at = unit % blocks * length;
+  for_each(parallel, p.images * p.partitions * blocks, work, [&](int64_t unit) {
+    int64_t all = unit / blocks, part = all % p.partitions, at = unit % blocks * length;
     if (at >= f.length) return;
     int64_t first = f.rows * part / p.partitions, last = f.rows * (part + 1) / p.partitions;
-    body(part, first, last, part == p.partitions - 1 ? f.tail : 0, at, minimum(at + length, f.length));
+    body(all, first, last, part == p.partitions - 1 ? f.tail : 0, at, minimum(at + length, f.length));
   });
 }
 
@@ -256,6 +256,47 @@ void sums(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
     for (int64_t i = 0; i < p.partitions; ++i)
       s += plain[i * p.channels + c], q += weighted[i * p.channels + c];
     result[c] = A(s), result[p.channels + c] = A(q);
+  });
+}
+
+template <class T>
+void totals(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
+  using A = Wide<T>;
+  constexpr int ROWS = 8;
+  A* result = static_cast<A*>(b.result);
+  double* partial = b.partial;
+  Folded f = folded<T>(p);
+  for_parts<T>(p, f, parallel,
+               [&](int64_t part, int64_t first, int64_t last, int64_t tail, int64_t from, int64_t to) {
+                 const T* x = static_cast<const T*>(b.x) + part / p.partitions * p.rows * p.channels;
+                 Numbers<A> sum;
+                 sum.make(to - from);
+                 for_tiles<ROWS>(first, last, [&](auto rows, int64_t row) {
+                   for_vectors<T>(from, to, [&](auto whole, int64_t at, int64_t count) {
+                     Vector<T> tile = {};
+                     UNROLL for (int r = 0; r < decltype(rows)::value; ++r)
+                       tile += read<decltype(whole)::value>(x + (row + r) * f.length + at, count);
+                     store(sum.data + at - from, load(sum.data + at - from) + tile);
+                   });
+                 });
+                 for (int64_t i = 0; i < tail; ++i) sum.data[i] += value(x[f.rows * f.length + i]);
+                 int64_t channels = f.fold > 1 ? p.channels : to - from, at = part * p.channels + from;
+                 for (int64_t i = channels; i < to - from; ++i) sum.data[i % channels] += sum.data[i];
+                 for (int64_t c = 0; c < channels; ++c) {
+                   if (p.partitions == 1)
+                     result[at + c] = sum.data[c];
+                   else
+                     partial[at + c] = sum.data[c];
+                 }
+               });
+  if (p.partitions == 1) return;
+  for_each(parallel, p.images, p.partitions * p.channels / LANES<A>, [&](int64_t image) {
+    for (int64_t c = 0; c < p.channels; ++c) {
+      double s = 0;
+      for (int64_t part = 0; part < p.partitions; ++part)
+        s += partial[(image * p.partitions + part) * p.channels + c];
+      result[image * p.channels + c] = A(s);
+    }
   });
 }
 

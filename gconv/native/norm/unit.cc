@@ -1,4 +1,4 @@
-// The passes of batch norm with one length of vectors of one instruction set. Compiled once for each: UNIT is
+// The passes of norm.h with one length of vectors of one instruction set. Compiled once for each: UNIT is
 // its name, SET and VECTOR_BYTES are its vectors.
 
 #include "norm/norm.h"
@@ -18,10 +18,11 @@ bool run(Pass pass, const Norm& p, const NormBuffers& b, const Parallel& paralle
       default: return backward<T, RELU>(p, b, parallel);
     }
   };
-  if (pass == Pass::moments)
-    moments<T>(p, b, parallel);
-  else
-    p.relu ? with(True{}) : with(False{});
+  switch (pass) {
+    case Pass::moments: moments<T>(p, b, parallel); break;
+    case Pass::totals: totals<T>(p, b, parallel); break;
+    default: p.relu ? with(True{}) : with(False{});
+  }
   return true;
 } catch (OutOfMemory) {
   return false;
