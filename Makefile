@@ -44,10 +44,10 @@ lint: $(VENV)/ready
 sanitize: $(VENV)/ready
 	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
 		-DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=$(SANITIZED) -DGCONV_FUZZ=ON -DGCONV_WERROR=ON -DPython_EXECUTABLE=$(CURDIR)/$(IN_VENV)
-	$(VENV)/bin/cmake --build build/sanitize --target memory parallel parallel_threads norm fuzz fuzz_threads
+	$(VENV)/bin/cmake --build build/sanitize --target memory parallel parallel_threads norm cascade fuzz fuzz_threads
 	$(IN_VENV) tests/native/symbols.py $$(find build/sanitize -name 'unit.cc*.o')
 	build/sanitize/fuzz_threads $$(($(COUNT) / 3)) & beside=$$!; \
-	build/sanitize/memory && build/sanitize/parallel && build/sanitize/parallel_threads && build/sanitize/norm && build/sanitize/fuzz $(COUNT) && wait $$beside
+	build/sanitize/memory && build/sanitize/parallel && build/sanitize/parallel_threads && build/sanitize/norm && build/sanitize/cascade && build/sanitize/fuzz $(COUNT) && wait $$beside
 
 bench: $(VENV)/ready
 	$(IN_VENV) -m benchmarks

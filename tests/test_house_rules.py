@@ -34,6 +34,7 @@ ORDER = (
     ("roles", "padding"),
     ("fusion.activations",),
     ("fusion.epilogue",),
+    ("fusion.cascade",),
     ("norm.plain", "norm.kernels"),
     ("norm.primitives",),
     ("norm.function",),

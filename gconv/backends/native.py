@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -78,6 +79,26 @@ def x(
 def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision, forced: str = "") -> Array:
     """The kernel gradient: `x (N, *spatial, G*J)`, `y (N, *output, G*K)` -> `(*window, J, G*K)`."""
     return _call("w", x, y, geometry, x.shape[0], dtype, precision, forced)
+
+
+def cascade(x: Array, operands: Sequence[Array], links: Sequence) -> Array:
+    """Convolutions of two spatial axes, one after the other: `fusion.cascade` says what they are given as.
+
+    What lies between them has the type of x, `(N, H, W, C)`.
+    """
+    native.register_kernels()
+    numbers: list[int] = []
+    for link in links:
+        g, activation = link.geometry, link.activation
+        parts = sum(1 << i for i, name in enumerate(PARTS) if name in link.parts)
+        numbers += [n for sizes in _spatial(g).values() for n in sizes]
+        numbers += [g.groups, g.channels, g.filters, _above_default(link.precision), parts]
+        numbers += [activation.number if activation else 0]
+    frozen = all(link.frozen for link in links)
+    result = jax.ShapeDtypeStruct(links[-1].geometry.y_shape(x.shape[0]), x.dtype)
+    run = jax.ffi.ffi_call(native.FROZEN_CASCADE_TARGET if frozen else native.CASCADE_TARGET, result)
+    slopes = np.array([link.activation.slope if link.activation else 0.0 for link in links])
+    return run(x, *operands, numbers=np.array(numbers, np.int64), slopes=slopes)
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ class Convolution:
       parts: what follows the convolution already, in the node itself; likewise `activation`.
       axis: of the result, the axis of its channels.
       matrix: whether it is a matrix product.
+      in_place: whether the node's arrays lie as the role's do, images first and channels last.
       result, canonical: from the role's result to the node's, and back.
     """
 
@@ -50,6 +51,7 @@ class Convolution:
     parts: dict[str, Atom] = field(default_factory=dict)
     activation: Activation | None = None
     matrix: bool = False
+    in_place: bool = False
     result: Callable[[Array], Array] = _same
     canonical: Callable[[Array], Array] = _same
 
@@ -117,7 +119,9 @@ def _of_lax(node: Node) -> Convolution | str:
         return "a kernel gradient"
     if equation.batch_group_count > 1:
         return "groups in the batch"
-    batch, feature, *spatial = equation.dimension_numbers.out_spec
+    numbers = equation.dimension_numbers
+    batch, feature, *spatial = numbers.out_spec
+    rank = len(spatial)
     named = (node.equation.ctx.xla_metadata or {}).get(DROP_IN, "None")
     return Convolution(
         role=reading.role,
@@ -128,6 +132,7 @@ def _of_lax(node: Node) -> Convolution | str:
         precision=node.params["precision"],
         implementation=None if named == "None" else named,
         axis=feature,
+        in_place=numbers.lhs_spec == numbers.out_spec == (0, rank + 1, *range(1, rank + 1)),
         result=lambda value: value.transpose(np.argsort((batch, *spatial, feature))),
         canonical=lambda value: value.transpose((batch, *spatial, feature)),
     )
@@ -148,6 +153,7 @@ def _of_gconv(node: Node) -> Convolution | str:
         precision=params["precision"],
         implementation=params["implementation"],
         axis=len(node.outputs[0].aval.shape) - 1,
+        in_place=True,
         parts=dict(zip(params.get("parts", ()), parts, strict=True)),
         activation=params.get("activation"),
     )

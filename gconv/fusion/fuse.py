@@ -108,7 +108,9 @@ class _Fused:
         _check_unchanged(program, traced)
         refused = _why_not(traced.closed)
         rewritten = None if refused else Rewritten(program, fixed)
-        self.report = Fusion(tuple(rewritten.rows), sums=rewritten.sums) if rewritten else Fusion(refused=refused)
+        self.report = Fusion(refused=refused)
+        if rewritten is not None:
+            self.report = Fusion(tuple(rewritten.rows), cascades=rewritten.cascades, sums=rewritten.sums)
         if rewritten is None or not rewritten.is_changed:
             return traced.tree.unflatten(traced.original(*operands))
         # Derivatives are the function's own: a relu that is written as a maximum has another one at 0 than `jax.nn.relu`.

@@ -27,11 +27,13 @@ class Fusion:
     Attributes:
       convolutions: a `Fused` for each, once for all turns of a loop; also for each matrix product `x @ matrix`.
       refused: why nothing at all was done, or None.
+      cascades: how many groups of two or three of them run row by row: what lies between them stays in the caches, on CPU.
       sums: how many sums over the pixels of an image follow them, which on CPU have a kernel as well.
     """
 
     convolutions: tuple[Fused, ...] = ()
     refused: str | None = None
+    cascades: int = 0
     sums: int = 0
 
     def __str__(self) -> str:
@@ -42,6 +44,7 @@ class Fusion:
                 counts.append(f"{sum(taken)} of {len(taken)} {kind}")
         lines = [f"{' and '.join(counts) or '0 of 0 convolutions'} take in what follows them"]
         lines += [f"nothing was changed: {self.refused}"] if self.refused else []
+        lines += [f"{self.cascades} groups of convolutions run row by row"] if self.cascades else []
         lines += [f"{self.sums} sums over the pixels of an image follow them"] if self.sums else []
         width = max([len(row.convolution) for row in rows], default=0)
         what = lambda row: ", ".join(row.parts) if row.parts else f"nothing: {row.reason}"

@@ -3,7 +3,7 @@
 Matrix products like those of `nnx.Linear` are among the convolutions here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,12 +15,12 @@ from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Literal, jaxprs_in_params
 
 from gconv.dtypes import accumulator
-from gconv.fusion import epilogue
+from gconv.fusion import cascade, epilogue
 from gconv.fusion.chain import Chain, changed, changed_back, follow
 from gconv.fusion.channels import Read
 from gconv.fusion.convolutions import Convolution, convolution, describe, is_convolution, is_matrix_product
 from gconv.fusion.pooling import pool, summed
-from gconv.fusion.program import Atom, Node, Program, Value, fixed_by, values
+from gconv.fusion.program import Atom, Node, Program, Value, fixed_by, typeof, values
 from gconv.fusion.report import Fused
 
 # What repeats programs of its own or chooses among them; it stays what it is, and its programs are rewritten.
@@ -32,10 +32,12 @@ class Plan:
     """A convolution and the chain that it takes in.
 
     Attributes:
+      node: the convolution.
       hidden: the values that are then not computed any more.
       needed: the values that it reads.
     """
 
+    node: Node
     convolution: Convolution
     chain: Chain
     hidden: frozenset[Value]
@@ -44,7 +46,7 @@ class Plan:
     @property
     def place(self) -> int:
         """Where it runs: in the place of its last node, where all that it reads has been computed."""
-        return max(node.place for node in self.chain.nodes)
+        return max(node.place for node in (self.node, *self.chain.nodes))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -62,6 +64,7 @@ class Rewritten:
     Attributes:
       rows: of the report, one for each convolution, also of inner programs.
       sums: how many sums over pixels follow these convolutions, also in inner programs.
+      cascades: how many groups of convolutions run row by row, likewise.
       is_changed: whether any convolution takes anything in.
     """
 
@@ -70,9 +73,10 @@ class Rewritten:
         self.program = program
         self._fixed = fixed_by(program, fixed)
         self._plans: dict[int, Plan] = {}  # by the place where they run
+        self._alone: list[Plan] = []  # of convolutions that take in nothing
         self._left_out: set[Node] = set()
         self._inner: dict[Node, dict[str, Any]] = {}  # changed parameters
-        self.sums = 0
+        self.sums = self.cascades = 0
         rows: dict[int, list[Fused]] = {}
         # From the last to the first: of two convolutions that are added, the one that is computed later takes in the sum.
         for node in reversed(program.nodes):
@@ -87,17 +91,24 @@ class Rewritten:
         finished = {plan.chain.value for plan in self._plans.values()}
         self._summed = {node: x for node in program.nodes if (x := summed(node)) in finished and x is not None}
         self.sums += len(self._summed)
+        self._cascades = {group[-1].place: group for group in _cascades([*self._plans.values(), *self._alone])}
+        self.cascades += len(self._cascades)
+        self._passed_on = {plan.place for group in self._cascades.values() for plan in group[:-1]}
 
     @property
     def is_changed(self) -> bool:
-        return bool(self._plans or self._inner)
+        return bool(self._plans or self._inner or self._cascades)
 
     def run(self, *arrays) -> list[Array]:
         """The results, given the constants of the program and its arguments."""
         env: dict[Value, Any] = {**self.program.constants, **dict(zip(self.program.inputs, arrays, strict=True))}
         read = lambda atom: atom.val if isinstance(atom, Literal) else env[atom]
         for node in self.program.nodes:
-            if plan := self._plans.get(node.place):
+            if group := self._cascades.get(node.place):
+                env[group[-1].chain.value] = _run_cascade(group, read, self._is_frozen)
+            elif node.place in self._passed_on:
+                continue
+            elif plan := self._plans.get(node.place):
                 env[plan.chain.value] = _run(plan, read, frozen=self._is_frozen(plan.convolution.inputs))
             elif node in self._summed:
                 env[node.outputs[0]] = pool(env[self._summed[node]])
@@ -124,6 +135,7 @@ class Rewritten:
                 self._left_out.update(chain.nodes, [node])
                 return _said(node, plan.parts, reason)
             reason = "what follows it is taken in by another convolution"
+        self._alone.append(_plan(node, conv, Chain(node.outputs[0], conv.axis)))
         return _said(node, (), reason)
 
     def _fits(self, plan: Plan) -> bool:
@@ -147,6 +159,7 @@ class Rewritten:
                 continue
             rows += [row for w in written for row in w.rows]
             self.sums += sum(w.sums for w in written)
+            self.cascades += sum(w.cascades for w in written)
             if any(w.is_changed for w in written):
                 self._inner.setdefault(node, dict(node.params))[name] = tuple(after) if several else after[0]
         return rows
@@ -173,7 +186,7 @@ def _plan(node: Node, conv: Convolution, chain: Chain) -> Plan:
     read: list[Atom] = [*conv.inputs, *conv.parts.values()]
     read += [v for _, found in chain.affine if found is not None for v in found.values]
     read += [chain.residual] if chain.residual is not None else []
-    return Plan(conv, chain, frozenset(hidden), frozenset(values(read)))
+    return Plan(node, conv, chain, frozenset(hidden), frozenset(values(read)))
 
 
 def _retraced(closed: ClosedJaxpr, written: Rewritten) -> ClosedJaxpr | None:
@@ -191,10 +204,6 @@ def _retraced(closed: ClosedJaxpr, written: Rewritten) -> ClosedJaxpr | None:
 
 def _run(plan: Plan, read: Read, *, frozen: bool) -> Array:
     conv, chain = plan.convolution, plan.chain
-    parts: dict[str, Any] = {name: read(a) for name, a in conv.parts.items()}
-    parts["scale"], parts["shift"] = _composed(plan, parts.get("scale"), parts.get("shift"), read)
-    if chain.residual is not None:
-        parts["residual"] = conv.canonical(changed_back(jnp.asarray(read(chain.residual)), chain.layouts[: chain.residual_at]))
     value = epilogue.bind(
         conv.role,
         conv.operands(*map(read, conv.inputs)),
@@ -205,9 +214,88 @@ def _run(plan: Plan, read: Read, *, frozen: bool) -> Array:
         matrix=conv.matrix,
         frozen=frozen,
         activation=chain.activation or conv.activation,
-        **parts,
+        **_parts(plan, read),
     )
     return changed(conv.result(value), chain.layouts)
+
+
+# --- plans whose results follow each other ----------------------------------------------------------------------------
+
+
+def _cascades(plans: Iterable[Plan]) -> list[list[Plan]]:
+    """Those that run as one: a channel-wise convolution with the pointwise one before it, the one after it, or both.
+
+    Nothing else reads what lies between them.
+    """
+    able = [plan for plan in plans if _may_cascade(plan)]
+    source: dict[Atom, Plan] = {plan.convolution.inputs[0]: plan for plan in able}
+    result: dict[Atom, Plan] = {plan.chain.value: plan for plan in able}
+    found = []
+    for plan in able:
+        if not _is_channel_wise(plan):
+            continue
+        group = [plan]
+        before = result.get(plan.convolution.inputs[0])
+        if before and _is_pointwise(before) and _is_only_for(before, plan):
+            group.insert(0, before)
+        after = source.get(plan.chain.value)
+        if after and _is_pointwise(after) and _is_only_for(plan, after):
+            group.append(after)
+        if len(group) > 1 and cascade.pays([p.convolution.geometry for p in group], *_batch_and_type(plan)):
+            found.append(group)
+    return found
+
+
+def _may_cascade(plan: Plan) -> bool:
+    conv, chain = plan.convolution, plan.chain
+    same = conv.in_place and not chain.layouts and conv.role == "y" and conv.geometry.rank == 2
+    return same and {typeof(a).dtype for a in (*conv.inputs, chain.value)} == {conv.dtype}
+
+
+def _is_channel_wise(plan: Plan) -> bool:
+    g = plan.convolution.geometry
+    return g.channels == g.filters == 1
+
+
+def _is_pointwise(plan: Plan) -> bool:
+    g = plan.convolution.geometry
+    return g.groups == 1 and g.window == g.strides == (1, 1) and g.padding == ((0, 0), (0, 0))
+
+
+def _is_only_for(plan: Plan, next: Plan) -> bool:
+    """Whether nothing but `next` reads a result, to which nothing was added."""
+    value = plan.chain.value
+    added = plan.chain.residual is not None or "residual" in plan.convolution.parts
+    return not added and not value.is_result and len(value.readers) == 1 and next.convolution.inputs[0] is value
+
+
+def _batch_and_type(plan: Plan) -> tuple[int, Any]:
+    return plan.chain.value.aval.shape[0], plan.convolution.dtype
+
+
+def _run_cascade(group: list[Plan], read: Read, is_frozen: Callable) -> Array:
+    links, operands = [], []
+    for plan in group:
+        conv = plan.convolution
+        parts = epilogue.typed(_parts(plan, read), conv.dtype)
+        names = tuple(name for name in epilogue.PARTS if name in parts)
+        activation = plan.chain.activation or conv.activation
+        frozen = is_frozen(conv.inputs)
+        links.append(cascade.Link(conv.geometry, conv.precision, conv.implementation, frozen, names, activation))
+        _, *kernel = conv.inputs
+        absent = jnp.zeros(typeof(conv.inputs[0]).shape, conv.dtype)  # what lies between is no array
+        operands.append([conv.operands(absent, *map(read, kernel))["w"], *(parts[name] for name in names)])
+    first = group[0].convolution
+    return cascade.bind(first.operands(*map(read, first.inputs))["x"], tuple(links), operands)
+
+
+def _parts(plan: Plan, read: Read) -> dict[str, Any]:
+    conv, chain = plan.convolution, plan.chain
+    parts: dict[str, Any] = {name: read(a) for name, a in conv.parts.items()}
+    parts["scale"], parts["shift"] = _composed(plan, parts.get("scale"), parts.get("shift"), read)
+    if chain.residual is not None:
+        parts["residual"] = conv.canonical(changed_back(jnp.asarray(read(chain.residual)), chain.layouts[: chain.residual_at]))
+    return parts
 
 
 def _composed(plan: Plan, scale, shift, read: Read) -> tuple[Any, Any]:

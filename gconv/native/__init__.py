@@ -9,6 +9,7 @@
                   finish.h are where results go and what follows them
     reduce/       role w: sums over every pixel. narrow.h, wide.h
     depthwise/    all three roles where a group is one channel: gather.h, reduce.h, and the loops that they share
+    cascade/      convolutions that follow each other, row by row, and their door to XLA
     norm/         batch norm in four passes, and sums over pixels: a unit and a door to XLA of their own
     vectors/      vectors of one instruction set, half precision, how narrow groups fill them, lists, loops over units of work
     memory.h, .cc what a thread keeps of the memory of its lists
@@ -49,6 +50,7 @@ import jax
 from gconv.native import copies
 
 TARGET, FROZEN_TARGET = "gconv_grouped_conv", "gconv_grouped_conv_frozen"
+CASCADE_TARGET, FROZEN_CASCADE_TARGET = "gconv_cascade", "gconv_cascade_frozen"
 NORM_TARGET, NORM_ENTRY = "gconv_batch_norm", "gconv_norm_call"
 INTERFACE = 7  # of the library's C functions and of a call's attributes
 COMPILERS = "a C++17 compiler (GCC 11 or newer, Clang 14 or newer)"
@@ -95,13 +97,14 @@ def register_kernels() -> bool:
     library, _ = load()
     if library is None:
         return False
-    for target, entry in ((TARGET, "gconv_call"), (NORM_TARGET, NORM_ENTRY)):
+    for target, entry in ((TARGET, "gconv_call"), (CASCADE_TARGET, "gconv_cascade_call"), (NORM_TARGET, NORM_ENTRY)):
         if hasattr(library, entry):
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, entry)), platform="cpu")
-    if hasattr(library, "gconv_frozen_call"):
-        entries = {"instantiate": library.gconv_frozen_state, "execute": library.gconv_frozen_call}
-        stages = {stage: jax.ffi.pycapsule(entry) for stage, entry in entries.items()}
-        jax.ffi.register_ffi_target(FROZEN_TARGET, stages, platform="cpu")
+    for target, name in ((FROZEN_TARGET, "gconv_frozen"), (FROZEN_CASCADE_TARGET, "gconv_frozen_cascade")):
+        if hasattr(library, f"{name}_call"):
+            entries = {"instantiate": f"{name}_state", "execute": f"{name}_call"}
+            stages = {stage: jax.ffi.pycapsule(getattr(library, entry)) for stage, entry in entries.items()}
+            jax.ffi.register_ffi_target(target, stages, platform="cpu")
     return True
 
 

@@ -1,0 +1,148 @@
+"""Convolutions that follow each other, row by row, as one primitive: what lies between them never becomes an array.
+
+A network's inverted bottleneck expands the channels of each pixel, convolves each channel and reduces them again. Its expanded
+channels are the largest arrays of the network by far; written to memory and read back, they take longer than their sums. The
+CPU kernels compute some rows of the last result, and of those before it the rows that these need, which stay in the caches
+(gconv/native/cascade). Everywhere else, and in every transformation, it is the composition of its links.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import jet
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from gconv import backends, roles
+from gconv.fusion import epilogue
+from gconv.fusion.activations import Activation
+from gconv.geometry import Geometry
+from gconv.mesh import partition
+from gconv.mesh.sharding import equally_varying
+
+PRIMITIVE = Primitive("grouped_conv_cascade")
+# Bytes between convolutions from which on they run row by row. On 2 threads of a Zen 3 with 512 KiB of second cache each,
+# 2026-11-29, MobileNetV2 took 0.93 to 0.98 of the time so with eight images; below, what lies between is in the caches anyway.
+LEAST = 3 << 20
+
+
+class Link(NamedTuple):
+    """A convolution, role "y", with what follows it: the parameters of `epilogue.bind`.
+
+    Attributes:
+      parts: which of `epilogue.PARTS` there are; a residual in the last link only.
+    """
+
+    geometry: Geometry
+    precision: Any
+    implementation: str | None
+    frozen: bool
+    parts: tuple[str, ...]
+    activation: Activation | None
+
+
+def bind(x: Array, links: tuple[Link, ...], operands: list[list[Array]]) -> Array:
+    """The result of the last link.
+
+    Args:
+      x: the first link's source, `(N, H, W, G*J)`, in the floating type that all arrays between and the result have.
+      operands: of each link its kernel, in the same type, and its parts in the types of `epilogue.typed`.
+    """
+    arrays = [x, *(a for of_link in operands for a in of_link)]
+    return PRIMITIVE.bind(*equally_varying(dict(enumerate(arrays))).values(), links=links)
+
+
+def compose(x, *operands, links: tuple[Link, ...]) -> Array:
+    """One link after the other."""
+    for link, (kernel, *parts) in _apart(operands, links):
+        x = epilogue.bind(
+            "y",
+            {"x": x, "w": kernel},
+            geometry=link.geometry,
+            dtype=x.dtype,
+            precision=link.precision,
+            implementation=link.implementation,
+            frozen=link.frozen,
+            activation=link.activation,
+            **dict(zip(link.parts, parts, strict=True)),
+        )
+    return x
+
+
+def pays(geometries: list[Geometry], batch: int, dtype) -> bool:
+    """Whether what lies between convolutions leaves the caches, so that it is better never written."""
+    if not isinstance(batch, int):
+        return False
+    between = sum(math.prod(g.x_shape(batch)) for g in geometries[1:]) * jnp.dtype(dtype).itemsize
+    return between >= LEAST
+
+
+def _apart(operands, links: tuple[Link, ...]) -> Iterator[tuple[Link, tuple]]:
+    at = 0
+    for link in links:
+        size = 1 + len(link.parts)
+        yield link, operands[at : at + size]
+        at += size
+
+
+# --- shapes and transformations ---------------------------------------------------------------------------------------
+
+
+def _abstract(x, *_, links):
+    return x.update(shape=links[-1].geometry.y_shape(x.shape[0]), weak_type=False)
+
+
+def _batch(operands, axes, **params):
+    return jax.vmap(partial(compose, **params), in_axes=tuple(axes))(*operands), 0
+
+
+def _jvp(primals, tangents, **params):
+    return roles.derivative(partial(compose, **params), primals, tangents)
+
+
+def _jet(primals, series, **params):
+    return jet.jet(partial(compose, **params), primals, series, factorial_scaled=False)
+
+
+# --- lowering ---------------------------------------------------------------------------------------------------------
+
+
+def _lowering(platform: str):
+    def lower(ctx, *operands, **params):
+        run = _by_kernels if fits(ctx, platform, **params) else compose
+        return mlir.lower_fun(partial(run, **params), multiple_results=False)(ctx, *operands)
+
+    return lower
+
+
+def fits(ctx, platform: str, links: tuple[Link, ...]) -> bool:
+    """Whether the kernels compute the whole: on one CPU, where each link is theirs."""
+    if platform != "cpu" or partition.devices_of(ctx) or any(0 in aval.shape for aval in ctx.avals_in):
+        return False
+    x, portable = ctx.avals_in[0], roles.must_be_portable(ctx)
+    chosen = (backends.choose("y", n.geometry, x.dtype, platform, x.shape[0], n.implementation, portable) for n in links)
+    return all(name == "native" for name in chosen)
+
+
+def _by_kernels(x, *operands, links: tuple[Link, ...]):
+    with jax.named_scope("gconv_cascade_native"):  # so that a lowered text tells which implementation ran
+        return backends.native.cascade(x, operands, links)
+
+
+# --- outside jit ------------------------------------------------------------------------------------------------------
+
+PRIMITIVE.def_abstract_eval(_abstract)
+_compiled = roles.compiled_once(PRIMITIVE, "links")
+# A program of this alone has the kernels as arguments.
+PRIMITIVE.def_impl(lambda *operands, links: _compiled(*operands, links=tuple(n._replace(frozen=False) for n in links)))
+ad.primitive_jvps[PRIMITIVE] = _jvp
+batching.primitive_batchers[PRIMITIVE] = _batch
+_jet_rules: Any = jet.jet_rules  # whose types are those of lax's rules
+_jet_rules[PRIMITIVE] = _jet
+mlir.register_lowering(PRIMITIVE, _lowering("another platform"))
+mlir.register_lowering(PRIMITIVE, _lowering("cpu"), platform="cpu")
