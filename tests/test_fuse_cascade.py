@@ -200,6 +200,17 @@ def test_several_in_a_network():
     check(looped, *args, cascades=1, tolerance=1e-4)
 
 
+def test_a_networks_first_convolution():
+    def first(x, u, w, v):
+        y = jax.nn.relu6(conv(x, u, window_strides=(2, 2)) + 1)
+        return conv(jax.nn.relu6(conv(y, w) + 1), v) + 1
+
+    args = array(0, 2, 43, 38, 3), array(1, 3, 3, 3, 24) / 5, array(2, 3, 3, 1, 24) / 3, array(3, 1, 1, 24, 16) / 5
+    fused = check(first, *args)
+    if native.load()[0] is not None:
+        assert calls(fused, *args) == (1, 0)
+
+
 # --- what stays apart ------------------------------------------------------------------------------------------------
 
 

@@ -223,9 +223,10 @@ def _run(plan: Plan, read: Read, *, frozen: bool) -> Array:
 
 
 def _cascades(plans: Iterable[Plan]) -> list[list[Plan]]:
-    """Those that run as one: a channel-wise convolution with the pointwise one before it, the one after it, or both.
+    """Those that run as one: a channel-wise convolution with the one before it, the pointwise one after it, or both.
 
-    Nothing else reads what lies between them.
+    Before it may stand a pointwise one, or a network's first. Nothing else reads what lies between them. Of other groups nothing was
+    gained, on 2 threads of a Zen 3: RegNetX took 1.01 of the time with eight images, ResNeXt-50 1.16.
     """
     able = [plan for plan in plans if _may_cascade(plan)]
     source: dict[Atom, Plan] = {plan.convolution.inputs[0]: plan for plan in able}
@@ -236,7 +237,7 @@ def _cascades(plans: Iterable[Plan]) -> list[list[Plan]]:
             continue
         group = [plan]
         before = result.get(plan.convolution.inputs[0])
-        if before and _is_pointwise(before) and _is_only_for(before, plan):
+        if before and (_is_pointwise(before) or _is_of_colours(before)) and _is_only_for(before, plan):
             group.insert(0, before)
         after = source.get(plan.chain.value)
         if after and _is_pointwise(after) and _is_only_for(plan, after):
@@ -260,6 +261,11 @@ def _is_channel_wise(plan: Plan) -> bool:
 def _is_pointwise(plan: Plan) -> bool:
     g = plan.convolution.geometry
     return g.groups == 1 and g.window == g.strides == (1, 1) and g.padding == ((0, 0), (0, 0))
+
+
+def _is_of_colours(plan: Plan) -> bool:
+    g = plan.convolution.geometry
+    return g.groups == 1 and g.channels <= 4
 
 
 def _is_only_for(plan: Plan, next: Plan) -> bool:
