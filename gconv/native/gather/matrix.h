@@ -37,7 +37,7 @@ class GatherMatrix {
     char* result = static_cast<char*>(results);
     const E* kernel = g.packed<E>(plan, parallel, type, w, scratch, 1);
     int64_t stretches = ceil_div(columns, plan.stretch);
-    if (in_place && g.groups == 1 && stretches < 8 * parallel.threads && (cold || parallel.threads > 1))
+    if (in_place && g.groups == 1 && stretches < 8 * parallel.threads)
       return by_filters(parallel, stretches, reinterpret_cast<const E*>(x), kernel,
                         reinterpret_cast<Result*>(result));
     g.for_stretches(parallel, stretches, [&](int64_t unit, const Part& part) {
