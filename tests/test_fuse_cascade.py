@@ -200,6 +200,24 @@ def test_several_in_a_network():
     check(looped, *args, cascades=1, tolerance=1e-4)
 
 
+def test_channel_wise_and_pointwise_in_turns():
+    """As in MobileNetV1. Each belongs to one group only."""
+
+    def network(x, ws, vs):
+        for w, v in zip(ws, vs, strict=True):
+            x = jax.nn.relu(conv(jax.nn.relu(conv(x, w) + 1), v) + 1)
+        return x
+
+    args = array(0, 2, 19, 17, 24), array(1, 3, 3, 3, 1, 24) / 3, array(2, 3, 1, 1, 24, 24) / 5
+    fused = check(network, *args, cascades=3)
+    expand = lambda x, ws, vs: network(jax.nn.relu(conv(x, vs[0]) + 1), ws, vs)
+    check(expand, *args, cascades=3)
+    each_after_each = lambda x, ws, vs: jax.nn.relu(conv(jax.nn.relu(conv(jax.nn.relu(conv(x, vs[0])), ws[0])), ws[1]))
+    check(each_after_each, *args, cascades=1)
+    if native.load()[0] is not None:
+        assert calls(fused, *args) == (3, 0)
+
+
 def test_a_networks_first_convolution():
     def first(x, u, w, v):
         y = jax.nn.relu6(conv(x, u, window_strides=(2, 2)) + 1)
