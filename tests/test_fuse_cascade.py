@@ -301,6 +301,16 @@ def test_what_is_small_stays_apart():
     check(block, *args, cascades=0)
 
 
+@pytest.mark.parametrize("options", ({}, {"rhs_dilation": (4, 1)}, {"window_strides": (2, 2)}), ids=range(3))
+def test_what_has_long_rows_stays_apart(options, monkeypatch):
+    function, args = partial(block, **options), arguments()
+    rows, width = (9 if "rhs_dilation" in options else 3), (9 if "window_strides" in options else 17)
+    monkeypatch.setattr(cascade, "NEAR", (rows * 17 + width) * 41 * 4)
+    check(function, *args)
+    cascade.NEAR -= 1
+    check(function, *args, cascades=0)
+
+
 # --- modes -----------------------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,8 @@ PRIMITIVE = Primitive("grouped_conv_cascade")
 # Bytes between convolutions from which on they run row by row. On 2 threads of a Zen 3 with 512 KiB of second cache each,
 # 2026-11-29, MobileNetV2 took 0.93 to 0.98 of the time so with eight images; below, what lies between is in the caches anyway.
 LEAST = 3 << 20
+# Bytes of it that a row of the result may need: with more it would not stay in a second cache.
+NEAR = 384 << 10
 
 
 class Link(NamedTuple):
@@ -75,11 +77,16 @@ def compose(x, *operands, links: tuple[Link, ...]) -> Array:
 
 
 def pays(geometries: list[Geometry], batch: int, dtype) -> bool:
-    """Whether what lies between convolutions leaves the caches, so that it is better never written."""
+    """Whether what lies between convolutions leaves the caches, and what a row of the result needs of it does not."""
     if not isinstance(batch, int):
         return False
-    between = sum(math.prod(g.x_shape(batch)) for g in geometries[1:]) * jnp.dtype(dtype).itemsize
-    return between >= LEAST
+    element, rows, near, between = jnp.dtype(dtype).itemsize, 1, 0, 0
+    for g in reversed(geometries[1:]):
+        (height, width), reach = g.spatial, (g.window[0] - 1) * g.dilation[0] + 1
+        rows = min(height, (rows - 1) * g.strides[0] + reach)
+        near += rows * width * g.in_channels * element
+        between += math.prod(g.x_shape(batch)) * element
+    return between >= LEAST and near <= NEAR
 
 
 def _apart(operands, links: tuple[Link, ...]) -> Iterator[tuple[Link, tuple]]:
