@@ -116,8 +116,9 @@ def test_a_training_step_in_bfloat16(monkeypatch):
 def test_programs_are_fused_and_accelerated():
     texts = {mode: contenders.of(mode)[peer]("small", 1, SIZE).keep.as_text() for mode, peer in contenders.OURS.items()}
     silu = "activation = 5 : i64"
-    assert silu in texts["inference"] and "gconv_batch_norm" not in texts["inference"]
-    assert silu not in texts["training"] and "gconv_batch_norm" in texts["training"]
+    statistics, sums = "gconv_norm_moments_native", "gconv_norm_totals_native"
+    assert silu in texts["inference"] and sums in texts["inference"] and statistics not in texts["inference"]
+    assert silu not in texts["training"] and sums not in texts["training"] and statistics in texts["training"]
     alone = contenders.of("inference")[contenders.ALONE]("small", 1, SIZE).keep.as_text()
     assert "gconv_grouped_conv" in texts["training"] and "gconv_grouped_conv" not in alone
 
