@@ -195,7 +195,7 @@ def test_several_in_a_network():
         return x
 
     fused = check(network, *args, cascades=3, tolerance=1e-4)
-    assert "3 groups of convolutions run row by row" in str(fused.report)
+    assert "groups of convolutions that run row by row: 3" in str(fused.report)
     looped = lambda *args: lax.fori_loop(0, 3, lambda _, x: block(x, *args[1:], adds=True), args[0])
     check(looped, *args, cascades=1, tolerance=1e-4)
 

@@ -180,7 +180,7 @@ def test_squeeze_and_excite_and_its_report():
     args = (*operands(2, 17, 19, 40), array(2, 40, 10))
     fused = gconv.fuse(excite)
     close(fused(*args), jax.jit(excite)(*args), 2e-5)
-    assert str(fused.report).splitlines()[1] == "1 sums over the pixels of an image follow them"
+    assert str(fused.report).splitlines()[1] == "sums over the pixels of an image: 1"
 
 
 # --- modes -----------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ ORDER = (
     ("backends.choice",),
     ("backends", "mesh.partition"),
     ("roles", "padding"),
-    ("fusion.activations",),
+    ("fusion.activations", "fusion.composition"),
     ("fusion.epilogue",),
     ("fusion.cascade",),
     ("norm.plain", "norm.kernels"),

@@ -8,28 +8,24 @@ CPU kernels compute some rows of the last result, and of those before it the row
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental import jet
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from gconv import backends, roles
 from gconv.fusion import epilogue
 from gconv.fusion.activations import Activation
+from gconv.fusion.composition import composed
 from gconv.geometry import Geometry
-from gconv.mesh import partition
 from gconv.mesh.sharding import equally_varying
 
-PRIMITIVE = Primitive("grouped_conv_cascade")
 # Bytes between convolutions from which on they run row by row. On 2 threads of a Zen 3 with 512 KiB of second cache each,
 # 2026-11-29, MobileNetV2 took 0.93 to 0.98 of the time so with eight images; below, what lies between is in the caches anyway.
 LEAST = 3 << 20
-# Bytes of it that a row of the result may need: with more it would not stay in a second cache.
+# Bytes of it that a row of the result may need: with more it would not stay in a second cache. gconv/native/cascade makes
+# stripes of as many rows as fit.
 NEAR = 384 << 10
 
 
@@ -97,59 +93,31 @@ def _apart(operands, links: tuple[Link, ...]) -> Iterator[tuple[Link, tuple]]:
         at += size
 
 
-# --- shapes and transformations ---------------------------------------------------------------------------------------
+# --- the primitive ----------------------------------------------------------------------------------------------------
 
 
 def _abstract(x, *_, links):
     return x.update(shape=links[-1].geometry.y_shape(x.shape[0]), weak_type=False)
 
 
-def _batch(operands, axes, **params):
-    return jax.vmap(partial(compose, **params), in_axes=tuple(axes))(*operands), 0
-
-
-def _jvp(primals, tangents, **params):
-    return roles.derivative(partial(compose, **params), primals, tangents)
-
-
-def _jet(primals, series, **params):
-    return jet.jet(partial(compose, **params), primals, series, factorial_scaled=False)
-
-
-# --- lowering ---------------------------------------------------------------------------------------------------------
-
-
-def _lowering(platform: str):
-    def lower(ctx, *operands, **params):
-        run = _by_kernels if fits(ctx, platform, **params) else compose
-        return mlir.lower_fun(partial(run, **params), multiple_results=False)(ctx, *operands)
-
-    return lower
-
-
-def fits(ctx, platform: str, links: tuple[Link, ...]) -> bool:
-    """Whether the kernels compute the whole: on one CPU, where each link is theirs."""
-    if platform != "cpu" or partition.devices_of(ctx) or any(0 in aval.shape for aval in ctx.avals_in):
-        return False
+def _fits(ctx, *, links: tuple[Link, ...]) -> bool:
+    """Whether each link is the kernels'."""
     x, portable = ctx.avals_in[0], roles.must_be_portable(ctx)
-    chosen = (backends.choose("y", n.geometry, x.dtype, platform, x.shape[0], n.implementation, portable) for n in links)
+    chosen = (backends.choose("y", n.geometry, x.dtype, "cpu", x.shape[0], n.implementation, portable) for n in links)
     return all(name == "native" for name in chosen)
 
 
-def _by_kernels(x, *operands, links: tuple[Link, ...]):
+def _by_kernels(x, *operands, links: tuple[Link, ...]) -> Array:
     with jax.named_scope("gconv_cascade_native"):  # so that a lowered text tells which implementation ran
         return backends.native.cascade(x, operands, links)
 
 
-# --- outside jit ------------------------------------------------------------------------------------------------------
-
-PRIMITIVE.def_abstract_eval(_abstract)
-_compiled = roles.compiled_once(PRIMITIVE, "links")
-# A program of this alone has the kernels as arguments.
-PRIMITIVE.def_impl(lambda *operands, links: _compiled(*operands, links=tuple(n._replace(frozen=False) for n in links)))
-ad.primitive_jvps[PRIMITIVE] = _jvp
-batching.primitive_batchers[PRIMITIVE] = _batch
-_jet_rules: Any = jet.jet_rules  # whose types are those of lax's rules
-_jet_rules[PRIMITIVE] = _jet
-mlir.register_lowering(PRIMITIVE, _lowering("another platform"))
-mlir.register_lowering(PRIMITIVE, _lowering("cpu"), platform="cpu")
+PRIMITIVE = composed(
+    "grouped_conv_cascade",
+    compose,
+    parameters=("links",),
+    abstract=_abstract,
+    fits=_fits,
+    kernels=_by_kernels,
+    alone=lambda params: {"links": tuple(link._replace(frozen=False) for link in params["links"])},  # kernels are arguments
+)

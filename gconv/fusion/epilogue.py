@@ -11,24 +11,18 @@ To the kernels a matrix product is a convolution whose window is one pixel. In t
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.experimental import jet
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from gconv import backends, roles
 from gconv.dtypes import accumulator, wider
 from gconv.fusion.activations import Activation
+from gconv.fusion.composition import composed
 from gconv.geometry import Geometry
-from gconv.mesh import partition
 from gconv.mesh.sharding import equally_varying
-from gconv.roles import derivative, of_some
 
-PRIMITIVE = Primitive("grouped_conv_epilogue")
 PARTS = backends.native.PARTS
 
 
@@ -130,17 +124,7 @@ def _abstract(first, second, *operands, role, geometry, dtype, parts, **_):
     return result
 
 
-# --- transformations --------------------------------------------------------------------------------------------------
-
-
-def _jvp(primals, tangents, **params):
-    """That of the composition, and its value: derivatives need the parts that the primitive does not store."""
-    return derivative(partial(compose, **params), primals, tangents)
-
-
-def _jet(primals, series, **params):
-    # What a rule is given are coefficients, and no derivatives.
-    return jet.jet(partial(compose, **params), primals, series, factorial_scaled=False)
+# --- vmap -------------------------------------------------------------------------------------------------------------
 
 
 def _batch(operands, axes, *, role, parts, **params):
@@ -156,40 +140,19 @@ def _batch(operands, axes, *, role, parts, **params):
     return result.reshape(size, images, *result.shape[1:]), 0
 
 
-def _transpose(ct, *operands, **params):
-    """Of what is linear in all the operands that are unknown: without an activation, in the shift and the residual as well."""
-    unknown = [i for i, a in enumerate(operands) if ad.is_undefined_primal(a)]
-    function = of_some(partial(compose, **params), operands, unknown)
-    cotangents = jax.linear_transpose(function, *(operands[i].aval for i in unknown))(ct)
-    found = dict(zip(unknown, cotangents, strict=True))
-    return [found.get(i) for i in range(len(operands))]
+# --- the primitive ----------------------------------------------------------------------------------------------------
 
 
-# --- lowering --------------------------------------------------------------------------------------------------------
-
-
-def _lowering(platform: str):
-    def lower(ctx, *operands, **params):
-        run = _by_kernels if fits(ctx, platform, params) else compose
-        return mlir.lower_fun(partial(run, **params), multiple_results=False)(ctx, *operands)
-
-    return lower
-
-
-def fits(ctx, platform: str, params: dict) -> bool:
-    """Whether the kernels compute the whole: on one CPU, where the role is theirs."""
-    if platform != "cpu" or partition.devices_of(ctx):
-        return False
+def _fits(ctx, *, role, geometry, dtype, implementation, matrix, frozen, **_) -> bool:
+    """Whether the role is the kernels'."""
     first, second = ctx.avals_in[:2]
     operand, portable = wider(first.dtype, second.dtype), roles.must_be_portable(ctx)
-    problem = (params["geometry"], operand, platform, first.shape[0])
-    if params["matrix"]:
-        is_theirs = backends.reason_against_matrix("fused matrix", *problem, portable, frozen=params["frozen"]) is None
+    problem = (geometry, operand, "cpu", first.shape[0])
+    if matrix:
+        is_theirs = backends.reason_against_matrix("fused matrix", *problem, portable, frozen=frozen) is None
     else:
-        is_theirs = backends.choose(params["role"], *problem, params["implementation"], portable) == "native"
-    if not is_theirs or not backends.native.gives(operand, params["dtype"]):
-        return False
-    return not any(0 in aval.shape for aval in (first, second, *ctx.avals_out))  # of which they add up nothing
+        is_theirs = backends.choose(role, *problem, implementation, portable) == "native"
+    return is_theirs and backends.native.gives(operand, dtype)
 
 
 def _by_kernels(first, second, *operands, role, geometry, dtype, precision, parts, activation, frozen, **_):
@@ -200,17 +163,13 @@ def _by_kernels(first, second, *operands, role, geometry, dtype, precision, part
         return run(first, second, geometry, dtype=dtype, precision=precision, epilogue=epilogue, frozen=frozen)
 
 
-# --- outside jit ------------------------------------------------------------------------------------------------------
-
-PRIMITIVE.def_abstract_eval(_abstract)
-PARAMETERS = ("role", "geometry", "dtype", "precision", "implementation", "matrix", "frozen", "parts", "activation")
-_compiled = roles.compiled_once(PRIMITIVE, *PARAMETERS)
-# A program of this alone has the kernel as an argument.
-PRIMITIVE.def_impl(lambda *operands, **params: _compiled(*operands, **{**params, "frozen": False}))
-ad.primitive_jvps[PRIMITIVE] = _jvp
-ad.primitive_transposes[PRIMITIVE] = _transpose
-batching.primitive_batchers[PRIMITIVE] = _batch
-_jet_rules: Any = jet.jet_rules  # whose types are those of lax's rules
-_jet_rules[PRIMITIVE] = _jet
-mlir.register_lowering(PRIMITIVE, _lowering("another platform"))
-mlir.register_lowering(PRIMITIVE, _lowering("cpu"), platform="cpu")
+PRIMITIVE = composed(
+    "grouped_conv_epilogue",
+    compose,
+    parameters=("role", "geometry", "dtype", "precision", "implementation", "matrix", "frozen", "parts", "activation"),
+    abstract=_abstract,
+    fits=_fits,
+    kernels=_by_kernels,
+    alone=lambda params: {**params, "frozen": False},  # the kernel is an argument
+    batch=_batch,
+)

@@ -44,8 +44,8 @@ class Fusion:
                 counts.append(f"{sum(taken)} of {len(taken)} {kind}")
         lines = [f"{' and '.join(counts) or '0 of 0 convolutions'} take in what follows them"]
         lines += [f"nothing was changed: {self.refused}"] if self.refused else []
-        lines += [f"{self.cascades} groups of convolutions run row by row"] if self.cascades else []
-        lines += [f"{self.sums} sums over the pixels of an image follow them"] if self.sums else []
+        lines += [f"groups of convolutions that run row by row: {self.cascades}"] if self.cascades else []
+        lines += [f"sums over the pixels of an image: {self.sums}"] if self.sums else []
         width = max([len(row.convolution) for row in rows], default=0)
         what = lambda row: ", ".join(row.parts) if row.parts else f"nothing: {row.reason}"
         return "\n".join([*lines, *(f"  {row.convolution:<{width}}  {what(row)}" for row in rows)])

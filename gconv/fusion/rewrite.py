@@ -244,7 +244,8 @@ def _cascades(plans: Iterable[Plan]) -> list[list[Plan]]:
         if after and _is_pointwise(after) and _is_only_for(plan, after):
             group.append(after)
         group = [p for p in group if p.place not in taken]
-        if len(group) > 1 and cascade.pays([p.convolution.geometry for p in group], *_batch_and_type(plan)):
+        images = plan.chain.value.aval.shape[0], plan.convolution.dtype
+        if len(group) > 1 and cascade.pays([p.convolution.geometry for p in group], *images):
             found.append(group)
             taken.update(p.place for p in group)
     return found
@@ -276,10 +277,6 @@ def _is_only_for(plan: Plan, next: Plan) -> bool:
     value = plan.chain.value
     added = plan.chain.residual is not None or "residual" in plan.convolution.parts
     return not added and not value.is_result and len(value.readers) == 1 and next.convolution.inputs[0] is value
-
-
-def _batch_and_type(plan: Plan) -> tuple[int, Any]:
-    return plan.chain.value.aval.shape[0], plan.convolution.dtype
 
 
 def _run_cascade(group: list[Plan], read: Read, is_frozen: Callable) -> Array:
