@@ -2,11 +2,6 @@
 
 import functools
 import itertools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from process import printed, printed_on_any_threads
 
 import gconv
 from gconv import native
@@ -465,15 +461,7 @@ print(json.dumps([native.instruction_set(), hashes]))
 
 @built
 def test_the_bits_depend_on_no_number_of_threads():
-    def run(threads):
-        env = {**os.environ, "NPROC": str(threads), "XLA_FLAGS": ""}
-        folder = Path(__file__).parent.parent
-        done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=folder, env=env, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    one = run(1)
-    assert run(2) == one and run(8) == one
+    printed_on_any_threads(PROGRAM)
 
 
 @built
@@ -498,10 +486,7 @@ for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 2e-2), ("float16", 2e-3
     below_avx512 = ("avx2", "baseline")
     sets = {"avx512_bf16": below_avx512, "avx512": below_avx512, "avx2": ("baseline",)}.get(native.instruction_set(), ())
     for name in sets:
-        env = {**os.environ, "GCONV_NATIVE_ISA": name}
-        folder = Path(__file__).parent.parent
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, env=env, timeout=300)
-        assert done.returncode == 0, done.stderr
+        printed(program, GCONV_NATIVE_ISA=name)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -4,13 +4,8 @@ The oracle of the convolution is `oracle`; the functions after it are written ou
 """
 
 import itertools
-import json
 import math
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.export
@@ -24,6 +19,7 @@ from jax import P
 from jax.experimental.jet import jet
 from jax.sharding import AxisType, NamedSharding
 from jax.test_util import check_grads
+from process import printed_on_any_threads
 
 import gconv
 from gconv import backends, native
@@ -273,18 +269,9 @@ print(json.dumps(hashes))
 """
 
 
-def bits(threads: int) -> list[str]:
-    env = {**os.environ, "NPROC": str(threads), "XLA_FLAGS": ""}
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=root, env=env, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @built
 def test_the_same_bits_on_any_number_of_threads_and_alone_as_in_a_batch():
-    one = bits(1)
-    assert len(one) == 72 and bits(2) == one and bits(8) == one
+    assert len(printed_on_any_threads(PROGRAM)) == 72
 
 
 # --- arrays of unusual sizes and types -------------------------------------------------------------------------------

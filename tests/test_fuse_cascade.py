@@ -1,13 +1,7 @@
 """Convolutions that follow each other, row by row: which do, what they compute, and in which modes."""
 
-import hashlib
-import json
-import os
-import subprocess
-import sys
 import threading
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.export
@@ -20,6 +14,7 @@ from foreign import normal
 from jax import lax
 from jax.experimental import jet
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from process import printed, printed_on_any_threads
 from test_fuse import TRANSFORMED, close
 
 import gconv
@@ -372,22 +367,30 @@ def test_an_exported_program_holds_xlas_operations_only():
     close(exported.call(x, ws, ps), block(x, ws, ps), 2e-5)
 
 
-@pytest.mark.parametrize("kind", (AxisType.Auto, AxisType.Explicit))
-@pytest.mark.parametrize("spec", (PartitionSpec("i"), PartitionSpec(None, "i")), ids=str)
-def test_on_four_devices(spec, kind):
+IMAGES = PartitionSpec("i")
+MESHES = ((AxisType.Auto, IMAGES), (AxisType.Auto, PartitionSpec(None, "i")), (AxisType.Explicit, IMAGES))
+
+
+@pytest.mark.parametrize(("kind", "spec"), MESHES, ids=str)
+def test_on_four_devices(kind, spec):
     x, ws, ps = arguments(n=8, h=20)
     mesh = jax.make_mesh((4,), ("i",), axis_types=(kind,))
     placed = jax.device_put(x, NamedSharding(mesh, spec))
-    if kind == AxisType.Auto or spec == PartitionSpec("i"):
-        close(np.asarray(gconv.fuse(block)(placed, ws, ps)), np.asarray(block(x, ws, ps)), 2e-5)
-    if kind == AxisType.Auto and spec == PartitionSpec("i"):
-        mapped = jax.shard_map(gconv.fuse(block), mesh=mesh, in_specs=(spec, None, None), out_specs=spec)
-        close(np.asarray(jax.jit(mapped)(placed, ws, ps)), np.asarray(block(x, ws, ps)), 2e-5)
+    close(np.asarray(gconv.fuse(block)(placed, ws, ps)), np.asarray(block(x, ws, ps)), 2e-5)
+
+
+def test_of_each_device_its_images():
+    x, ws, ps = arguments(n=8, h=20)
+    mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
+    mapped = jax.shard_map(gconv.fuse(block), mesh=mesh, in_specs=(IMAGES, None, None), out_specs=IMAGES)
+    close(np.asarray(jax.jit(mapped)(x, ws, ps)), np.asarray(block(x, ws, ps)), 2e-5)
 
 
 def test_without_kernels(monkeypatch):
+    args = arguments(h=20)
+    if native.load()[0] is not None:
+        assert calls(gconv.fuse(block), *args) == (1, 0)
     monkeypatch.setattr(native, "load", lambda: (None, "there are none"))
-    args = arguments(h=10)
     fused = check(block, *args)
     assert calls(fused, *args) == (0, 0)
 
@@ -404,7 +407,7 @@ def test_the_implementation_that_was_asked_for_runs():
 
 
 @built
-def test_another_kernel_by_the_environment(monkeypatch):
+def test_another_kernel_by_the_environment():
     program = """
 import jax, jax.numpy as jnp, numpy as np, gconv
 from gconv.fusion import cascade
@@ -418,10 +421,7 @@ assert g.report.cascades == 1
 """
     width = 16 if native.instruction_set() == "baseline" else 32
     for kernel in ("narrow", "wide", "rows"):
-        env = {**os.environ, "GCONV_NATIVE_KERNEL": f"{kernel}.{width}", "XLA_FLAGS": ""}
-        folder = Path(__file__).parent.parent
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, env=env, timeout=300)
-        assert done.returncode == 0, done.stderr
+        printed(program, GCONV_NATIVE_KERNEL=f"{kernel}.{width}")
 
 
 # --- frozen ----------------------------------------------------------------------------------------------------------
@@ -440,7 +440,7 @@ class Network(nnx.Module):
 
 
 @built
-def test_frozen_kernels_are_packed_once_for_all_threads():
+def test_frozen_kernels_serve_calls_from_several_threads():
     model, x = Network(nnx.Rngs(0)), array(0, 2, 40, 40, 24)
     expected = model(x)
     fused = gconv.fuse(model, frozen=True)
@@ -483,16 +483,7 @@ print(json.dumps(hashes))
 
 @built
 def test_the_bits_depend_on_no_number_of_threads_and_on_no_other_image():
-    def run(threads):
-        env = {**os.environ, "NPROC": str(threads), "XLA_FLAGS": ""}
-        folder = Path(__file__).parent.parent
-        done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=folder, env=env, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    one = run(1)
-    assert run(2) == one and run(8) == one and len({*one}) == 3
-    assert all(len(h) == 2 * hashlib.sha256().digest_size for h in one)
+    assert len({*printed_on_any_threads(PROGRAM)}) == 3
 
 
 # --- the door --------------------------------------------------------------------------------------------------------

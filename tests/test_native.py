@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from process import printed
 
 import gconv
 from gconv import backends, native, roles
@@ -138,11 +139,7 @@ print(json.dumps([native.instruction_set(), hashes]))
 
 
 def run_program(first="", **environment):
-    env = {**os.environ, **environment}
-    command = [sys.executable, "-c", PROGRAM.format(first=first)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return printed(PROGRAM.format(first=first), **environment)
 
 
 @built
@@ -187,10 +184,8 @@ print(json.dumps([found, before, np.asarray(run(operands)).tolist()]))
 @pytest.mark.skipif(sys.platform != "linux", reason="no limit on the memory of a process")
 def test_without_memory_a_call_is_an_error_and_the_process_goes_on():
     """`make sanitize` refuses each request for memory in its turn, of all kernels."""
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}  # what is freed goes back
-    done = subprocess.run([sys.executable, "-c", EXHAUSTED], capture_output=True, text=True, cwd=ROOT, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found, before, after = json.loads(done.stdout)
+    # What is freed goes back.
+    found, before, after = printed(EXHAUSTED, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_ARENA_MAX="1")
     assert "RESOURCE_EXHAUSTED: gconv: out of memory" in found
     assert after == before == [[[7_000_000.0]], [[7_000_000.0]]]
 
