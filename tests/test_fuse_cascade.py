@@ -357,6 +357,21 @@ def test_without_jit_and_with_checks():
         close(gconv.fuse(block)(*args), expected, 2e-5)
 
 
+def test_no_images():
+    x, ws, ps = arguments(n=0)
+    assert primitive(x, ws[0], ps[0][1].reshape(-1), ws[1], ps[1][1].reshape(-1)).shape == (0, 19, 17, 41)
+
+
+@built
+def test_a_program_of_the_primitive_alone_has_the_kernels_as_arguments():
+    """Such programs are shared: one may not keep the kernels of another, also where a sample of them agrees."""
+    x, ws, ps = arguments()
+    others = [ws[0], ws[1], ws[2].at[0, 0, 20, 5].add(100)]
+    with jax.disable_jit():
+        for kernels in (ws, others):
+            close(gconv.fuse(lambda x, kernels=kernels: block(x, kernels, ps))(x), block(x, kernels, ps), 2e-5)
+
+
 def test_an_exported_program_holds_xlas_operations_only():
     x, ws, ps = arguments()
     exported = jax.export.export(jax.jit(gconv.fuse(block)))(x, ws, ps)
@@ -377,6 +392,21 @@ def test_on_four_devices(kind, spec):
     mesh = jax.make_mesh((4,), ("i",), axis_types=(kind,))
     placed = jax.device_put(x, NamedSharding(mesh, spec))
     close(np.asarray(gconv.fuse(block)(placed, ws, ps)), np.asarray(block(x, ws, ps)), 2e-5)
+
+
+@built
+def test_kernels_that_are_asked_for_split_over_devices():
+    """No device gets the images of the others."""
+    each = lambda x, w: jax.nn.relu(gconv.grouped_conv(x, w, padding="same", implementation="native") + 1)
+    two = lambda x, w, v: each(each(x, w), v)
+    x, w, v = array(0, 8, 19, 17, 24), array(1, 3, 3, 1, 24), array(2, 1, 1, 24, 24)
+    mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
+    placed = jax.device_put(x, NamedSharding(mesh, IMAGES))
+    for function, kernels in ((each, (w,)), (two, (w, v))):
+        compiled = jax.jit(gconv.fuse(function)).lower(placed, *kernels).compile()
+        text = compiled.as_text()
+        assert f'custom_call_target="{native.TARGET}"' in text and "all-gather" not in text
+        close(np.asarray(compiled(placed, *kernels)), np.asarray(function(x, *kernels)), 2e-5)
 
 
 def test_of_each_device_its_images():

@@ -157,6 +157,16 @@ def test_what_no_convolution_has_finished_is_xlas():
         assert fused.report.sums == 0 and not calls(fused, *args)
 
 
+def test_sums_in_another_type_than_the_kernels(x64):
+    wider = lambda x, w: jax.nn.relu(depthwise(x, w)).astype("float64").sum((1, 2))
+    narrow = lambda x, w: lax.reduce_sum_p.bind(jax.nn.relu(depthwise(x, w)), axes=(1, 2), out_sharding=None)
+    for function, dtype in ((wider, "float32"), (narrow, "bfloat16")):
+        args = operands(2, 20, 20, 24, dtype=dtype)
+        fused = gconv.fuse(function)
+        close(fused(*args), jax.jit(function)(*args), 1e-6 if dtype == "float32" else 1e-1)
+        assert fused.report.sums == 0 and not calls(fused, *args)
+
+
 def test_channels_that_are_not_last():
     def function(x, w):
         y = lax.conv_general_dilated(x, w, (1, 1), "SAME", feature_group_count=24)
