@@ -727,9 +727,15 @@ def test_huge_attributes_meet_no_data(axis):
 
 
 @built
+@pytest.mark.parametrize("window, groups", [(3, 4), (3, 1), (1, 4), (1, 1)])
 @pytest.mark.parametrize("role", "yxw")
-def test_an_empty_batch(role):
-    g = Geometry((5, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 4, 2, 3)
+def test_an_empty_batch(role, window, groups):
+    """Every kernel that could run is planned, and what is chosen runs."""
+    pads = (window // 2, window // 2)
+    channels, filters = (1, 1) if groups == 4 else (16, 24)
+    g = Geometry((5, 6), (window, window), (1, 1), (pads, pads), (1, 1), groups, channels, filters)
+    for kernel, reason in backends.native.kernels(role, g, "float32", 0).items():
+        assert reason or backends.native.plan(role, g, "float32", 0, forced=kernel).kernel == kernel
     shapes = {"x": g.x_shape(0), "y": g.y_shape(0), "w": g.kernel_shape}
     operands = {name: jnp.ones(shapes[name]) for name in roles.OPERANDS[role]}
     result = roles.bind(role, operands, geometry=g, dtype=jnp.float32, precision=None, implementation="native")

@@ -22,7 +22,7 @@ int64_t results_in_image(Role role, const Problem& p) {
 }
 
 // The largest part of `size` in as few equal parts, up to a limit, as will do.
-int64_t even(int64_t size, int64_t limit) { return ceil_div(size, ceil_div(size, limit)); }
+int64_t even(int64_t size, int64_t limit) { return ceil_div(size, maximum(1, ceil_div(size, limit))); }
 
 int64_t packed_filters(const Call& c) {
   return c.p.groups * ceil_div(c.results, c.L) * c.taps * c.steps * c.L;
