@@ -10,7 +10,7 @@
     reduce/       role w: sums over every pixel. narrow.h, wide.h
     depthwise/    all three roles where a group is one channel: gather.h, reduce.h, and the loops that they share
     cascade/      convolutions that follow each other, row by row, and their door to XLA
-    norm/         batch norm in four passes, and sums over pixels: a unit and a door to XLA of their own
+    norm/         batch norm in four passes, and sums over pixels: sums.h and elementwise.h are the passes, door.cc their door
     vectors/      vectors of one instruction set, half precision, how narrow groups fill them, lists, loops over units of work
     memory.h, .cc what a thread keeps of the memory of its lists
     epilogue.h    what follows a convolution: scale, shift, residual, activation

@@ -49,9 +49,6 @@ bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* f
   return false;
 }
 
-#define TEXT(name) TEXT_OF(name)
-#define TEXT_OF(name) #name
-
 }  // namespace
 
 extern const Unit UNIT;

@@ -3,7 +3,8 @@
 
 #include "norm/norm.h"
 
-#include "norm/passes.h"
+#include "norm/elementwise.h"
+#include "norm/sums.h"
 
 namespace gconv {
 namespace {
@@ -27,9 +28,6 @@ bool run(Pass pass, const Norm& p, const NormBuffers& b, const Parallel& paralle
 } catch (OutOfMemory) {
   return false;
 }
-
-#define TEXT(name) TEXT_OF(name)
-#define TEXT_OF(name) #name
 
 }  // namespace
 

@@ -15,6 +15,8 @@
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 64")
+#define TEXT(macro) TEXT_OF(macro)  // what a macro stands for, in quotation marks
+#define TEXT_OF(words) #words
 
 namespace gconv {
 namespace {  // this code is compiled once per instruction set, so nothing of it may be shared by the linker
