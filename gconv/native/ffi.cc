@@ -8,15 +8,10 @@
 #include <string>
 
 #include "door.h"
-#include "frozen.h"
 #include "in_use.h"
 #include "parallel.h"
 #include "plan.h"
 #include "unit.h"
-#include "xla/ffi/api/c_api.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 namespace gconv {
 
@@ -56,16 +51,6 @@ bool has_shape(const ffi::AnyBuffer& buffer, Role argument, const Problem& p) {
   return fits && shape[is_kernel ? shape.size() - 2 : 0] == other && shape.back() == last;
 }
 
-bool known(ffi::DataType from, Type& to) {
-  switch (from) {
-    case ffi::DataType::F32: to = Type::f32; return true;
-    case ffi::DataType::F64: to = Type::f64; return true;
-    case ffi::DataType::BF16: to = Type::bf16; return true;
-    case ffi::DataType::F16: to = Type::f16; return true;
-    default: return false;
-  }
-}
-
 // --- the call ----------------------------------------------------------------------------------------------
 
 constexpr char NO_MEMORY[] = "gconv: out of memory for the lists that a kernel works with";
@@ -87,25 +72,15 @@ const char* read_epilogue(ffi::RemainingArgs parts, int64_t which, ffi::AnyBuffe
     if (like_result ? !std::equal(shape.begin(), shape.end(), wanted.begin(), wanted.end())
                     : shape.size() != 1 || shape[0] != wanted.back())
       return "a part's shape does not fit the result";
-    bool is_double = result.element_type() == ffi::DataType::F64;
-    ffi::DataType type = like_result ? result.element_type()
-                         : is_double ? ffi::DataType::F64
-                                     : ffi::DataType::F32;
+    ffi::DataType type = like_result ? result.element_type() : sums_of(result.element_type());
     if (part->element_type() != type) return "a part's type does not fit the result";
     *fields[i] = part->untyped_data();
   }
   return next == parts.size() ? nullptr : "there are more operands than parts";
 }
 
-// What XLA keeps beside a call whose kernel is frozen.
-struct State : Frozen {
-  static ffi::TypeId id;
-};
-ffi::TypeId State::id = XLA_FFI_UNKNOWN_TYPE_ID;
-const ffi::TypeInfo STATE_INFO = ffi::MakeTypeInfo<State>();
-
 // `frozen` is null where the kernel may change from call to call.
-ffi::Error call(State* frozen, ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second,
+ffi::Error call(State<1>* frozen, ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second,
                 ffi::RemainingArgs parts, ffi::Result<ffi::AnyBuffer> result,
                 ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number, Three in, Three out, Three window,
                 Three strides, Three low, Three dilation, int64_t groups, int64_t channels, int64_t filters,
@@ -160,7 +135,8 @@ ffi::Error call(State* frozen, ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::
   Scratch memory{rest, false, rest};
   int64_t packed = packed_bytes(role, plan);
   if (!frozen) memory.rest = rest + packed;
-  FrozenCall frozen_call(frozen, second.untyped_data(), second.size_bytes(), packed, memory);
+  FrozenCall frozen_call(frozen ? frozen->kernel : nullptr, second.untyped_data(), second.size_bytes(),
+                         packed, memory);
   auto run = [&](const Parallel& parallel) {
     return unit.run(plan, type, role, p, first.untyped_data(), second.untyped_data(), result->untyped_data(),
                     memory, epilogue, parallel);
@@ -213,37 +189,19 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) {
   });
 }
 
-// Makes the state's type known to XLA, once: with the first call, by which XLA asks what a handler needs when
-// it is registered. (Registered by Python before there is a backend, it would come after the handlers.)
-static XLA_FFI_Error* register_state(XLA_FFI_CallFrame* frame) {
-  static std::mutex mutex;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (gconv::State::id.type_id) return nullptr;
-  return ffi::Ffi::RegisterTypeId(frame->api, "gconv_frozen", &gconv::State::id, &gconv::STATE_INFO);
-}
-
 // The same call where the kernel operand is the same in every call of a program, and what makes its state.
 EXPORT XLA_FFI_Error* gconv_frozen_call(XLA_FFI_CallFrame* frame) {
   return gconv::guarded(frame, gconv::NO_MEMORY, [&]() -> XLA_FFI_Error* {
-    if (XLA_FFI_Error* error = register_state(frame)) return error;
+    if (XLA_FFI_Error* error = gconv::State<1>::make_known(frame)) return error;
     static auto* const handler =
-        with_arguments(ffi::Ffi::Bind().Ctx<ffi::State<gconv::State>>().Ctx<ffi::ThreadPool>())
+        with_arguments(ffi::Ffi::Bind().Ctx<ffi::State<gconv::State<1>>>().Ctx<ffi::ThreadPool>())
             .To(gconv::call)
             .release();
     return handler->Call(frame);
   });
 }
 EXPORT XLA_FFI_Error* gconv_frozen_state(XLA_FFI_CallFrame* frame) {
-  return gconv::guarded(frame, gconv::NO_MEMORY, [&]() -> XLA_FFI_Error* {
-    if (XLA_FFI_Error* error = register_state(frame)) return error;
-    static auto* const handler = ffi::Ffi::Bind<ffi::ExecutionStage::kInstantiate>()
-                                     .Attrs()
-                                     .To([](ffi::Dictionary) -> ffi::ErrorOr<std::unique_ptr<gconv::State>> {
-                                       return std::make_unique<gconv::State>();
-                                     })
-                                     .release();
-    return handler->Call(frame);
-  });
+  return gconv::guarded(frame, gconv::NO_MEMORY, [&] { return gconv::State<1>::make(frame); });
 }
 
 // The XLA FFI version of the headers that this was built with: major * 1000 + minor.

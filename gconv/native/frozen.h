@@ -20,9 +20,7 @@ struct Free {
 using Memory = std::unique_ptr<char, Free>;
 
 inline Memory whole_lines_of_memory(int64_t bytes) {
-  constexpr size_t LINE_BYTES = 64;
-  size_t lines = (size_t(bytes) + LINE_BYTES - 1) / LINE_BYTES;
-  Memory memory(static_cast<char*>(std::aligned_alloc(LINE_BYTES, lines * LINE_BYTES)));
+  Memory memory(static_cast<char*>(std::aligned_alloc(LINE, size_t(ceil_div(bytes, LINE) * LINE))));
   if (!memory) throw std::bad_alloc();
   return memory;
 }

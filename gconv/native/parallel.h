@@ -82,8 +82,6 @@ inline void let_others_run() {}
 
 // --- memory from the beginning of a line of the cache on ---------------------------------------------------
 
-constexpr int64_t LINE_BYTES = 64;
-
 // Cuts it out of what malloc gives, which has pieces of up to a kilobyte at hand for each thread. `new` of an
 // aligned type takes a lock and cuts them out of a larger piece each time.
 template <class T>
@@ -93,10 +91,9 @@ struct AtLine {
   template <class U>
   AtLine(const AtLine<U>&) {}
   T* allocate(size_t n) {
-    void* memory = std::malloc(n * sizeof(T) + LINE_BYTES + sizeof(void*));
+    void* memory = std::malloc(n * sizeof(T) + LINE + sizeof(void*));
     if (!memory) throw std::bad_alloc();
-    uintptr_t end = reinterpret_cast<uintptr_t>(memory) + sizeof(void*) + LINE_BYTES - 1;
-    void** line = reinterpret_cast<void**>(end / LINE_BYTES * LINE_BYTES);
+    void** line = reinterpret_cast<void**>(line_from(static_cast<void**>(memory) + 1));
     line[-1] = memory;
     return reinterpret_cast<T*>(line);
   }
@@ -114,18 +111,18 @@ struct Range {
 template <template <class> class Atomic = std::atomic>
 struct Shares {
   static constexpr auto RELAXED = std::memory_order_relaxed;  // they hand over no other memory
-  static constexpr int64_t WORDS = LINE_BYTES / 8;            // of `open`, so that it is one line
+  static constexpr int64_t WORDS = LINE / 8;                  // of `open`, so that it is one line
   static constexpr int64_t MOST = 64 * WORDS;                 // threads
 
-  struct alignas(LINE_BYTES) Share {
+  struct alignas(LINE) Share {
     Atomic<int64_t> next;  // the first unit that is left
     int64_t end;
   };
 
   const int64_t units, grain, threads;
   std::vector<Share, AtLine<Share>> all;
-  alignas(LINE_BYTES) Atomic<int64_t> taken{0};      // units, from all shares together
-  alignas(LINE_BYTES) Atomic<uint64_t> open[WORDS];  // a bit for each share: whether it has units left
+  alignas(LINE) Atomic<int64_t> taken{0};      // units, from all shares together
+  alignas(LINE) Atomic<uint64_t> open[WORDS];  // a bit for each share: whether it has units left
 
   Shares(int64_t units, int64_t grain, int64_t threads)
       : units(units), grain(grain), threads(threads), all(threads) {
@@ -186,7 +183,7 @@ struct Job {
   void* const argument;  // belongs to the caller: used only by a thread that holds a range
   const int caller = processor();
   Atomic<bool> failed{false};
-  alignas(LINE_BYTES) Atomic<int64_t> done{0};  // units, by the threads that have finished
+  alignas(LINE) Atomic<int64_t> done{0};  // units, by the threads that have finished
   std::mutex mutex;
   std::condition_variable finished;
 

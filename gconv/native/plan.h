@@ -136,8 +136,8 @@ constexpr int winograd_tile(int registers) { return registers == 32 ? 7 : 6; }  
 // second one 2048, of 8 lines each, as on Zen 4.
 constexpr int64_t NEAREST_SETS = 64, SECOND_SETS = 2048;
 inline bool is_crowded(int64_t lines, int64_t apart, int64_t sets) {
-  constexpr int64_t LINE_BYTES = 64, WAYS = 8;
-  return lines > WAYS * sets * LINE_BYTES / minimum(apart & -apart, sets * LINE_BYTES);
+  constexpr int64_t WAYS = 8;
+  return lines > WAYS * sets * LINE / minimum(apart & -apart, sets * LINE);
 }
 constexpr int winograd_vectors(int registers) { return registers == 32 ? 3 : 2; }
 

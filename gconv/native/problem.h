@@ -50,6 +50,13 @@ struct Scratch {
 // have.
 namespace {
 
+constexpr int64_t LINE = 64;  // bytes that a cache fetches and keeps together
+
+// The first line that begins at an address or after it: LINE - 1 bytes further on at most.
+inline char* line_from(void* address) {
+  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(address) + LINE - 1) / LINE * LINE);
+}
+
 inline int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0, b > 0

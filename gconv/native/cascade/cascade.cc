@@ -44,20 +44,16 @@ class Worker {
  public:
   Worker(const Cascade& c, const void* x, void* result)
       : c(c), x(static_cast<const char*>(x)), result(static_cast<char*>(result)) {
-    constexpr int64_t LINE = 64;
     int64_t rows[MOST_LINKS], scratch = 0;
     bytes = needs(c, c.rows, rows) + (MOST_LINKS + 2) * LINE;
     for (int i = 0; i < c.links; ++i) scratch = maximum(scratch, c.link[i].plan.scratch);
     bytes += scratch;
     memory = static_cast<char*>(take_memory(bytes));
     if (!memory) return;
-    auto line = [](char* at) {
-      return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(at) + LINE - 1) / LINE * LINE);
-    };
-    char* at = line(memory);
+    char* at = line_from(memory);
     for (int i = 1; i < c.links; ++i) {
       between[i].data = at;
-      at = line(at + rows[i] * row_of_source(c.link[i]) * c.element);
+      at = line_from(at + rows[i] * row_of_source(c.link[i]) * c.element);
     }
     rest = at;
   }

@@ -4,18 +4,13 @@
 
 #include <algorithm>
 #include <initializer_list>
-#include <memory>
+#include <optional>
 #include <string>
 
 #include "cascade/cascade.h"
 #include "door.h"
-#include "frozen.h"
 #include "in_use.h"
 #include "parallel.h"
-#include "xla/ffi/api/c_api.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 namespace gconv {
 namespace {
@@ -23,29 +18,14 @@ namespace {
 constexpr char NO_MEMORY[] = "gconv: out of memory for what lies between convolutions";
 constexpr int NUMBERS = 24;  // of a link
 
-struct State {
-  static ffi::TypeId id;
-  Frozen link[MOST_LINKS];
-};
-ffi::TypeId State::id = XLA_FFI_UNKNOWN_TYPE_ID;
-const ffi::TypeInfo STATE_INFO = ffi::MakeTypeInfo<State>();
-
-bool known(ffi::DataType from, Type& to, int64_t& bytes) {
-  switch (from) {
-    case ffi::DataType::F32: to = Type::f32, bytes = 4; return true;
-    case ffi::DataType::F64: to = Type::f64, bytes = 8; return true;
-    case ffi::DataType::BF16: to = Type::bf16, bytes = 2; return true;
-    case ffi::DataType::F16: to = Type::f16, bytes = 2; return true;
-    default: return false;
-  }
-}
+using Kept = State<MOST_LINKS>;
 
 bool has(const ffi::AnyBuffer& a, std::initializer_list<int64_t> shape, ffi::DataType type) {
   auto d = a.dimensions();
   return a.element_type() == type && std::equal(d.begin(), d.end(), shape.begin(), shape.end());
 }
 
-ffi::Error call(State* frozen, ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs operands,
+ffi::Error call(Kept* frozen, ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs operands,
                 ffi::Result<ffi::AnyBuffer> result, ffi::Span<const int64_t> numbers,
                 ffi::Span<const double> slopes) {
   auto refuse = [](const std::string& why) {
@@ -57,11 +37,11 @@ ffi::Error call(State* frozen, ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Rema
   c.links = int(slopes.size());
   if (c.links < 2 || c.links > MOST_LINKS || int64_t(numbers.size()) != NUMBERS * c.links)
     return refuse("there must be two links or three, each of 24 numbers");
-  ffi::DataType type = x.element_type(), wide = type == ffi::DataType::F64 ? type : ffi::DataType::F32;
-  if (!known(type, c.type, c.element))
-    return refuse("elements must be float32, float64, bfloat16 or float16");
+  ffi::DataType type = x.element_type(), wide = sums_of(type);
+  if (!known(type, c.type)) return refuse("elements must be float32, float64, bfloat16 or float16");
   if (x.dimensions().size() != 4 || x.element_count() == 0)
     return refuse("x must have four axes and not be empty");
+  c.element = int64_t(x.size_bytes() / x.element_count());
 
   size_t next = 0;
   auto operand = [&](std::initializer_list<int64_t> shape, ffi::DataType of) -> const void* {
@@ -117,7 +97,7 @@ ffi::Error call(State* frozen, ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Rema
                                    : in_use().set->units[link.plan.length][int(c.type)];
   // A kernel that a plan packs is packed by the first stripe alone, or was by an earlier call.
   struct Part {
-    std::unique_ptr<FrozenCall> frozen;
+    std::optional<FrozenCall> frozen;
     Memory own;
   } parts[MOST_LINKS];
   bool is_first = false, all_packed = true;
@@ -126,8 +106,7 @@ ffi::Error call(State* frozen, ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Rema
     int64_t packed = packed_bytes(Role::y, link.plan);
     if (!packed) continue;
     if (frozen) {
-      parts[i].frozen =
-          std::make_unique<FrozenCall>(&frozen->link[i], link.w, kernel_bytes[i], packed, link.memory);
+      parts[i].frozen.emplace(&frozen->kernel[i], link.w, kernel_bytes[i], packed, link.memory);
       is_first |= parts[i].frozen->is_first();
     } else {
       parts[i].own = whole_lines_of_memory(packed);
@@ -158,13 +137,6 @@ auto with_arguments(Binding&& binding) {
       .template Attr<ffi::Span<const double>>("slopes");
 }
 
-XLA_FFI_Error* register_state(XLA_FFI_CallFrame* frame) {
-  static std::mutex mutex;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (State::id.type_id) return nullptr;
-  return ffi::Ffi::RegisterTypeId(frame->api, "gconv_frozen_cascade", &State::id, &STATE_INFO);
-}
-
 }  // namespace
 }  // namespace gconv
 
@@ -180,22 +152,12 @@ EXPORT XLA_FFI_Error* gconv_cascade_call(XLA_FFI_CallFrame* frame) {
 EXPORT XLA_FFI_Error* gconv_frozen_cascade_call(XLA_FFI_CallFrame* frame) {
   using namespace gconv;
   return guarded(frame, NO_MEMORY, [&]() -> XLA_FFI_Error* {
-    if (XLA_FFI_Error* error = register_state(frame)) return error;
+    if (XLA_FFI_Error* error = Kept::make_known(frame)) return error;
     static auto* const handler =
-        with_arguments(ffi::Ffi::Bind().Ctx<ffi::State<State>>().Ctx<ffi::ThreadPool>()).To(call).release();
+        with_arguments(ffi::Ffi::Bind().Ctx<ffi::State<Kept>>().Ctx<ffi::ThreadPool>()).To(call).release();
     return handler->Call(frame);
   });
 }
 EXPORT XLA_FFI_Error* gconv_frozen_cascade_state(XLA_FFI_CallFrame* frame) {
-  using namespace gconv;
-  return guarded(frame, NO_MEMORY, [&]() -> XLA_FFI_Error* {
-    if (XLA_FFI_Error* error = register_state(frame)) return error;
-    static auto* const handler = ffi::Ffi::Bind<ffi::ExecutionStage::kInstantiate>()
-                                     .Attrs()
-                                     .To([](ffi::Dictionary) -> ffi::ErrorOr<std::unique_ptr<State>> {
-                                       return std::make_unique<State>();
-                                     })
-                                     .release();
-    return handler->Call(frame);
-  });
+  return gconv::guarded(frame, gconv::NO_MEMORY, [&] { return gconv::Kept::make(frame); });
 }

@@ -11,10 +11,6 @@
 #include "in_use.h"
 #include "norm/norm.h"
 #include "parallel.h"
-#include "xla/ffi/api/c_api.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 namespace gconv {
 namespace {
@@ -29,13 +25,11 @@ const NormUnit* const UNITS[] = {
 
 // The passes of the instruction set in use for a type, or nullptr.
 RunPass passes_of(ffi::DataType type) {
-  const ffi::DataType types[] = {ffi::DataType::F32, ffi::DataType::F64, ffi::DataType::BF16,
-                                 ffi::DataType::F16};
-  const auto* found = std::find(types, types + 4, type);
-  if (!in_use().set || found == types + 4) return nullptr;
+  Type of;
+  if (!in_use().set || !known(type, of)) return nullptr;
   const char* vectors = in_use().set->units[0][0]->vectors.set;
   for (const NormUnit* unit : UNITS)
-    if (!std::strcmp(unit->set, vectors)) return unit->run[found - types];
+    if (!std::strcmp(unit->set, vectors)) return unit->run[int(of)];
   return nullptr;
 }
 
@@ -64,8 +58,7 @@ ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs arguments, ffi::Remaini
   auto first = arguments.get<ffi::AnyBuffer>(0);
   if (!first || (is_totals ? first->dimensions().size() < 3 : first->dimensions().size() != 2))
     return refuse(is_totals ? "x must have three axes or more" : "x must have two axes");
-  ffi::DataType type = first->element_type(),
-                wide = type == ffi::DataType::F64 ? ffi::DataType::F64 : ffi::DataType::F32;
+  ffi::DataType type = first->element_type(), wide = sums_of(type);
   RunPass run = passes_of(type);
   if (!run)
     return refuse(

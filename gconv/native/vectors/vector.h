@@ -141,7 +141,6 @@ ALWAYS_INLINE void keep(V& vector) {
 #endif
 }
 
-constexpr int64_t LINE = 64;  // of the cache, in bytes
 #if defined(__AVX512F__) || (defined(__AVX2__) && VECTOR_BYTES == 32)
 constexpr bool STREAMS = true;
 #else

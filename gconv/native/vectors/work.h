@@ -56,7 +56,7 @@ struct List {
 template <class A>
 A* lines(List<A>& list, int64_t size) {
   list.reserve(size + LINE / sizeof(A));
-  return reinterpret_cast<A*>((reinterpret_cast<intptr_t>(list.data) + LINE - 1) / LINE * LINE);
+  return reinterpret_cast<A*>(line_from(list.data));
 }
 
 // parallel.run with a lambda of a range, of which each unit is about `work` operations on vectors: a range
