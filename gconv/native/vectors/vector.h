@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "problem.h"
 #include "vectors/half.h"
 
 namespace gconv {
