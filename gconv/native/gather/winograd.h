@@ -174,9 +174,10 @@ class GatherWinograd {
           with_element<A>(type, [&](auto element) {
             using T = decltype(element);
             T* to = reinterpret_cast<T*>(to_group);
+            const Results<A> out = finish.results;
             for (int i = 0; i < 4 * Q && !numbers; ++i)
-              if (tile_outputs[i] >= 0)
-                finish.results.write(near + i * VECTORS * L, filters, to + tile_outputs[i]);
+              for (int64_t f = 0; f < filters && tile_outputs[i] >= 0; f += L)
+                out.store(to + tile_outputs[i] + f, load(near + i * VECTORS * L + f), filters - f, false);
             if (finite) return;
             const T* weights = static_cast<const T*>(w) + group * g.group_stride + v * L * g.result_stride;
             plainly(*squares.depth, source, &offsets[t * Q * 16], tiles * Q * 16, weights, filters,
