@@ -53,7 +53,7 @@ struct Plan {
   int64_t partitions;  // role w: partial sums, which are added up in their order at the end
 
   // Depthwise.
-  int64_t strand;       // channels that are taken at once: of bfloat16 as two vectors
+  int64_t strand;       // channels that are taken at once: of bfloat16 maybe as two vectors
   int64_t rows;         // of results in a tile: 1 or 2
   bool dilated_phases;  // whether neighbours in a phase are one dilation apart
   bool near;            // whether the next tile's sources are asked for into the nearest cache

@@ -66,8 +66,14 @@ void plan_depthwise(const Call& c, Plan& plan) {
   const Problem& p = c.p;
   int TILE = depthwise_tile(int(c.registers)), HALF = depthwise_half_tile(int(c.registers));
   int wide = whole_row_vectors(int(c.registers));
-  // A strand of bfloat16 is two vectors: tiles have half as many pixels, and whole rows half as many strands.
-  bool twice = c.type == Type::bf16;
+  int64_t apart = 1;  // taps of one phase: every so many
+  if (c.role == Role::x)
+    while (apart * p.dilation[2] % p.strides[2] && apart < p.window[2]) ++apart;
+  int64_t run = ceil_div(p.window[2], apart);
+  // A strand of bfloat16 is two vectors where registers hold the weights of a run then: tiles have half as
+  // many pixels, and whole rows half as many strands. With AVX2, windows of 5 and 7 taps took up to 1.5 times
+  // as long with two, and those of 3 and 4 up to 0.8: Zen 3, 2 threads, 2026-11-30.
+  bool twice = c.type == Type::bf16 && (c.registers == 32 || (run <= PAIRED_RUN && p.groups >= 2 * c.L));
   if (twice) TILE = HALF, wide /= 2;
   plan.strand = twice ? 2 * c.L : c.L;
   int64_t strands = ceil_div(p.groups, plan.strand);
@@ -109,10 +115,6 @@ void plan_depthwise(const Call& c, Plan& plan) {
     plan.rows = two_rows ? 2 : 1;
     // Two vectors at a time touch fewer pages at once; more taps in a run would have more weights than
     // registers hold.
-    int64_t apart = 1;  // taps of one phase: every so many
-    if (c.role == Role::x)
-      while (apart * p.dilation[2] % p.strides[2] && apart < p.window[2]) ++apart;
-    int64_t run = c.role == Role::x ? ceil_div(p.window[2], apart) : p.window[2];
     plan.vectors = !twice && strands > 1 && run <= PAIRED_RUN ? 2 : 1;
     plan.tile = plan.vectors == 2 || two_rows ? HALF : TILE;
   }

@@ -20,6 +20,11 @@ namespace {
 using E = COMPUTED;
 using A = Wide<E>;
 
+template <class S, class F>
+void with_strands(const Plan& plan, Role role, const Problem& p, const Finish<A>& finish, const F& with) {
+  role == Role::w ? with(ReduceDepthwise<S>(plan, p)) : with(GatherDepthwise<S>(plan, role, p, finish));
+}
+
 bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* first, const void* second,
          void* result, const Scratch& scratch, const Epilogue& epilogue, const Parallel& parallel) try {
   Finish<A> finish(epilogue, type, p, result);
@@ -31,7 +36,11 @@ bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* f
     if (plan.kernel == Kernel::depthwise) {  // compiled for each type of elements
       with_element<A>(type, [&](auto element) {
         using T = decltype(element);
-        role == Role::w ? with(ReduceDepthwise<T>(plan, p)) : with(GatherDepthwise<T>(plan, role, p, finish));
+        if constexpr (std::is_same_v<T, Bf16>)
+          if (REGISTERS == 32 || plan.strand == EvenOddStrand::LANES)
+            return with_strands<EvenOddStrand>(plan, role, p, finish, with);
+        if constexpr (!std::is_same_v<T, Bf16> || REGISTERS == 16)
+          with_strands<Strand<T>>(plan, role, p, finish, with);
       });
       return true;
     }

@@ -10,11 +10,13 @@
 namespace gconv {
 namespace {
 
-template <class T>
+template <class S>
 class GatherDepthwise {
-  using S = Strand<T>;
+  using T = typename S::Element;
   using Numbers = typename S::Numbers;
   static constexpr int L = S::LANES;
+  // That may be stored past the caches one after the other: half of AVX2's vector is no line, nor is a pair.
+  static constexpr int STRANDS_OF_LINE = sizeof(T) == 2 ? 2 : 1;
   const Plan& plan;
   const Problem& p;
   Gather g;
@@ -36,7 +38,7 @@ class GatherDepthwise {
     int64_t parts = maximum(1, minimum(strands / 4, 4 * parallel.threads / maximum(all, 1)));
     int64_t work = plan.rows * plan.stretch * g.axis[2].phases.size * g.taps * ceil_div(strands, parts);
     bool paired = plan.vectors == 2;
-    int64_t longest = longest_run<T>(g.axis[2], channels);
+    int64_t longest = longest_run<S>(g.axis[2], channels);
     for_ranges(parallel, all * parts, minimum(work, 1 << 20), [&](int64_t first, int64_t last) {
       Rows of(plan, p, g, plan.tile, longest);
       for (int64_t unit = first; unit < last; ++unit) {
@@ -79,11 +81,11 @@ class GatherDepthwise {
  private:
   template <int Q, int V, bool NEAR = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* weights, T* result) const {
-    bool streams =
-        plan.streams && finish.results.template whole_lines<T, V * S::VECTORS>(result + from * L, channels);
+    bool streams = plan.streams && finish.results.template whole_lines<T, STRANDS_OF_LINE * V * S::VECTORS>(
+                                       result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
       fetch_sources<NEAR>(t, x, Q, v, count);
-      Together at = together<T, count>(v, channels);
+      Together at = together<S, count>(v, channels);
       bool edge = t.edge || t.left < Q, whole = streams && count == V;
       with_stride(g.axis[2], [&](auto stride) {
         if constexpr (Q == TILE && stride == 2)  // as fast with the test for edges
@@ -106,7 +108,7 @@ class GatherDepthwise {
         plan.streams && finish.results.template whole_lines<T, S::VECTORS>(result + from * L, channels);
     for (int64_t v = from; v < to; ++v) {
       fetch_sources<NEAR>(t, x, Q, v, 1);
-      int64_t first = together<T, 1>(v, channels).first;
+      int64_t first = together<S, 1>(v, channels).first;
       if constexpr (REGISTERS == 32 && S::VECTORS == 1)
         t.edge || t.left < Q ? sum_two<Q, true>(t, first, x, weights, result, streams)
                              : sum_two<Q, false>(t, first, x, weights, result, streams);
@@ -118,7 +120,7 @@ class GatherDepthwise {
   ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, int64_t pixels, int64_t first,
                                    int64_t count) const {
     for (int64_t v = first; v < first + count && plan.past_caches; ++v)
-      gconv::fetch_sources<NEAR>(t, x + v * L, g.axis[2], channels, pixels, v);
+      gconv::fetch_sources<NEAR, S>(t, x + v * L, g.axis[2], channels, pixels, v);
   }
 
   template <int Q, int V, int STRIDE, bool EDGE>
@@ -132,7 +134,7 @@ class GatherDepthwise {
     Numbers sums[Q][V] = {};
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       uint64_t valid = r->valid;
-      with_taps<V == 2 ? PAIRED_RUN : longest_run<T>(STRIDE)>(
+      with_taps<V == 2 ? PAIRED_RUN : longest_run<S>(STRIDE)>(
           r->taps, [&](auto taps) __attribute__((always_inline)) {
             constexpr int K = taps;
             Numbers weight[K][V];
@@ -140,7 +142,7 @@ class GatherDepthwise {
             for (int v = 0; v < V; ++v)
               weight[k][v] = strand.load(weights + r->weights + k * t.weight_step +
                                          (V > 1 && v == V - 1 ? last : v * L));
-            slide<T, Q, K, STRIDE, EDGE, false, V>(
+            slide<Q, K, STRIDE, EDGE, false, V>(
                 strand, x + r->source, between * channels, valid,
                 last, [&](Numbers source, int v, int k, int q) __attribute__((always_inline)) {
                   S::add_product(sums[q][v], source, weight[k][v]);
@@ -183,7 +185,7 @@ class GatherDepthwise {
               UNROLL for (int k = 0; k < K; ++k) weight[k] = strand.load(weights + from + k * t.weight_step);
             };
             auto pass = [&](const auto& meet) __attribute__((always_inline)) {
-              slide<T, Q, K, 1, EDGE, false>(strand, x + r->source, channels, valid, 0, meet);
+              slide<Q, K, 1, EDGE, false>(strand, x + r->source, channels, valid, 0, meet);
             };
             if (r->second == NONE) {
               weigh(w1, r->weights);
@@ -220,7 +222,7 @@ class GatherDepthwise {
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       uint64_t valid = r->valid;
       Numbers weight = strand.load_first(weights + r->weights, channels);
-      slide<T, Q, 1, 1, true, true>(
+      slide<Q, 1, 1, true, true>(
           strand, x + t.source + r->source, width.stride * channels, valid,
           channels, [&](Numbers source, int, int, int q) __attribute__((always_inline)) {
             S::add_product(sums[q], source, weight);

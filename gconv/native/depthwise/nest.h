@@ -32,12 +32,11 @@
 namespace gconv {
 namespace {
 
-// Taps in a run at most. Of a stride of 2 they are 5; and so many that their weights, twice as many in
-// strands of two vectors, leave registers for the sums.
+// Taps in a run at most. (A plan has strands of two vectors only where PAIRED_RUN do, or 32 registers.)
 constexpr int LONGEST_RUN = 7;
-template <class T>
+template <class S>
 constexpr int longest_run(int stride) {
-  return Strand<T>::VECTORS == 2 && REGISTERS == 16 ? PAIRED_RUN : stride == 2 ? 5 : LONGEST_RUN;
+  return S::VECTORS == 2 && REGISTERS == 16 ? PAIRED_RUN : stride == 2 ? 5 : LONGEST_RUN;
 }
 
 // How many taps the next run of so many neighbours has: 7 of a row of 7 or of many, else up to 5. Six are
@@ -73,10 +72,10 @@ inline int64_t distance(const Axis& width, int64_t longest = LONGEST_RUN) {
   return longest > 1 && width.stride / width.unit <= 2 ? width.unit : width.stride;
 }
 
-// Taps of the longest run of a problem of this type.
-template <class T>
+// Taps of the longest run of a problem.
+template <class S>
 int64_t longest_run(const Axis& width, int64_t channels) {
-  return channels < Strand<T>::LANES ? 1 : longest_run<T>(width.stride == width.unit ? 1 : 2);
+  return channels < S::LANES ? 1 : longest_run<S>(width.stride == width.unit ? 1 : 2);
 }
 
 struct Run {                // of taps whose sources are neighbours
@@ -258,18 +257,18 @@ class Rows {
 
 // Asks for a cache line of each of `pixels` pixels, with the first of the strands that share it; NEAR: into
 // the nearest cache.
-template <bool NEAR, class T>
+template <bool NEAR, class S, class T>
 ALWAYS_INLINE void fetch(const T* at, int64_t step, int64_t pixels, int64_t strand) {
-  if (strand * Strand<T>::LANES * (int64_t)sizeof(T) % LINE == 0)
+  if (strand * S::LANES * (int64_t)sizeof(T) % LINE == 0)
     for (int64_t i = 0; i < pixels; ++i) __builtin_prefetch(at + i * step, 0, NEAR ? 3 : 2);
 }
 
-template <bool NEAR, class T>
+template <bool NEAR, class S, class T>
 ALWAYS_INLINE void fetch_sources(const Tile& t, const T* x, const Axis& width, int64_t channels,
                                  int64_t results, int64_t strand) {
   int64_t step = width.unit * channels, pixels = results * minimum(width.stride / width.unit, 2);
-  fetch<NEAR>(x + t.ahead, step, pixels, strand);
-  if (t.before != t.ahead) fetch<NEAR>(x + t.before, step, pixels, strand);
+  fetch<NEAR, S>(x + t.ahead, step, pixels, strand);
+  if (t.before != t.ahead) fetch<NEAR, S>(x + t.before, step, pixels, strand);
 }
 
 // Strands of channels that are taken together. There are as many whole ones as the channels fill, and the
@@ -279,9 +278,9 @@ struct Together {
   int64_t first;  // channel of the first strand
   int64_t last;   // channels from there to the first of the last strand
 };
-template <class T, int V>
+template <class S, int V>
 ALWAYS_INLINE Together together(int64_t strand, int64_t channels) {
-  constexpr int L = Strand<T>::LANES;
+  constexpr int L = S::LANES;
   int64_t first = strand * L, last = minimum(first + (V - 1) * L, channels - L);
   return V == 1 ? Together{last, 0} : Together{first, last - first};
 }
@@ -289,10 +288,9 @@ ALWAYS_INLINE Together together(int64_t strand, int64_t channels) {
 // Calls meet(source, v, k, q) for each of V strands of channels, tap k of a run and pixel q of a tile;
 // `valid` has a bit for each source that is not on the padding. The last of the strands lies `last` channels
 // from the first. With PART there is one, of which `last` is how many lanes are used.
-template <class T, int Q, int K, int STRIDE, bool EDGE, bool PART, int V = 1, class F>
-ALWAYS_INLINE void slide(const Strand<T>& strand, const T* x, int64_t step, uint64_t valid, int64_t last,
-                         const F& meet) {
-  using S = Strand<T>;
+template <int Q, int K, int STRIDE, bool EDGE, bool PART, int V = 1, class S, class F>
+ALWAYS_INLINE void slide(const S& strand, const typename S::Element* x, int64_t step, uint64_t valid,
+                         int64_t last, const F& meet) {
   UNROLL for (int j = 0; j < (Q - 1) * STRIDE + K; ++j, x += step) {
     if (STRIDE > K && j % STRIDE >= K) continue;
     if (EDGE && !(valid >> j & 1)) continue;

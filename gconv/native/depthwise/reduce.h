@@ -26,10 +26,10 @@
 namespace gconv {
 namespace {
 
-template <class T>
+template <class S>
 class ReduceDepthwise {
+  using T = typename S::Element;
   using A = Wide<T>;
-  using S = Strand<T>;
   using Numbers = typename S::Numbers;
   static constexpr int L = S::LANES;
   static constexpr int LARGEST = S::VECTORS == 2 ? HALF_TILE : TILE;  // pixels of a tile
@@ -56,7 +56,7 @@ class ReduceDepthwise {
       A* own = partial + partition * plan.packed;
       for (int64_t tap = 0; tap < g.taps; ++tap)
         memset(own + (tap * strands + from) * L, 0, (to - from) * L * sizeof(A));
-      Rows of(plan, p, g, LARGEST, longest_run<T>(g.axis[2], channels));
+      Rows of(plan, p, g, LARGEST, longest_run<S>(g.axis[2], channels));
       int64_t first = plan.stretches * partition / partitions,
               last = plan.stretches * (partition + 1) / partitions;
       for (int64_t stretch = first; stretch < last; ++stretch) {
@@ -97,7 +97,7 @@ class ReduceDepthwise {
       Numbers sum = S::load_sums(at);
       for (int64_t i = 1; i < plan.partitions; ++i) S::add(sum, S::load_sums(at + i * plan.packed));
       channels < L ? strand.store_first(to, sum, channels)
-                   : strand.store(to + together<T, 1>(v, channels).first, sum);
+                   : strand.store(to + together<S, 1>(v, channels).first, sum);
     }
   }
 
@@ -106,11 +106,11 @@ class ReduceDepthwise {
     for (int64_t v = from; v < to; ++v) {
       if (plan.past_caches) {
         int64_t step = g.axis[2].step * channels;
-        fetch_sources<false>(t, x + v * L, g.axis[2], channels, Q, v);
+        fetch_sources<false, S>(t, x + v * L, g.axis[2], channels, Q, v);
         for (int row = 0; row <= TWO; ++row)
-          fetch<false>(y + t.result + row * t.next + Q * step + v * L, step, Q, v);
+          fetch<false, S>(y + t.result + row * t.next + Q * step + v * L, step, Q, v);
       }
-      int64_t first = together<T, 1>(v, channels).first;
+      int64_t first = together<S, 1>(v, channels).first;
       const T *source = x + t.source + first, *ours = y + t.result + first;
       if constexpr (!TWO)
         with_stride(g.axis[2], [&](auto stride) { sum<Q, stride>(t, source, ours, partial + v * L); });
@@ -142,7 +142,7 @@ class ReduceDepthwise {
               UNROLL for (int k = 0; k < K; ++k) S::store_sums(to + k * row, sum[k]);
             };
             auto pass = [&](const auto& meet) __attribute__((always_inline)) {
-              slide<T, Q, K, 1, true, false>(strand, x + r->source, channels, valid, 0, meet);
+              slide<Q, K, 1, true, false>(strand, x + r->source, channels, valid, 0, meet);
             };
             if (r->second == NONE) {
               begin(sum1, to1);
@@ -175,12 +175,12 @@ class ReduceDepthwise {
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       uint64_t valid = r->valid;
       A* sums = partial + r->weights / channels * row;
-      with_taps<longest_run<T>(STRIDE)>(
+      with_taps<longest_run<S>(STRIDE)>(
           r->taps, [&](auto taps) __attribute__((always_inline)) {
             constexpr int K = taps;
             Numbers sum[K];
             UNROLL for (int k = 0; k < K; ++k) sum[k] = S::load_sums(sums + k * row);
-            slide<T, Q, K, STRIDE, true, false>(
+            slide<Q, K, STRIDE, true, false>(
                 strand, x + r->source, between * channels, valid,
                 0, [&](Numbers source, int, int k, int q) __attribute__((always_inline)) {
                   S::add_product(sum[k], source, ours[q]);
@@ -202,7 +202,7 @@ class ReduceDepthwise {
       uint64_t valid = r->valid;
       A* to = partial + r->weights / channels * L;
       Numbers sum = S::load_sums(to);
-      slide<T, Q, 1, 1, true, true>(
+      slide<Q, 1, 1, true, true>(
           strand, x + t.source + r->source, width.stride * channels, valid,
           channels, [&](Numbers source, int, int, int q) __attribute__((always_inline)) {
             S::add_product(sum, source, ours[q]);
@@ -220,7 +220,7 @@ class ReduceDepthwise {
       with_number<WIDE>(count, [&](auto strands) {
         constexpr int V = strands;
         if constexpr (V > 1 || WIDE <= 2) {  // of 2 strands or more there is never one left
-          Together at = together<T, V>(v, channels);
+          Together at = together<S, V>(v, channels);
           with_stride(g.axis[2], [&](auto stride) {
             sum_row<V, stride>(t, at.last, x + t.source + at.first, y + t.result + at.first, partial + v * L);
           });
@@ -253,7 +253,7 @@ class ReduceDepthwise {
           UNROLL for (int i = 0; i < N; ++i) UNROLL
           for (int v = 0; v < V; ++v)
             ours[i][v] = strand.load(y + (q + i) * step + (V > 1 && v == V - 1 ? last : v * L));
-          slide<T, N, K, STRIDE, EDGE, false, V>(
+          slide<N, K, STRIDE, EDGE, false, V>(
               strand, x + r->source + q * width.stride * channels, between * channels,
               EDGE ? valid_sources(column + q * width.stride, between, width.sources) : ALL_VALID,
               last, [&](Numbers source, int v, int k, int i) __attribute__((always_inline)) {

@@ -1,9 +1,9 @@
 // What depthwise kernels take at once, a strand: the channels that fill a register, as numbers.
 //
-// Of bfloat16 these are twice the numbers of a vector. Every 32 bits hold two channels, of which the even one
-// is a shift and the odd one a mask away from its number: so the even channels are one vector and the odd
-// ones another, and two of their sums make 32 bits again. To widen 16 bits to 32 and back would take as long
-// as the products of a small window.
+// Of bfloat16 these may be twice the numbers of a vector. Every 32 bits hold two channels, of which the even
+// one is a shift and the odd one a mask away from its number: so the even channels are one vector and the odd
+// ones another, and two of their sums make 32 bits again, in fewer instructions than 16 bits are widened to
+// 32 and back. Which strand it is the plan says.
 
 #pragma once
 
@@ -18,6 +18,7 @@ struct EvenOdd {
 
 template <class T>
 struct Strand {
+  using Element = T;
   using Numbers = Vector<T>;
   static constexpr int VECTORS = 1, LANES = gconv::LANES<Wide<T>>;
 
@@ -47,8 +48,9 @@ struct Strand {
   static ALWAYS_INLINE void store_sums(Wide<T>* to, Numbers v) { gconv::store(to, v); }
 };
 
-template <>
-struct Strand<Bf16> {
+struct EvenOddStrand {
+  using Element = Bf16;
+
  private:
   // In registers from the beginning of a loop on: the compiler would make them anew for each use.
   Word upper = Word{} + 0xffff0000, half = Word{} + 0x7fff, one = Word{} + 1;
@@ -73,7 +75,7 @@ struct Strand<Bf16> {
   using Numbers = EvenOdd;
   static constexpr int VECTORS = 2, LANES = 2 * gconv::LANES<float>;
 
-  ALWAYS_INLINE Strand() { gconv::keep(upper), gconv::keep(half), gconv::keep(one); }
+  ALWAYS_INLINE EvenOddStrand() { gconv::keep(upper), gconv::keep(half), gconv::keep(one); }
 
   ALWAYS_INLINE Numbers load(const Bf16* from) const {
     Word pairs;
