@@ -317,9 +317,9 @@ def test_transformations(name):
     close(transform(gconv.fuse(block))(x, ws, ps), transform(block)(x, ws, ps), 1e-4)
 
 
-def primitive(x, *operands):
+def primitive(x, *operands, implementation=None):
     links = tuple(
-        cascade.Link(g, None, None, False, ("shift",), None)
+        cascade.Link(g, None, implementation, False, ("shift",), None)
         for g in (
             gconv.geometry.geometry(x.shape, operands[0].shape)[1],
             gconv.geometry.geometry((*x.shape[:-1], 41), operands[2].shape, groups=41, padding="same")[1],
@@ -357,9 +357,12 @@ def test_without_jit_and_with_checks():
         close(gconv.fuse(block)(*args), expected, 2e-5)
 
 
+@built
 def test_no_images():
     x, ws, ps = arguments(n=0)
-    assert primitive(x, ws[0], ps[0][1].reshape(-1), ws[1], ps[1][1].reshape(-1)).shape == (0, 19, 17, 41)
+    operands = ws[0], ps[0][1].reshape(-1), ws[1], ps[1][1].reshape(-1)
+    for implementation in (None, "native"):
+        assert primitive(x, *operands, implementation=implementation).shape == (0, 19, 17, 41)
 
 
 @built
