@@ -277,10 +277,14 @@ def test_the_same_bits_on_any_number_of_threads_and_alone_as_in_a_batch():
 # --- arrays of unusual sizes and types -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("implementation", (None, *backends.TABLE))
-def test_no_images(implementation):
+def skip_without(implementation):
     if implementation and backends.TABLE[implementation].why_not("y", facts(NARROW), jnp.dtype("float32"), "cpu"):
         pytest.skip(f"{implementation}: no library")
+
+
+@pytest.mark.parametrize("implementation", (None, *backends.TABLE))
+def test_no_images(implementation):
+    skip_without(implementation)
     x, kernel, bias = np.ones((0, 5, 6, 20), "float32"), np.ones((3, 3, 4, 20), "float32"), np.ones(20, "float32")
     run = partial(gconv.grouped_conv, padding=1, activation="silu", residual=x, implementation=implementation)
     for call in (run, jax.jit(run)):
@@ -289,11 +293,14 @@ def test_no_images(implementation):
     assert not any(np.any(g) for g in gradients)
 
 
-def test_padding_alone_goes_through_the_epilogue():
+@pytest.mark.parametrize("implementation", (None, *backends.TABLE))
+def test_padding_alone_goes_through_the_epilogue(implementation):
     """An axis of size zero: all of the result comes from the padding, which adds nothing, and from what follows."""
+    skip_without(implementation)
     x, kernel, bias = np.ones((2, 0, 6, 4), "float32"), np.ones((3, 3, 4, 6), "float32"), np.linspace(-2, 2, 6, dtype="float32")
     residual = draw(np.random.default_rng(0), (2, 2, 6, 6), "float32")
-    y = gconv.grouped_conv(x, kernel, bias, padding=((2, 2), (1, 1)), residual=residual, activation="relu")
+    options = {"padding": ((2, 2), (1, 1)), "activation": "relu", "implementation": implementation}
+    y = gconv.grouped_conv(x, kernel, bias, residual=residual, **options)
     np.testing.assert_allclose(y, np.maximum(bias + residual, 0), rtol=1e-6)
 
 

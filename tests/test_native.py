@@ -468,10 +468,13 @@ def test_results_of_which_few_taps_meet_anything_are_the_sums_of_their_own_produ
 
 
 @built
-@pytest.mark.parametrize(("groups", "width"), [(96, 1), (24, 4), (3, 32)])
-def test_results_that_go_past_the_cache_are_the_same_to_the_bit(groups, width):
+@pytest.mark.parametrize(
+    ("groups", "width", "dtype"),
+    [(96, 1, "float32"), (24, 4, "float32"), (3, 32, "float32"), (96, 1, "bfloat16"), (96, 1, "float16")],
+)
+def test_results_that_go_past_the_cache_are_the_same_to_the_bit(groups, width, dtype):
     """Together x and y are more than many a processor's last cache: image by image they are not."""
-    x, kernel = random((24, 64, 64, 96)), random((3, 3, width, 96), seed=1)
+    x, kernel = (a.astype(dtype) for a in (random((24, 64, 64, 96)), random((3, 3, width, 96), seed=1)))
     run = jax.jit(lambda x: gconv.grouped_conv(x, kernel, padding="same", groups=groups, implementation="native"))
     whole, grad = jax.jit(lambda x: jax.vjp(run, x))(x)[0], jax.jit(lambda x, y: jax.vjp(run, x)[1](y)[0])(x, x)
     for n in range(0, len(x), 6):

@@ -72,7 +72,7 @@ void plan_depthwise(const Call& c, Plan& plan) {
   int64_t run = ceil_div(p.window[2], apart);
   // A strand of bfloat16 is two vectors where registers hold the weights of a run then: tiles have half as
   // many pixels, and whole rows half as many strands. With AVX2, windows of 5 and 7 taps took up to 1.5 times
-  // as long with two, and those of 3 and 4 up to 0.8: Zen 3, 2 threads, 2026-11-30.
+  // as long with two vectors, those of 3 and 4 taps down to 0.75: Zen 3, 2 threads, 2026-11-30.
   bool twice = c.type == Type::bf16 && (c.registers == 32 || (run <= PAIRED_RUN && p.groups >= 2 * c.L));
   if (twice) TILE = HALF, wide /= 2;
   plan.strand = twice ? 2 * c.L : c.L;

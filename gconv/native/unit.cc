@@ -20,6 +20,7 @@ namespace {
 using E = COMPUTED;
 using A = Wide<E>;
 
+// Depthwise convolution by strands S.
 template <class S, class F>
 void with_strands(const Plan& plan, Role role, const Problem& p, const Finish<A>& finish, const F& with) {
   role == Role::w ? with(ReduceDepthwise<S>(plan, p)) : with(GatherDepthwise<S>(plan, role, p, finish));
@@ -36,6 +37,7 @@ bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* f
     if (plan.kernel == Kernel::depthwise) {  // compiled for each type of elements
       with_element<A>(type, [&](auto element) {
         using T = decltype(element);
+        // With 32 registers no plan takes bfloat16 by single vectors, and nothing is compiled for it.
         if constexpr (std::is_same_v<T, Bf16>)
           if (REGISTERS == 32 || plan.strand == EvenOddStrand::LANES)
             return with_strands<EvenOddStrand>(plan, role, p, finish, with);

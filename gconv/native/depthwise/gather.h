@@ -15,8 +15,8 @@ class GatherDepthwise {
   using T = typename S::Element;
   using Numbers = typename S::Numbers;
   static constexpr int L = S::LANES;
-  // That may be stored past the caches one after the other: half of AVX2's vector is no line, nor is a pair.
-  static constexpr int STRANDS_OF_LINE = sizeof(T) == 2 ? 2 : 1;
+  // Tiles that fill lines of the cache one after the other: in half precision AVX2's have half of each.
+  static constexpr int TILES_OF_LINE = sizeof(T) == 2 ? 2 : 1;
   const Plan& plan;
   const Problem& p;
   Gather g;
@@ -81,7 +81,7 @@ class GatherDepthwise {
  private:
   template <int Q, int V, bool NEAR = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* weights, T* result) const {
-    bool streams = plan.streams && finish.results.template whole_lines<T, STRANDS_OF_LINE * V * S::VECTORS>(
+    bool streams = plan.streams && finish.results.template whole_lines<T, TILES_OF_LINE * V * S::VECTORS>(
                                        result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
       fetch_sources<NEAR>(t, x, Q, v, count);

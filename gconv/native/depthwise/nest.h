@@ -32,7 +32,8 @@
 namespace gconv {
 namespace {
 
-// Taps in a run at most. (A plan has strands of two vectors only where PAIRED_RUN do, or 32 registers.)
+// Taps in a run at most; of a stride of 2 they are 5. With 16 registers a plan has strands of two vectors
+// only where the longest run is no longer than PAIRED_RUN.
 constexpr int LONGEST_RUN = 7;
 template <class S>
 constexpr int longest_run(int stride) {

@@ -66,26 +66,20 @@ void backward(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
       V term = load(constant.data + at), factor = load(slope.data + at);
       UNROLL for (int r = 0; r < decltype(rows)::value; ++r) {
         int64_t i = (row + r) * f.length + at;
-        V d = read<WHOLE>(x + i, count) - mean, dz = read<WHOLE>(dy + i, count);
-        if constexpr (RELU) {
-          V z = d * scale + bias;
-          if (residual) z += read<WHOLE>(residual + i, count);
-          dz = passed(dz, z);
-          if (residual) write<WHOLE>(dresidual + i, dz, count);
-        }
+        V d = read<WHOLE>(x + i, count) - mean;
+        V more = residual ? read<WHOLE>(residual + i, count) : V{};
+        V dz = cotangent<RELU>(read<WHOLE>(dy + i, count), d * scale + bias + more);
+        if (RELU && residual) write<WHOLE>(dresidual + i, dz, count);
         write<WHOLE>(dx + i, scale * dz + (factor * d + term), count);
       }
     });
   });
   for (int64_t i = 0; i < f.tail; ++i) {
     int64_t at = f.rows * f.length + i;
-    A d = value(x[at]) - k.mean.data[i], dz = value(dy[at]);
-    if constexpr (RELU) {
-      A z = d * k.scale.data[i] + k.bias.data[i];
-      if (residual) z += value(residual[at]);
-      dz = z > 0 ? dz : 0;
-      if (residual) dresidual[at] = rounded<T>(dz);
-    }
+    A d = value(x[at]) - k.mean.data[i];
+    A more = residual ? value(residual[at]) : 0;
+    A dz = cotangent<RELU>(value(dy[at]), d * k.scale.data[i] + k.bias.data[i] + more);
+    if (RELU && residual) dresidual[at] = rounded<T>(dz);
     dx[at] = rounded<T>(k.scale.data[i] * dz + (slope.data[i] * d + constant.data[i]));
   }
 }

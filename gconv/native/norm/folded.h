@@ -90,16 +90,24 @@ ALWAYS_INLINE void for_tiles(int64_t first, int64_t last, const F& body) {
 
 // --- one number or vector ----------------------------------------------------------------------------------
 
-// relu, which keeps a NaN; and what of a cotangent passes it.
+// relu of a vector, which keeps a NaN.
 template <class V>
 ALWAYS_INLINE V rectified(V z) {
   auto dropped = z <= V{};
   return (V)((decltype(dropped))z & ~dropped);
 }
-template <class V>
-ALWAYS_INLINE V passed(V dy, V z) {
-  auto kept = z > V{};
-  return (V)((decltype(kept))dy & kept);
+
+// dz of vectors or of numbers.
+template <bool RELU, class V>
+ALWAYS_INLINE V cotangent(V dy, V z) {
+  if constexpr (!RELU) {
+    return dy;
+  } else if constexpr (std::is_floating_point_v<V>) {
+    return z > 0 ? dy : 0;
+  } else {
+    auto kept = z > V{};
+    return (V)((decltype(kept))dy & kept);
+  }
 }
 
 }  // namespace

@@ -126,12 +126,9 @@ void sums(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
             V tile = {}, products = {};
             UNROLL for (int r = 0; r < decltype(rows)::value; ++r) {
               int64_t i = (row + r) * f.length + at;
-              V d = read<WHOLE>(x + i, count) - mean, dz = read<WHOLE>(dy + i, count);
-              if constexpr (RELU) {
-                V z = d * scale + bias;
-                if (residual) z += read<WHOLE>(residual + i, count);
-                dz = passed(dz, z);
-              }
+              V d = read<WHOLE>(x + i, count) - mean;
+              V more = residual ? read<WHOLE>(residual + i, count) : V{};
+              V dz = cotangent<RELU>(read<WHOLE>(dy + i, count), d * scale + bias + more);
               tile += dz, products += dz * d;
             }
             store(sum.data + at - from, load(sum.data + at - from) + tile);
@@ -140,12 +137,9 @@ void sums(const Norm& p, const NormBuffers& b, const Parallel& parallel) {
         });
         for (int64_t i = 0; i < tail; ++i) {
           int64_t at = f.rows * f.length + i;
-          A d = value(x[at]) - k.mean.data[i], dz = value(dy[at]);
-          if constexpr (RELU) {
-            A z = d * k.scale.data[i] + k.bias.data[i];
-            if (residual) z += value(residual[at]);
-            dz = z > 0 ? dz : 0;
-          }
+          A d = value(x[at]) - k.mean.data[i];
+          A more = residual ? value(residual[at]) : 0;
+          A dz = cotangent<RELU>(value(dy[at]), d * k.scale.data[i] + k.bias.data[i] + more);
           sum.data[i] += dz, product.data[i] += dz * d;
         }
         int64_t channels = f.fold > 1 ? p.channels : to - from;
