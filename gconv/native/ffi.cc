@@ -79,8 +79,10 @@ const char* read_epilogue(ffi::RemainingArgs parts, int64_t which, ffi::AnyBuffe
   return next == parts.size() ? nullptr : "there are more operands than parts";
 }
 
+using Kept = State<1>;
+
 // `frozen` is null where the kernel may change from call to call.
-ffi::Error call(State<1>* frozen, ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second,
+ffi::Error call(Kept* frozen, ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second,
                 ffi::RemainingArgs parts, ffi::Result<ffi::AnyBuffer> result,
                 ffi::Result<ffi::AnyBuffer> scratch, int64_t role_number, Three in, Three out, Three window,
                 Three strides, Three low, Three dilation, int64_t groups, int64_t channels, int64_t filters,
@@ -192,16 +194,16 @@ EXPORT XLA_FFI_Error* gconv_call(XLA_FFI_CallFrame* frame) {
 // The same call where the kernel operand is the same in every call of a program, and what makes its state.
 EXPORT XLA_FFI_Error* gconv_frozen_call(XLA_FFI_CallFrame* frame) {
   return gconv::guarded(frame, gconv::NO_MEMORY, [&]() -> XLA_FFI_Error* {
-    if (XLA_FFI_Error* error = gconv::State<1>::make_known(frame)) return error;
+    if (XLA_FFI_Error* error = gconv::Kept::make_known(frame)) return error;
     static auto* const handler =
-        with_arguments(ffi::Ffi::Bind().Ctx<ffi::State<gconv::State<1>>>().Ctx<ffi::ThreadPool>())
+        with_arguments(ffi::Ffi::Bind().Ctx<ffi::State<gconv::Kept>>().Ctx<ffi::ThreadPool>())
             .To(gconv::call)
             .release();
     return handler->Call(frame);
   });
 }
 EXPORT XLA_FFI_Error* gconv_frozen_state(XLA_FFI_CallFrame* frame) {
-  return gconv::guarded(frame, gconv::NO_MEMORY, [&] { return gconv::State<1>::make(frame); });
+  return gconv::guarded(frame, gconv::NO_MEMORY, [&] { return gconv::Kept::make(frame); });
 }
 
 // The XLA FFI version of the headers that this was built with: major * 1000 + minor.
