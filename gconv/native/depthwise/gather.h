@@ -15,6 +15,7 @@ class GatherDepthwise {
   using T = typename S::Element;
   using Numbers = typename S::Numbers;
   static constexpr int L = S::LANES;
+  static constexpr bool ENDS = std::is_same_v<T, Wide<T>>;  // whether what follows may be done in registers
   // Tiles that fill lines of the cache one after the other: in half precision AVX2's have half of each.
   static constexpr int TILES_OF_LINE = sizeof(T) == 2 ? 2 : 1;
   const Plan& plan;
@@ -22,7 +23,7 @@ class GatherDepthwise {
   Gather g;
   const Finish<Wide<T>>& finish;
   int64_t channels, strands;
-  bool ends;  // whether what follows is done in registers
+  bool ends;  // whether it is
 
  public:
   GatherDepthwise(const Plan& plan, Role role, const Problem& p, const Finish<Wide<T>>& finish)
@@ -81,8 +82,9 @@ class GatherDepthwise {
  private:
   template <int Q, int V, bool NEAR = false>
   int64_t tile(const Tile& t, int64_t from, int64_t to, const T* x, const T* weights, T* result) const {
-    bool streams = plan.streams && finish.results.template whole_lines<T, TILES_OF_LINE * V * S::VECTORS>(
-                                       result + from * L, channels);
+    bool streams =
+        plan.streams && !ends &&
+        finish.results.template whole_lines<T, TILES_OF_LINE * V * S::VECTORS>(result + from * L, channels);
     auto some = [&](auto count, int64_t v) {
       fetch_sources<NEAR>(t, x, Q, v, count);
       Together at = together<S, count>(v, channels);
@@ -104,8 +106,8 @@ class GatherDepthwise {
   template <int Q, bool NEAR>
   int64_t tile_of_two(const Tile& t, int64_t from, int64_t to, const T* x, const T* weights,
                       T* result) const {
-    bool streams =
-        plan.streams && finish.results.template whole_lines<T, S::VECTORS>(result + from * L, channels);
+    bool streams = plan.streams && !ends &&
+                   finish.results.template whole_lines<T, S::VECTORS>(result + from * L, channels);
     for (int64_t v = from; v < to; ++v) {
       fetch_sources<NEAR>(t, x, Q, v, 1);
       int64_t first = together<S, 1>(v, channels).first;
@@ -149,24 +151,21 @@ class GatherDepthwise {
                 });
           });
     }
-    const Results<Wide<T>> out = finish.results;
-    const Ending<Wide<T>> end = finish.ending;
     int64_t step = width.step * channels;
-    UNROLL for (int q = 0; q < Q; ++q, to += step) {
-      if (EDGE && q >= t.left) break;
-      UNROLL for (int v = 0; v < V; ++v) {
-        int64_t channel = V > 1 && v == V - 1 ? last : v * L;
-        store(strand, to + channel, sums[q][v], out, end, at.first + channel, streams);
+    auto to_pixel = [&](int q) __attribute__((always_inline)) {
+      return to + (EDGE && q >= t.left ? 0 : q * step);
+    };
+    auto offset = [&](int v) __attribute__((always_inline)) { return V > 1 && v == V - 1 ? last : v * L; };
+    if constexpr (ENDS)
+      if (ends) {
+        UNROLL for (int v = 0; v < V; ++v)
+          finish.ending.template column<true>(sums, v, to_pixel, offset(v), at.first + offset(v), L);
       }
+    UNROLL for (int q = 0; q < Q; ++q) {
+      if (EDGE && q >= t.left) break;
+      UNROLL for (int v = 0; v < V; ++v)
+        finish.results.store_strand(strand, to_pixel(q) + offset(v), sums[q][v], L, streams);
     }
-  }
-
-  // A result, with what follows it if that is done in registers.
-  ALWAYS_INLINE void store(const S& strand, T* to, Numbers v, const Results<Wide<T>>& out,
-                           const Ending<Wide<T>>& end, int64_t channel, bool streams) const {
-    if constexpr (std::is_same_v<T, Wide<T>>)
-      if (end.any) return gconv::store(to, end(v, to, channel, L));
-    out.store_strand(strand, to, v, L, streams);
   }
 
   template <int Q, bool EDGE>
@@ -174,7 +173,7 @@ class GatherDepthwise {
                                          bool streams) const {
     const S strand;
     x += t.source + channel, weights += channel, to += t.result + channel;
-    Numbers first[Q] = {}, second[Q] = {};
+    Numbers sums[Q][2] = {};  // of the first row, and of the second
     for (const Run* r = t.runs; r < t.runs + t.count; ++r) {
       uint64_t valid = r->valid;
       with_number<TWO_ROWS_RUN>(
@@ -190,25 +189,31 @@ class GatherDepthwise {
             if (r->second == NONE) {
               weigh(w1, r->weights);
               pass([&](Numbers source, int, int k, int q)
-                       __attribute__((always_inline)) { S::add_product(first[q], source, w1[k]); });
+                       __attribute__((always_inline)) { S::add_product(sums[q][0], source, w1[k]); });
             } else if (r->weights == NONE) {
               weigh(w2, r->second);
               pass([&](Numbers source, int, int k, int q)
-                       __attribute__((always_inline)) { S::add_product(second[q], source, w2[k]); });
+                       __attribute__((always_inline)) { S::add_product(sums[q][1], source, w2[k]); });
             } else {
               weigh(w1, r->weights), weigh(w2, r->second);
               pass([&](Numbers source, int, int k, int q) __attribute__((always_inline)) {
-                S::add_product(first[q], source, w1[k]), S::add_product(second[q], source, w2[k]);
+                S::add_product(sums[q][0], source, w1[k]), S::add_product(sums[q][1], source, w2[k]);
               });
             }
           });
     }
-    const Results<Wide<T>> out = finish.results;
-    const Ending<Wide<T>> end = finish.ending;
-    UNROLL for (int q = 0; q < Q; ++q, to += channels) {
+    auto to_pixel = [&](int q) __attribute__((always_inline)) {
+      return to + (EDGE && q >= t.left ? 0 : q * channels);
+    };
+    if constexpr (ENDS)
+      if (ends) {
+        UNROLL for (int row = 0; row < 2; ++row)
+          finish.ending.template column<true>(sums, row, to_pixel, row * t.next, channel, L);
+      }
+    UNROLL for (int q = 0; q < Q; ++q) {
       if (EDGE && q >= t.left) break;
-      store(strand, to, first[q], out, end, channel, streams);
-      store(strand, to + t.next, second[q], out, end, channel, streams);
+      UNROLL for (int row = 0; row < 2; ++row)
+        finish.results.store_strand(strand, to_pixel(q) + row * t.next, sums[q][row], L, streams);
     }
   }
 

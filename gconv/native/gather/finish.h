@@ -52,16 +52,40 @@ class Ending {
         most(e.activation == Activation::relu6 ? 6 : INFINITY),
         any(are_numbers<A>(type) && is_any(e) && e.activation <= Activation::relu6) {}
 
+  // Vector v of a tile: of Q pixels the same channels, all of a vector (WHOLE) or `count`, from `channel` on.
+  // It will lie `offset` after `at(q)`. What the pixels have in common is asked and read once for all.
+  template <bool WHOLE, int Q, int V, class At>
+  ALWAYS_INLINE void column(Vector<A> (&tile)[Q][V], int v, const At& at, int64_t offset, int64_t channel,
+                            int64_t count) const {
+    auto of = [&](const A* from) __attribute__((always_inline)) {
+      return WHOLE ? load(from) : load_first(from, count);
+    };
+    if (scales) {
+      Vector<A> scale = of(scales + channel);
+      // Rounded: else the sum could be one operation with it.
+      UNROLL for (int q = 0; q < Q; ++q) tile[q][v] *= scale, keep(tile[q][v]);
+    }
+    if (shifts) {
+      Vector<A> shift = of(shifts + channel);
+      UNROLL for (int q = 0; q < Q; ++q) tile[q][v] += shift;
+    }
+    if (residual) {
+      UNROLL for (int q = 0; q < Q; ++q) tile[q][v] += of(residual + (at(q) + offset - first));
+    }
+    if (least > -INFINITY) {
+      UNROLL for (int q = 0; q < Q; ++q) tile[q][v] = at_least(tile[q][v], least);
+    }
+    if (most < INFINITY) {
+      UNROLL for (int q = 0; q < Q; ++q) tile[q][v] = at_most(tile[q][v], most);
+    }
+  }
+
   // Of `count` results, which will lie at `to`, from `channel` on.
   ALWAYS_INLINE Vector<A> operator()(Vector<A> v, const A* to, int64_t channel, int64_t count) const {
-    auto of = [&](const A* from) __attribute__((always_inline)) {
-      return count < L ? load_first(from, count) : load(from);
-    };
-    if (scales) v *= of(scales + channel);
-    keep(v);  // rounded: else the sum could be one operation with it
-    if (shifts) v += of(shifts + channel);
-    if (residual) v += of(residual + (to - first));
-    return at_most(at_least(v, least), most);
+    Vector<A> tile[1][1] = {{v}};
+    auto at = [&](int) __attribute__((always_inline)) { return to; };
+    count < L ? column<false>(tile, 0, at, 0, channel, count) : column<true>(tile, 0, at, 0, channel, L);
+    return tile[0][0];
   }
 };
 
@@ -93,6 +117,18 @@ class Finish {
 
   bool any() const { return is_any(epilogue); }
 
+  // Stores a tile of sums, with what follows them if it is of the short kinds: V vectors with `count`
+  // neighbouring channels, from `channel` on, of Q pixels. Of these the first `pixels` are stored, q at
+  // `at(q)`.
+  template <class E, int Q, int V, class At>
+  ALWAYS_INLINE void put(Vector<E> (&tile)[Q][V], const At& at, int64_t pixels, int64_t channel,
+                         int64_t count, bool streams) const {
+    if (count >= V * L)
+      put_vectors<E, true>(tile, at, pixels, channel, L, streams);
+    else
+      put_vectors<E, false>(tile, at, pixels, channel, count - (V - 1) * L, streams);
+  }
+
   // A tile of results, which lies in the nearest cache; like a stretch, where it is none of the short kinds.
   void tile(const Places& places, int64_t pixels, int64_t channel, int64_t count) const {
     if (!ending.any) return (*this)(places, pixels, channel, count);
@@ -113,6 +149,26 @@ class Finish {
   }
 
  private:
+  // The last vector has `rest` channels unless all are WHOLE.
+  template <class E, bool WHOLE, int Q, int V, class At>
+  ALWAYS_INLINE void put_vectors(Vector<E> (&tile)[Q][V], const At& at, int64_t pixels, int64_t channel,
+                                 int64_t rest, bool streams) const {
+    if constexpr (TERMS<E> == 1)
+      if (ending.any) {
+        UNROLL for (int v = 0; v < V - 1; ++v) ending.template column<true>(tile, v, at, v * L, channel + v * L, L);
+        constexpr int v = V - 1;
+        ending.template column<WHOLE>(tile, v, at, v * L, channel + v * L, rest);
+      }
+    auto store = [&](auto past_caches) __attribute__((always_inline)) {
+      UNROLL for (int q = 0; q < Q; ++q) {
+        if (q >= pixels) break;
+        UNROLL for (int v = 0; v < V; ++v)
+          results.store(at(q) + v * L, tile[q][v], WHOLE || v < V - 1 ? L : rest, past_caches);
+      }
+    };
+    streams ? store(True{}) : store(False{});
+  }
+
   template <int64_t KIND, class F>
   ALWAYS_INLINE void with_kind(const F& f) const {
     if (int64_t(epilogue.activation) == KIND)

@@ -180,10 +180,7 @@ class RowTiles {
   __attribute__((noinline)) void tiles(const Row<E>& row, int64_t begin, const Gather::Weights<E>& w,
                                        int64_t filters, Result* result, Lists& lists,
                                        const Ahead<E>& next) const {
-    // Whole tiles end in registers; others, which are rarer, once they are stored.
-    constexpr bool ENDS = TERMS<E> == 1 && (Q == row_tile(REGISTERS, V) || Q == 8 || is_short<MATRIX, V>(Q));
-    bool ends = ENDS && finish.ending.any;
-    bool streams = in_place && plan.streams && (!finish.any() || ends) &&
+    bool streams = in_place && plan.streams && (!finish.any() || finish.ending.any) &&
                    finish.results.template whole_lines<Result, V>(result, g.results);
     int64_t channel = finish.ending.any ? finish.results.offset(result) % g.result_channels() : 0;
     int64_t stride = g.axis[2].stride, wide = (Q - 1) * stride + span, step = stride * row.channels;
@@ -214,27 +211,8 @@ class RowTiles {
         }
       }
       Result* to = result + q * row.step;
-      if constexpr (ENDS)
-        if (const Ending<A> end = finish.ending; end.any) {
-          UNROLL for (int i = 0; i < Q; ++i, to += row.step) UNROLL
-          for (int v = 0; v < V; ++v) {
-            A* at = to + v * L;
-            int64_t count = filters - v * L;
-            Vector<A> ended = end(sums[i][v], at, channel + v * L, count);
-            if (count < L)
-              store_first(at, ended, count);
-            else
-              streams ? stream(at, ended) : store(at, ended);
-          }
-          continue;
-        }
-      const Results<A> out = finish.results;
-      UNROLL for (int i = 0; i < Q; ++i, to += row.step) UNROLL
-      for (int v = 0; v < V; ++v) out.store(to + v * L, sums[i][v], filters - v * L, streams);
-      if (finish.ending.any) {
-        int64_t offset = out.offset(result);
-        finish.tile({nullptr, offset + q * row.step, row.step}, Q, channel, filters);
-      }
+      auto at = [&](int i) __attribute__((always_inline)) { return to + i * row.step; };
+      finish.template put<E>(sums, at, Q, channel, filters, streams);
     }
   }
 };

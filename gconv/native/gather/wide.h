@@ -259,9 +259,9 @@ class GatherWide {
     const E *x = block.x, *zeros = block.zeros, *weights = block.weights.first;
     int64_t apart = block.weights.source;
     Result* result = block.result;
-    int64_t filters = block.filters;
-    bool streams =
-        in_place && plan.streams && finish.results.template whole_lines<Result, V>(result, g.results);
+    int64_t filters = block.filters, channel = finish.ending.any ? finish.results.offset(result) : 0;
+    bool streams = in_place && plan.streams && !finish.ending.any &&
+                   finish.results.template whole_lines<Result, V>(result, g.results);
     for (int64_t first = 0; first < table.results.size; first += Q) {
       Vector<E> sums[Q][V] = {};
       bool asks = block.first_reader && first + Q < table.results.size;  // for the next tile's sources
@@ -288,30 +288,10 @@ class GatherWide {
         else
           multiply<0, Q, E>(sums, source, w, apart, steps);
       }
-      const Results<A> out = finish.results;
       int64_t count = minimum(Q, table.results.size - first);
-      if constexpr (TERMS<E> == 1)
-        if (const Ending<A> end = finish.ending; end.any) {
-          int64_t channel = out.offset(result);
-          UNROLL for (int q = 0; q < Q; ++q) {
-            if (q >= count) break;
-            UNROLL for (int v = 0; v < V; ++v) {
-              A* at = result + table.results[first + q] + v * L;
-              Vector<A> ended = end(sums[q][v], at, channel + v * L, filters - v * L);
-              filters - v* L < L ? store_first(at, ended, filters - v * L) : store(at, ended);
-            }
-          }
-          continue;
-        }
-      UNROLL for (int q = 0; q < Q; ++q) {
-        if (q >= count) break;
-        UNROLL for (int v = 0; v < V; ++v)
-          out.store(result + table.results[first + q] + v * L, sums[q][v], filters - v * L, streams);
-      }
-      if (finish.ending.any) {
-        int64_t channel = out.offset(result);
-        finish.tile({table.results.data + first, channel, 0}, count, channel, filters);
-      }
+      const int64_t* places = table.results.data + first;
+      auto at = [&](int q) __attribute__((always_inline)) { return result + places[q < count ? q : 0]; };
+      finish.template put<E>(sums, at, count, channel, filters, streams);
     }
   }
 };
