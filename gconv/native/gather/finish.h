@@ -155,7 +155,8 @@ class Finish {
                                  int64_t rest, bool streams) const {
     if constexpr (TERMS<E> == 1)
       if (ending.any) {
-        UNROLL for (int v = 0; v < V - 1; ++v) ending.template column<true>(tile, v, at, v * L, channel + v * L, L);
+        UNROLL for (int v = 0; v < V - 1; ++v)
+          ending.template column<true>(tile, v, at, v * L, channel + v * L, L);
         constexpr int v = V - 1;
         ending.template column<WHOLE>(tile, v, at, v * L, channel + v * L, rest);
       }
