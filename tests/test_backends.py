@@ -70,6 +70,27 @@ def test_no_custom_call_and_no_convolution_over_the_zeros_of_strides(implementat
     assert ("lhs_dilate = [2, 2]" in text) == (implementation == "lax"), "role x by phases"
 
 
+@pytest.mark.parametrize("window, padding", (((3, 3), 1), ((4,), ((3, 0),))), ids=("2d", "causal"))
+@pytest.mark.parametrize("derivative", (False, True), ids=("forward", "backward"))
+def test_convolutions_that_follow_each_other_are_computed_once(derivative, window, padding):
+    """A tap that meets no padding reads its source itself, and XLA would compute in it what comes before, in each once more."""
+    x = jnp.ones((2, *(8,) * len(window), 6))
+
+    def forward(x, kernels):
+        for kernel in kernels:
+            x = jax.nn.relu(grouped_conv(x, kernel, padding=padding, implementation="xla") + 1)
+        return x.sum()
+
+    run = jax.grad(forward, argnums=(0, 1)) if derivative else forward
+
+    def operations(depth):
+        kernels = [jnp.full((*window, 1, 6), 0.1 + i) for i in range(depth)]
+        return jax.jit(run).lower(x, kernels).compile().cost_analysis()["flops"]
+
+    two, six = operations(2), operations(6)
+    assert 2 * two < six < 3.5 * two
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", KERNELS)
 def test_what_is_not_finite_stays_in_its_windows(name, bad, implementation, needs):

@@ -108,6 +108,8 @@ def operand_type(dtype, geometry: Geometry, platform: str):
 def options(name: str, role: str, platform: str, split: bool) -> dict:
     """What the function of a role is told beside type and precision; `split`: whether XLA's partitioner may split the program
     over devices."""
+    if name == "xla":
+        return {"apart": platform == "cpu"}
     if name != "lax":
         return {}
     # Accelerators are given lax's own convolutions to the letter, negative paddings included, which they read rightly.
