@@ -45,7 +45,7 @@ ORDER = (
     ("layers.config", "acceleration.lowering"),
     ("fusion.program", "fusion.spellings", "fusion.report", "fusion.arguments"),
     ("fusion.channels", "fusion.convolutions", "fusion.patterns", "fusion.pooling"),
-    ("fusion.chain",),
+    ("fusion.chain", "fusion.gate"),
     ("fusion.rewrite",),
     ("fusion.fuse",),
     ("fusion",),

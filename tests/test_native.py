@@ -681,7 +681,7 @@ def test_arrays_may_leave_out_axes_of_size_one(left_out):
         ({"role": np.int64(3)}, "role must be"),
         ({"activation": np.int64(11)}, "no activation has this number"),
         ({"activation": np.int64(-1)}, "no activation has this number"),
-        ({"parts": np.int64(8)}, "the parts must be a sum of 1, 2 and 4"),
+        ({"parts": np.int64(16)}, "the parts must be a sum of 1, 2, 4 and 8"),
         ({"parts": np.int64(1)}, "fewer operands than parts"),
         ({"role": np.int64(1)}, "does not fit"),
         ({"strides": np.array([1, 1])}, "three entries"),
@@ -712,6 +712,11 @@ def test_a_malformed_call_is_an_error(wrong, message):
         (1, [jnp.ones(8, "bfloat16")], "type does not fit"),
         (4, [jnp.ones(SHAPES["y"], "bfloat16")], "type does not fit"),
         (3, [jnp.ones(8)], "fewer operands than parts"),
+        (8, [jnp.ones((2, 8))], "shape does not fit"),
+        (8, [jnp.ones((1, 6))], "shape does not fit"),
+        (8, [jnp.ones(6)], "shape does not fit"),
+        (8, [jnp.ones((2, 6), "bfloat16")], "type does not fit"),
+        (8, [jnp.ones((2, 6))], "no kernel .* gate"),
     ),
 )
 def test_a_malformed_epilogue_is_an_error(parts, operands, message):

@@ -8,6 +8,8 @@ A build tells by `gconv_interface` which attributes its calls take, so that an o
     4   the same; arrays have the spatial axes of their own, where they had three before
     5   the same; results of half precision may be float32
     6   the same; kernels of a program's constants have a target of their own
+    7   the same; batch norm's passes sum over pixels
+    8   the same; `parts` may name a gate
 """
 
 import ctypes
@@ -25,7 +27,7 @@ from gconv.geometry import Geometry
 
 ROLES = ("y", "x", "w")
 TYPES = ("float32", "float64", "bfloat16", "float16")
-INTERFACES = (1, 2, 3, 4, 5, 6, 7)
+INTERFACES = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 class Build:

@@ -42,10 +42,11 @@ def why_not(role: str, geometry: Geometry, dtype, platform: str) -> str | None:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What follows a convolution: activation(scale * convolution + shift + residual).
+    """What follows a convolution, and a gate before it: activation(scale * convolution(gate * x) + shift + residual).
 
     Attributes:
-      parts: by their names in PARTS, those that there are: `(channels,)` in the type of the sums; the residual like the result.
+      parts: by their names in PARTS, those that there are: `(channels,)` in the type of the sums; the residual like the result;
+        the gate `(N, channels of x)` in the type of the sums, where `takes_gate`.
       activation: its number in gconv/native/epilogue.h, 0 for none.
       slope: of leaky_relu.
     """
@@ -55,7 +56,7 @@ class Epilogue:
     slope: float = 0.0
 
 
-PARTS = ("scale", "shift", "residual")
+PARTS = ("scale", "shift", "residual", "gate")
 NOTHING = Epilogue()
 
 
@@ -173,11 +174,12 @@ def kernels(role: str, geometry: Geometry, dtype, batch: int, precision=None) ->
     return _planned(role, geometry, dtype, batch, precision, "")["kernels"]
 
 
-def _planned(role: str, g: Geometry, dtype, batch: int, precision, forced: str) -> dict:
+def _planned(role: str, g: Geometry, dtype, batch: int, precision, forced: str, gated: bool = False) -> dict:
     library, reason = native.load()
     if library is None:
         raise RuntimeError(f"there are no kernels: {reason}.")
-    numbers = _numbers(role, jnp.dtype(dtype), _spatial(g), (batch, g.groups, g.channels, g.filters, _above_default(precision)))
+    sizes = (batch, g.groups, g.channels, g.filters, _above_default(precision) + 8 * gated)
+    numbers = _numbers(role, jnp.dtype(dtype), _spatial(g), sizes)
     text = ctypes.create_string_buffer(1 << 14)
     size = library.gconv_plan(*numbers, native.threads(), forced.encode(), text, len(text))
     if not 0 <= size < len(text):
@@ -213,7 +215,8 @@ def _call(
     if forced:  # an error where that kernel cannot
         scratch = plan(role, g, operand, batch, precision, forced).scratch
     else:
-        scratch = _scratch_bytes(library, role, operand, spatial, (batch, g.groups, g.channels, g.filters, plain + 4 * frozen))
+        asked = plain + 4 * frozen + 8 * ("gate" in epilogue.parts)
+        scratch = _scratch_bytes(library, role, operand, spatial, (batch, g.groups, g.channels, g.filters, asked))
     # Nothing is reshaped: XLA of jaxlib 0.10 copies what is of bfloat16 then.
     results = (jax.ShapeDtypeStruct(shape, result_type), jax.ShapeDtypeStruct((scratch,), jnp.uint8))
     run = jax.ffi.ffi_call(native.FROZEN_TARGET if frozen else native.TARGET, results)
@@ -252,6 +255,15 @@ def _types(first, second, dtype) -> tuple:
 def gives(operand, dtype) -> bool:
     """Whether the kernels give results of type `dtype` for operands of type `operand`."""
     return dtype == operand or (operand in HALF and dtype == jnp.float32)
+
+
+def takes_gate(g: Geometry, dtype, batch: int, precision) -> bool:
+    """Whether role "y" multiplies x by a gate itself: one group whose window is one pixel, which meets each.
+
+    Products of pairs of bfloat16 do not: XLA multiplies before those.
+    """
+    without, gated = (_planned("y", g, dtype, batch, precision, "", gated)["plan"] for gated in (False, True))
+    return not isinstance(gated, str) and not without["by_pairs"]
 
 
 def _above_default(precision) -> bool:

@@ -12,6 +12,7 @@ rewrite       the plans, and how a program runs by them
 chain         what follows a convolution, as far as it can be taken in
 convolutions  those of lax and of gconv, and matrix products like them
 pooling       the sums over pixels that follow them
+gate          the products of squeeze-and-excite before them
 channels      operands that vary along the channels only
 patterns      activations, found by what they compute
 spellings     the ways to write them

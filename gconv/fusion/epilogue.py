@@ -1,11 +1,12 @@
 """A convolution, or a matrix product, and what follows it in a network, as one primitive:
 
-    activation(scale * convolution + shift + residual)
+    activation(scale * convolution(gate * x) + shift + residual)
 
 with every part optional: per-channel `scale` and `shift`, which are what a bias or a batch norm with known statistics comes to;
-a `residual` of the result's shape; an activation. On CPU the kernels finish each result while it lies in the nearest caches, so
-that nothing is read or written twice. Everywhere else, and in every transformation that is not written out here, it is the
-composition of its parts: derivatives of any order, meshes, exported programs and other platforms know nothing of it.
+a `residual` of the result's shape; an activation; and before a pointwise convolution the `gate` of squeeze-and-excite. On CPU
+the kernels finish each result while it lies in the nearest caches, so that nothing is read or written twice. Everywhere else,
+and in every transformation that is not written out here, it is the composition of its parts: derivatives of any order, meshes,
+exported programs and other platforms know nothing of it.
 
 To the kernels a matrix product is a convolution whose window is one pixel. In the composition it is XLA's matrix product.
 """
@@ -39,6 +40,7 @@ def bind(
     scale: Array | None = None,
     shift: Array | None = None,
     residual: Array | None = None,
+    gate: Array | None = None,
     activation: Activation | None = None,
 ) -> Array:
     """Role "y" or "x" of the operands, a dict with the keys `roles.OPERANDS[role]`, and what follows it.
@@ -49,6 +51,8 @@ def bind(
         program then packs it once. To know it is the caller's part.
       scale, shift: `(channels of the result,)` or None, in any floating type.
       residual: of the result's canonical shape, `(N, *output, G*K)` for "y", or None, in any floating type.
+      gate: `(N, G*J)` or None, in any floating type: for role "y" what x is multiplied by before. The product is rounded to the
+        type of x, but not by the kernels in half precision.
       activation: an `Activation` or None.
 
     Returns:
@@ -56,7 +60,7 @@ def bind(
       is, from the convolution's result in `dtype`, and rounded once.
     """
     dtype = jnp.dtype(dtype)
-    parts = typed({"scale": scale, "shift": shift, "residual": residual}, dtype)
+    parts = typed({"scale": scale, "shift": shift, "residual": residual, "gate": gate}, dtype)
     varying = equally_varying({**operands, **parts})
     options = dict(geometry=geometry, dtype=dtype, precision=precision, implementation=implementation, matrix=matrix)
     if not parts and activation is None:
@@ -81,10 +85,16 @@ def typed(given: dict[str, Array | None], dtype) -> dict[str, Array]:
 
 
 def compose(first, second, *operands, role, parts, activation, frozen=False, **options) -> Array:
-    """The same, each part an operation of its own. Nothing is packed here, so `frozen` says nothing."""
-    del frozen
-    result = alone(role, dict(zip(roles.OPERANDS[role], (first, second), strict=True)), **options)
-    return finish(result, dict(zip(parts, operands, strict=True)), activation)
+    """The same, each part an operation of its own. Nothing is packed here, so `frozen` says nothing.
+
+    With a gate it is the product, and then the same without it, which may again be the kernels'.
+    """
+    given, operand = dict(zip(parts, operands, strict=True)), dict(zip(roles.OPERANDS[role], (first, second), strict=True))
+    if (gate := given.pop("gate", None)) is not None:
+        between = gate.reshape(gate.shape[0], *(1,) * (first.ndim - 2), gate.shape[1])
+        operand["x"] = (first.astype(gate.dtype) * between).astype(first.dtype)
+        return bind(role, operand, activation=activation, frozen=frozen, **options, **given)
+    return finish(alone(role, operand, **options), given, activation)
 
 
 def alone(role: str, operands: dict, *, matrix: bool = False, **options) -> Array:
@@ -118,7 +128,8 @@ def finish(result: Array, parts: dict[str, Array], activation: Activation | None
 def _abstract(first, second, *operands, role, geometry, dtype, parts, **_):
     result = roles.abstract(role, first, second, geometry=geometry, dtype=dtype)
     for name, aval in zip(parts, operands, strict=True):
-        wanted = result.shape if name == "residual" else result.shape[-1:]
+        of_channels = (first.shape[0], first.shape[-1]) if name == "gate" else result.shape[-1:]
+        wanted = result.shape if name == "residual" else of_channels
         if aval.shape != wanted:
             raise TypeError(f"{name} must have shape {wanted}, got {aval.shape}: the result is {result.shape}.")
     return result
@@ -131,7 +142,7 @@ def _batch(operands, axes, *, role, parts, **params):
     """Where all that has images is mapped, and nothing else, there are more images. Otherwise each part goes its own way."""
     names = (*roles.OPERANDS[role], *parts)
     mapped = [axis is not None for axis in axes]
-    if mapped != [name in ("x", "y", "residual") for name in names]:
+    if mapped != [name in ("x", "y", "residual", "gate") for name in names]:
         return jax.vmap(partial(compose, role=role, parts=parts, **params), in_axes=tuple(axes))(*operands), 0
     moved = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(operands, axes, strict=True)]
     size, images = moved[0].shape[:2]
@@ -143,8 +154,8 @@ def _batch(operands, axes, *, role, parts, **params):
 # --- the primitive ----------------------------------------------------------------------------------------------------
 
 
-def _fits(ctx, *, role, geometry, dtype, implementation, matrix, frozen, **_) -> bool:
-    """Whether the role is the kernels'."""
+def _fits(ctx, *, role, geometry, dtype, precision, implementation, matrix, frozen, parts, **_) -> bool:
+    """Whether the role is the kernels', with its gate."""
     first, second = ctx.avals_in[:2]
     operand, portable = wider(first.dtype, second.dtype), roles.must_be_portable(ctx)
     problem = (geometry, operand, "cpu", first.shape[0])
@@ -152,7 +163,8 @@ def _fits(ctx, *, role, geometry, dtype, implementation, matrix, frozen, **_) ->
         is_theirs = backends.reason_against_matrix("fused matrix", *problem, portable, frozen=frozen) is None
     else:
         is_theirs = backends.choose(role, *problem, implementation, portable) == "native"
-    return is_theirs and backends.native.gives(operand, dtype)
+    with_gate = "gate" not in parts or (is_theirs and backends.native.takes_gate(geometry, operand, first.shape[0], precision))
+    return is_theirs and with_gate and backends.native.gives(operand, dtype)
 
 
 def _by_kernels(first, second, *operands, role, geometry, dtype, precision, parts, activation, frozen, **_):

@@ -45,7 +45,8 @@ def fuse(function: F, *, frozen: bool = False) -> F:
 
     It works for any library, and nothing is guessed from names: an operand is per channel if it is a broadcast along the other
     axes, and an activation is one if its operations are those of a known one, number by number. What cannot be proved stays as
-    it was: a result with two readers, squeeze-and-excite, layer norm, batch norm in training, dropout.
+    it was: a result with two readers, layer norm, batch norm in training, dropout. A pointwise convolution also takes in the
+    product with the gate of squeeze-and-excite before it.
 
     Args:
       function: a function of arrays and of pytrees of arrays: a function of `jax.jit`, a method such as Linen's `apply`, or a

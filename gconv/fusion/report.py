@@ -9,7 +9,7 @@ class Fused:
 
     Attributes:
       convolution: its role, window and channels, in words.
-      parts: what was put into it: of "scale", "shift", "residual" and an activation's name, in this order.
+      parts: what was put into it: of "gate", "scale", "shift", "residual" and an activation's name, in this order.
       reason: why nothing else was.
       is_matrix: whether it is a matrix product.
     """

@@ -19,6 +19,7 @@ from gconv.fusion import cascade, epilogue
 from gconv.fusion.chain import Chain, changed, changed_back, follow
 from gconv.fusion.channels import Read
 from gconv.fusion.convolutions import Convolution, convolution, describe, is_convolution, is_matrix_product
+from gconv.fusion.gate import Gate, gate_of
 from gconv.fusion.pooling import pool, summed
 from gconv.fusion.program import Atom, Node, Program, Value, fixed_by, typeof, values
 from gconv.fusion.report import Fused
@@ -33,6 +34,7 @@ class Plan:
 
     Attributes:
       node: the convolution.
+      gate: the product that it forms itself, or None.
       hidden: the values that are then not computed any more.
       needed: the values that it reads.
     """
@@ -40,6 +42,7 @@ class Plan:
     node: Node
     convolution: Convolution
     chain: Chain
+    gate: Gate | None
     hidden: frozenset[Value]
     needed: frozenset[Value]
 
@@ -53,9 +56,15 @@ class Plan:
         """Their names, as in a report."""
         scales = any(name in ("mul", "div", "neg", "rsub") for name, _ in self.chain.affine)
         shifts = any(name in ("add", "sub", "rsub") for name, _ in self.chain.affine)
-        given = {"scale": scales, "shift": shifts, "residual": self.chain.residual is not None}
+        given = {"gate": self.gate, "scale": scales, "shift": shifts, "residual": self.chain.residual is not None}
         activation = self.chain.activation
         return (*(name for name, is_there in given.items() if is_there), *([activation.name] if activation else []))
+
+    @property
+    def inputs(self) -> tuple[Atom, ...]:
+        """The convolution's operands, the kernel last."""
+        first, *kernel = self.convolution.inputs
+        return (self.gate.source if self.gate else first, *kernel)
 
 
 class Rewritten:
@@ -109,7 +118,7 @@ class Rewritten:
             elif node.place in self._passed_on:
                 continue
             elif plan := self._plans.get(node.place):
-                env[plan.chain.value] = _run(plan, read, frozen=self._is_frozen(plan.convolution.inputs))
+                env[plan.chain.value] = _run(plan, read, frozen=self._is_frozen(plan.inputs))
             elif node in self._summed:
                 env[node.outputs[0]] = pool(env[self._summed[node]])
             elif node not in self._left_out:
@@ -128,14 +137,16 @@ class Rewritten:
         if not node.outputs[0].readers and not node.outputs[0].is_result:
             return _said(node, (), "its result is not used")
         chains, reason = follow(node, conv)
-        for chain in reversed(chains):
-            plan = _plan(node, conv, chain)
+        nothing, gate = Chain(node.outputs[0], conv.axis), gate_of(conv)
+        candidates = [(chain, gate) for chain in reversed([nothing, *chains])] if gate else []
+        for chain, product in [*candidates, *((chain, None) for chain in reversed(chains))]:
+            plan = _plan(node, conv, chain, product)
             if self._fits(plan):
                 self._plans[plan.place] = plan
-                self._left_out.update(chain.nodes, [node])
+                self._left_out.update(chain.nodes, [node, *([product.node] if product else [])])
                 return _said(node, plan.parts, reason)
             reason = "what follows it is taken in by another convolution"
-        self._alone.append(_plan(node, conv, Chain(node.outputs[0], conv.axis)))
+        self._alone.append(_plan(node, conv, nothing, None))
         return _said(node, (), reason)
 
     def _fits(self, plan: Plan) -> bool:
@@ -181,12 +192,16 @@ def _untouched(programs: Iterable, reason: str) -> list[Fused]:
     return rows
 
 
-def _plan(node: Node, conv: Convolution, chain: Chain) -> Plan:
+def _plan(node: Node, conv: Convolution, chain: Chain, gate: Gate | None) -> Plan:
     hidden = {v for inner in (node, *chain.nodes) for v in inner.outputs} - {chain.value}
     read: list[Atom] = [*conv.inputs, *conv.parts.values()]
+    if gate:
+        hidden.add(gate.node.outputs[0])
+        read[0] = gate.source
+        read.append(gate.factors)
     read += [v for _, found in chain.affine if found is not None for v in found.values]
     read += [chain.residual] if chain.residual is not None else []
-    return Plan(node, conv, chain, frozenset(hidden), frozenset(values(read)))
+    return Plan(node, conv, chain, gate, frozenset(hidden), frozenset(values(read)))
 
 
 def _retraced(closed: ClosedJaxpr, written: Rewritten) -> ClosedJaxpr | None:
@@ -206,7 +221,7 @@ def _run(plan: Plan, read: Read, *, frozen: bool) -> Array:
     conv, chain = plan.convolution, plan.chain
     value = epilogue.bind(
         conv.role,
-        conv.operands(*map(read, conv.inputs)),
+        conv.operands(*map(read, plan.inputs)),
         geometry=conv.geometry,
         dtype=conv.dtype,
         precision=conv.precision,
@@ -253,7 +268,8 @@ def _cascades(plans: Iterable[Plan]) -> list[list[Plan]]:
 
 def _may_cascade(plan: Plan) -> bool:
     conv, chain = plan.convolution, plan.chain
-    same = conv.in_place and not chain.layouts and conv.role == "y" and conv.geometry.rank == 2
+    gated = plan.gate or "gate" in conv.parts
+    same = conv.in_place and not (chain.layouts or gated) and conv.role == "y" and conv.geometry.rank == 2
     return same and {typeof(a).dtype for a in (*conv.inputs, chain.value)} == {conv.dtype}
 
 
@@ -299,6 +315,8 @@ def _parts(plan: Plan, read: Read) -> dict[str, Any]:
     conv, chain = plan.convolution, plan.chain
     parts: dict[str, Any] = {name: read(a) for name, a in conv.parts.items()}
     parts["scale"], parts["shift"] = _composed(plan, parts.get("scale"), parts.get("shift"), read)
+    if plan.gate:
+        parts["gate"] = plan.gate.compute(read)
     if chain.residual is not None:
         parts["residual"] = conv.canonical(changed_back(jnp.asarray(read(chain.residual)), chain.layouts[: chain.residual_at]))
     return parts

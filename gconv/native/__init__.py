@@ -52,7 +52,7 @@ from gconv.native import copies
 TARGET, FROZEN_TARGET = "gconv_grouped_conv", "gconv_grouped_conv_frozen"
 CASCADE_TARGET, FROZEN_CASCADE_TARGET = "gconv_cascade", "gconv_cascade_frozen"
 NORM_TARGET, NORM_ENTRY = "gconv_batch_norm", "gconv_norm_call"
-INTERFACE = 7  # of the library's C functions and of a call's attributes
+INTERFACE = 8  # of the library's C functions and of a call's attributes
 COMPILERS = "a C++17 compiler (GCC 11 or newer, Clang 14 or newer)"
 HOW_TO_BUILD = f"where there is {COMPILERS}, install gconv from its sources: pip install --force-reinstall --no-deps ."
 

@@ -1,4 +1,6 @@
-// What follows a convolution in a network: activation(scale * result + shift + residual), each part optional.
+// What follows a convolution in a network, and a gate before it, each part optional:
+//
+//   activation(scale * convolution(gate * sources) + shift + residual)
 
 #pragma once
 
@@ -26,12 +28,14 @@ struct Epilogue {
   // By channel, in the type that sums are formed in, or nullptr.
   const void *scale = nullptr, *shift = nullptr;
   const void* residual = nullptr;  // like the result, or nullptr
+  const void* gate = nullptr;      // by image and channel of the sources, in the type of sums, or nullptr
   Activation activation = Activation::none;
   double slope = 0;  // of leaky_relu
 };
 
 namespace {  // compiled once per instruction set (problem.h)
 
+// Whether anything follows.
 inline bool is_any(const Epilogue& e) {
   return e.scale || e.shift || e.residual || e.activation != Activation::none;
 }

@@ -57,21 +57,22 @@ constexpr char NO_MEMORY[] = "gconv: out of memory for the lists that a kernel w
 
 // Puts the parts of an epilogue, which follow the role's operands, where they belong; what is wrong with
 // them, or nullptr.
-const char* read_epilogue(ffi::RemainingArgs parts, int64_t which, ffi::AnyBuffer result,
-                          Epilogue& epilogue) {
-  const void** fields[] = {&epilogue.scale, &epilogue.shift, &epilogue.residual};
-  if (which < 0 || which > 7) return "the parts must be a sum of 1, 2 and 4";
+const char* read_epilogue(ffi::RemainingArgs parts, int64_t which, ffi::AnyBuffer sources,
+                          ffi::AnyBuffer result, Epilogue& epilogue) {
+  const void** fields[] = {&epilogue.scale, &epilogue.shift, &epilogue.residual, &epilogue.gate};
+  if (which < 0 || which > 15) return "the parts must be a sum of 1, 2, 4 and 8";
   size_t next = 0;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if (!(which >> i & 1)) continue;
     auto part =
         next < parts.size() ? parts.get<ffi::AnyBuffer>(next++) : ffi::Unexpected(ffi::Error::Internal(""));
     if (part.has_error()) return "there are fewer operands than parts";
-    bool like_result = i == 2;
-    auto shape = part->dimensions(), wanted = result.dimensions();
-    if (like_result ? !std::equal(shape.begin(), shape.end(), wanted.begin(), wanted.end())
-                    : shape.size() != 1 || shape[0] != wanted.back())
-      return "a part's shape does not fit the result";
+    bool like_result = i == 2, of_sources = i == 3;
+    auto shape = part->dimensions(), wanted = (of_sources ? sources : result).dimensions();
+    bool fits = like_result  ? std::equal(shape.begin(), shape.end(), wanted.begin(), wanted.end())
+                : of_sources ? shape.size() == 2 && shape[0] == wanted[0] && shape[1] == wanted.back()
+                             : shape.size() == 1 && shape[0] == wanted.back();
+    if (!fits) return "a part's shape does not fit";
     ffi::DataType type = like_result ? result.element_type() : sums_of(result.element_type());
     if (part->element_type() != type) return "a part's type does not fit the result";
     *fields[i] = part->untyped_data();
@@ -114,12 +115,13 @@ ffi::Error call(Kept* frozen, ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::A
   Epilogue epilogue;
   if (activation < 0 || activation > LAST_ACTIVATION) return refuse("no activation has this number");
   epilogue.activation = static_cast<Activation>(activation), epilogue.slope = slope;
-  if (const char* why = read_epilogue(parts, which, *result, epilogue)) return refuse(why);
-  if (role == Role::w && is_any(epilogue)) return refuse("role w has no epilogue");
+  if (const char* why = read_epilogue(parts, which, first, *result, epilogue)) return refuse(why);
+  p.gated = epilogue.gate;
+  if (role == Role::w && which) return refuse("role w has no epilogue");
   if (role == Role::w && frozen) return refuse("role w has no kernel that could be frozen");
   if (result->element_count() == 0) return ffi::Error::Success();
   if (first.element_count() == 0 || second.element_count() == 0) {
-    if (is_any(epilogue)) return refuse("an epilogue needs operands that are not empty");
+    if (is_any(epilogue) || p.gated) return refuse("an epilogue needs operands that are not empty");
     std::memset(result->untyped_data(), 0, result->size_bytes());
     return ffi::Error::Success();
   }
@@ -211,5 +213,5 @@ EXPORT int64_t gconv_ffi_version() { return XLA_FFI_API_MAJOR * 1000 + XLA_FFI_A
 
 // What a call is given: 3, since there is an epilogue among the attributes; 4, since arrays have the spatial
 // axes of their own; 5, since results of half precision may be float32; 6, since a kernel may be frozen; 7,
-// since batch norm's door sums over pixels.
-EXPORT int64_t gconv_interface() { return 7; }
+// since batch norm's door sums over pixels; 8, since there may be a gate.
+EXPORT int64_t gconv_interface() { return 8; }

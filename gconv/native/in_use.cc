@@ -87,7 +87,7 @@ const char* plan_here(Role role, Type type, const Problem& p, int64_t threads, c
   thread_local std::array<Kept, 64> kept{};
   if (*forced) return plan_anew(role, type, p, threads, forced, plan);
   std::array<int64_t, 26> call{
-      1 + int64_t(role), int64_t(type), threads,    p.plain + 2 * p.widens + 4 * p.frozen,
+      1 + int64_t(role), int64_t(type), threads,    p.plain + 2 * p.widens + 4 * p.frozen + 8 * p.gated,
       p.batch,           p.groups,      p.channels, p.filters};
   const int64_t* of[] = {p.in, p.out, p.window, p.strides, p.low, p.dilation};
   for (int f = 0; f < 6; ++f)

@@ -18,7 +18,7 @@ int64_t number_bytes(Type type) { return type == Type::f64 ? 8 : 4; }  // of the
 // Whether a kernel takes pairs of bfloat16: in roles y and x of source channels, in role w of pixels. The
 // instruction takes numbers below the smallest normal one for zeros.
 bool takes_pairs(Kernel kernel, Role role, Type type, const Problem& p, const Processor& processor) {
-  if (type != Type::bf16 || !processor.pairs || p.plain) return false;
+  if (type != Type::bf16 || !processor.pairs || p.plain || p.gated) return false;
   if (role == Role::w) return kernel == Kernel::wide;
   return kernel != Kernel::depthwise && kernel != Kernel::winograd && sources_of(role, p) % 2 == 0;
 }
@@ -105,7 +105,8 @@ const char* name_of(Kernel kernel) {
 
 const char* plan_call(Role role, Type type, const Problem& p, const Processor& processor, int64_t threads,
                       const char* forced, Plan& plan) {
-  const char* why = "no kernel of this instruction set has the name that was asked for";
+  const char* why = *forced ? "no kernel of this instruction set has the name that was asked for"
+                            : "no kernel multiplies these sources by a gate";
   bool found = false;
   for (int length = 0; length < processor.lengths; ++length)
     for (Kernel kernel : EVERY_KERNEL) {

@@ -90,7 +90,7 @@ const char* check(const Problem& problem);
 const char* why_not(Kernel kernel, Role role, const Problem& problem);
 
 // Plans a call for up to `threads` threads. `forced` names a kernel and the bytes of its vectors ("wide.64"),
-// or is empty. The result is a sentence where the forced one cannot run, else nullptr.
+// or is empty. The result is a sentence where that one cannot run, or no kernel can, else nullptr.
 const char* plan_call(Role role, Type type, const Problem& problem, const Processor& processor,
                       int64_t threads, const char* forced, Plan& plan);
 

@@ -26,6 +26,7 @@ struct Problem {
   bool plain;   // whether each result must be the plain sum of its products
   bool widens;  // whether results of half precision are float32: sums that are not rounded
   bool frozen;  // whether the kernel is the same in every call of a program, which then packs it once
+  bool gated;   // whether the sources are multiplied by one number for each image and channel
 };
 
 // Covers [0, units) with ranges of at least `grain` units, but for each thread's last. Runs body(argument,

@@ -17,7 +17,7 @@ bool read_problem(int64_t role, int64_t type, const int64_t* spatial, const int6
   int64_t* fields[] = {p.in, p.out, p.window, p.strides, p.low, p.dilation};
   for (int f = 0; f < 6; ++f) std::memcpy(fields[f], spatial + 3 * f, sizeof p.in);
   p.batch = sizes[0], p.groups = sizes[1], p.channels = sizes[2], p.filters = sizes[3],
-  p.plain = sizes[4] & 1, p.widens = sizes[4] & 2, p.frozen = sizes[4] & 4;
+  p.plain = sizes[4] & 1, p.widens = sizes[4] & 2, p.frozen = sizes[4] & 4, p.gated = sizes[4] & 8;
   if (!in_use().set || role < 0 || role > 2 || type < 0 || type > 3 || p.batch < 0 || check(p)) return false;
   r = static_cast<Role>(role);
   return true;
@@ -56,9 +56,9 @@ EXPORT const char* gconv_instruction_set() {
 // "kernels":
 // {"wide.64": null or why it cannot do the call, ...}}. Types 0 to 3 are float32, float64, bfloat16, float16;
 // `spatial` holds in, out, window, strides, low and dilation, three of each, and `sizes` batch, groups,
-// channels, filters and a sum of 1 (plain), 2 (widens) and 4 (frozen); `forced` names a kernel or is empty.
-// Returns how many bytes the text has, of which `size` are written, or -1 for attributes that do not fit;
-// where the forced kernel cannot do the call, "plan" is why.
+// channels, filters and a sum of 1 (plain), 2 (widens), 4 (frozen) and 8 (gated); `forced` names a kernel or
+// is empty. Returns how many bytes the text has, of which `size` are written, or -1 for attributes that do
+// not fit; where the forced kernel cannot do the call, "plan" is why.
 EXPORT int64_t gconv_plan(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes,
                           int64_t threads, const char* forced, char* text, int64_t size) try {
   using namespace gconv;
@@ -84,7 +84,8 @@ EXPORT int64_t gconv_plan(int64_t role, int64_t type, const int64_t* spatial, co
   return -2;
 }
 
-// Bytes of scratch of a call, from the same numbers; -1 for attributes that do not fit.
+// Bytes of scratch of a call, from the same numbers; -1 for attributes that do not fit and where no kernel
+// can do it.
 EXPORT int64_t gconv_scratch_bytes(int64_t role, int64_t type, const int64_t* spatial, const int64_t* sizes) {
   using namespace gconv;
   Problem p{};

@@ -102,6 +102,7 @@ const char* check(const Problem& p) {
 }
 
 const char* why_not(Kernel kernel, Role role, const Problem& problem) {
+  if (problem.gated && kernel != Kernel::matrix) return "it does not multiply its sources by a gate";
   for (const Requirement& r : REQUIREMENTS)
     if (r.kernel == kernel && !r.holds(role, problem)) return r.otherwise;
   return nullptr;

@@ -52,7 +52,7 @@ bool run(const Plan& plan, Type type, Role role, const Problem& p, const void* f
   if (role == Role::w) return with(ReduceWide<E>(plan, type, p));
   switch (plan.kernel) {
     case Kernel::narrow: return with(GatherNarrow<E>(plan, type, role, p, finish));
-    case Kernel::matrix: return with(GatherMatrix<E>(plan, type, role, p, finish));
+    case Kernel::matrix: return with(GatherMatrix<E>(plan, type, role, p, finish, epilogue.gate));
     case Kernel::wide: return with(GatherWide<E>(plan, type, role, p, finish));
     default: return with(GatherRows<E>(plan, type, role, p, finish));
   }

@@ -4,7 +4,7 @@
 //   fuzz COUNT [SEED]
 //
 // Roles y and x run once more with a random epilogue, whose results are compared with those of the plain
-// ones.
+// ones, and where a kernel takes a gate with one, whose results are compared with loops.
 //
 // Buffers are exactly as large as their shapes, so that the sanitizers see whatever reaches beyond them. Each
 // problem also runs with 1, 2 and 8 threads, whose results must be the same to the last bit. Of some, each
@@ -179,7 +179,7 @@ struct Set {
   }
 #endif
 
-int64_t runs = 0;  // of a kernel on a problem
+int64_t runs = 0, gates = 0;  // of a kernel on a problem, and with a gate
 int64_t survived = 0,
         reported = 0;  // calls to which memory was refused: that gave their results, and that said so
 
@@ -214,12 +214,19 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
   Buffer result(result_type, role == Role::x ? in : role == Role::w ? kernel : out);
   const Buffer &first = role == Role::x ? y : x, &second = role == Role::w ? y : w;
   std::vector<double> expected(result.size), size(result.size);  // and the sum of the products' magnitudes
+  std::vector<double> gated(result.size), gated_size(result.size);
+  Type wide = type == Type::f64 ? Type::f64 : Type::f32;
+  int64_t sources = p.groups * sources_of(role, p), image = first.size / p.batch;
+  Buffer gate(wide, p.batch * sources);
+  gate.fill(random);
   every_product(p, [&](int64_t i, int64_t k, int64_t o) {
-    int64_t to = role == Role::x ? i : role == Role::w ? k : o;
+    int64_t to = role == Role::x ? i : role == Role::w ? k : o, from = role == Role::x ? o : i;
     double product = role == Role::x   ? y.get(o) * w.get(k)
                      : role == Role::w ? x.get(i) * y.get(o)
                                        : x.get(i) * w.get(k);
     expected[to] += product, size[to] += std::fabs(product);
+    product *= gate.get(from / image * sources + from % sources);
+    gated[to] += product, gated_size[to] += std::fabs(product);
   });
   double half = result_type == Type::bf16  ? 1. / 256
                 : result_type == Type::f16 ? 1. / 2048
@@ -296,7 +303,6 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
     ++runs;
     if (role == Role::w) return true;
     int64_t channels = p.groups * results_of(role, p);
-    Type wide = type == Type::f64 ? Type::f64 : Type::f32;
     Buffer scale(wide, channels), shift(wide, channels), residual(result_type, result.size), plain = result;
     scale.fill(random), shift.fill(random), residual.fill(random);
     Epilogue epilogue;
@@ -330,6 +336,34 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
         return false;
       }
     }
+    Problem with_gate = p;
+    with_gate.gated = true;
+    Plan plan;
+    if (plan_call(role, type, with_gate, processor, 1, kernel, plan)) return true;
+    std::vector<unsigned char> room(plan.scratch, 0xff);
+    Epilogue gating;
+    gating.gate = gate.bytes.data();
+    for (int64_t threads : {1, 2, 8}) {
+      memset(result.bytes.data(), 0xff, result.bytes.size());
+      Threads pool;
+      OnPool<Threads> parallel(&pool, threads, true);
+      plan.threads = threads;
+      if (plan.by_pairs ||
+          !unit.run(plan, type, role, with_gate, first.bytes.data(), second.bytes.data(), result.bytes.data(),
+                    {room.data(), false, room.data() + packed_bytes(role, plan)}, gating, parallel) ||
+          (threads > 1 && before != result.bytes)) {
+        std::printf("with a gate %ld threads give other bits\n", long(threads));
+        return false;
+      }
+      before = result.bytes;
+    }
+    for (int64_t i = 0; i < result.size; ++i)
+      if (!(std::fabs(result.get(i) - gated[i]) <=
+            half * std::fabs(gated[i]) + sum * gated_size[i] + (half ? 6e-8 : 0))) {
+        std::printf("with a gate element %ld is %.9g, not %.9g\n", long(i), result.get(i), gated[i]);
+        return false;
+      }
+    ++gates;
     return true;
   };
   for (Kernel kernel : EVERY_KERNEL) {
@@ -443,9 +477,9 @@ int main(int argc, char** argv) {
     }
     ++done;
   }
-  std::printf("%ld problems, %ld instruction sets, %ld kernels run, seed %ld: all equal\n", done,
-              long(sets.size()), long(runs), seed);
+  std::printf("%ld problems, %ld instruction sets, %ld kernels run, %ld with a gate, seed %ld: all equal\n",
+              done, long(sets.size()), long(runs), long(gates), seed);
   std::printf("memory was refused to %ld calls: %ld said so, %ld gave their results\n",
               long(survived + reported), long(reported), long(survived));
-  return reported == 0 && count >= 100;
+  return (reported == 0 || gates == 0) && count >= 100;
 }

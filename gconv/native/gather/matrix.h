@@ -1,5 +1,6 @@
 // Roles y and x of a single tap that meets every pixel: a matrix product. All pixels are one row
-// (row_tile.h).
+// (row_tile.h). Sources may be multiplied by one number for each image and channel before, by a gate: then a
+// stretch of them is copied, and the products never become an array.
 
 #pragma once
 
@@ -21,15 +22,18 @@ class GatherMatrix {
   bool cold;      // whether weights come from memory: those that this call packs are in the caches
   Gather g;
   const Finish<A>& finish;
+  const A* gate;    // of each image the channels' numbers, or nullptr
   int64_t steps;    // numbers or pairs of a group's sources
-  int64_t columns;  // pixels
+  int64_t pixels;   // of an image
+  int64_t columns;  // of all images
   RowTiles<E> tiles;
 
  public:
-  GatherMatrix(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
+  GatherMatrix(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish,
+               const void* gate)
       : plan(plan), type(type), in_place(gconv::in_place<E>(type)), cold(!plan.packed || p.frozen),
-        g(role, p), finish(finish), steps(g.sources / TERMS<E>),
-        columns(g.batch * p.in[0] * p.in[1] * p.in[2]), tiles(plan, type, p, g, finish) {}
+        g(role, p), finish(finish), gate(static_cast<const A*>(gate)), steps(g.sources / TERMS<E>),
+        pixels(p.in[0] * p.in[1] * p.in[2]), columns(g.batch * pixels), tiles(plan, type, p, g, finish) {}
 
   void run(const void* sources, const void* w, void* results, const Scratch& scratch,
            const Parallel& parallel) const {
@@ -37,14 +41,15 @@ class GatherMatrix {
     char* result = static_cast<char*>(results);
     const E* kernel = g.packed<E>(plan, parallel, type, w, scratch, 1);
     int64_t stretches = ceil_div(columns, plan.stretch);
-    if (in_place && g.groups == 1 && stretches < 8 * parallel.threads)
+    // With a gate each unit copies its sources, so that units of pixels are better where there are enough.
+    if (in_place && g.groups == 1 && stretches < (gate ? 2 : 8) * parallel.threads)
       return by_filters(parallel, stretches, reinterpret_cast<const E*>(x), kernel,
                         reinterpret_cast<Result*>(result));
     g.for_stretches(parallel, stretches, [&](int64_t unit, const Part& part) {
       Lists lists;
       lists.rows.push({0, 0});
       int64_t first = unit * plan.stretch, count = minimum(plan.stretch, columns - first);
-      pixels(first, count, part.group, part.last_group, x, kernel, result, lists);
+      product(first, count, part.group, part.last_group, x, kernel, result, lists);
       tiles.finish_pixels(first, count, part.group * g.results, (part.last_group - part.group) * g.results);
     });
   }
@@ -59,14 +64,15 @@ class GatherMatrix {
     bool all = tiles.crowded || (cold && near);
     int64_t stretch = all ? columns : plan.stretch;
     if (all) stretches = 1;
-    // Each unit copies sources that would crowd the nearest cache: then there is one for each thread.
-    int64_t most = crowds(steps) ? parallel.threads : parts_of(parallel, stretches, INT64_MAX);
+    // Where each unit copies its sources there is one for each thread.
+    bool copies = gate || crowds(steps);
+    int64_t most = copies ? parallel.threads : parts_of(parallel, stretches, INT64_MAX);
     g.for_filters<L>(parallel, stretches, most, [&](int64_t unit, const Part& part) {
       Lists lists;
       lists.rows.push({0, 0});
       int64_t first = unit * stretch, count = minimum(stretch, columns - first);
       Row<E> row{x, columns, steps, first, count, result + first * g.results, g.results};
-      tiles.template blocks<true>(apart(row, lists), 0, kernel, lists, part.filter, part.last_filter);
+      tiles.template blocks<true>(apart(row, 0, lists), 0, kernel, lists, part.filter, part.last_filter);
       tiles.finish_pixels(first, count, part.filter, part.last_filter - part.filter);
     });
   }
@@ -80,28 +86,45 @@ class GatherMatrix {
     return is_crowded(row_tile(REGISTERS, 1), step * int64_t(sizeof(E)), NEAREST_SETS);
   }
 
-  // Pixels that a tile reads side by side, from a copy if they would crowd the nearest cache: XLA's product
-  // of 49 pixels and 3072 sources took 0.75 of the time before.
-  Row<E> apart(Row<E> row, Lists& lists) const {
-    if (!crowds(row.channels)) return row;
+  // Pixels of a group that a tile reads side by side: from a copy if there is a gate, or if they would crowd
+  // the nearest cache. XLA's product of 49 pixels and 3072 sources took 0.75 of the time before.
+  Row<E> apart(Row<E> row, int64_t group, Lists& lists) const {
+    if (!gate && !crowds(row.channels)) return row;
     int64_t step = step_of_copy(steps);
     E* to = lines(lists.copies, row.count * step);
-    for (int64_t i = 0; i < row.count; ++i)
-      memcpy(to + i * step, row.x + (row.column + i) * row.channels, steps * sizeof(E));
+    for (int64_t i = 0; i < row.count; ++i) {
+      const E* from = row.x + (row.column + i) * row.channels;
+      if constexpr (TERMS<E> == 1)
+        if (gate) {
+          multiply(from, gate_of(row.column + i, group), steps, to + i * step);
+          continue;
+        }
+      memcpy(to + i * step, from, steps * sizeof(E));
+    }
     row.x = to, row.columns = row.count, row.channels = step, row.column = 0;
     return row;
   }
 
+  // The gate of a pixel's sources from a group's on.
+  const A* gate_of(int64_t pixel, int64_t group) const {
+    return gate + pixel / pixels * g.source_channels() + group * g.sources;
+  }
+  static void multiply(const A* from, const A* by, int64_t count, A* to) {
+    int64_t i = 0;
+    for (; i + L <= count; i += L) store(to + i, load(from + i) * load(by + i));
+    for (; i < count; ++i) to[i] = from[i] * by[i];
+  }
+
   // A matrix product: `count` pixels of the groups from one to another.
-  void pixels(int64_t first, int64_t count, int64_t from, int64_t to, const char* x, const E* kernel,
-              char* result, Lists& lists) const {
+  void product(int64_t first, int64_t count, int64_t from, int64_t to, const char* x, const E* kernel,
+               char* result, Lists& lists) const {
     int64_t outputs = g.result_channels();
     if (in_place)
       for (int64_t group = from; group < to; ++group)
         tiles.template blocks<true>(
             apart({reinterpret_cast<const E*>(x) + group * steps, columns, g.groups * steps, first, count,
                    reinterpret_cast<Result*>(result) + first * outputs + group * g.results, outputs},
-                  lists),
+                  group, lists),
             group, kernel, lists, 0, g.results);
     else if constexpr (TERMS<E> == 1)
       read_pixels(first, count, from, to, x, kernel, result, lists);
@@ -121,7 +144,11 @@ class GatherMatrix {
       with_element<A>(type, [&](auto element) {
         auto* theirs = reinterpret_cast<const decltype(element)*>(x) + first * all + group * g.sources;
         auto* ours = reinterpret_cast<decltype(element)*>(result) + first * outputs + group * g.results;
-        for (int64_t i = 0; i < count; ++i) read(theirs + i * all, sources, lists.sources.data + i * step);
+        for (int64_t i = 0; i < count; ++i) {
+          A* numbers = lists.sources.data + i * step;
+          read(theirs + i * all, sources, numbers);
+          if (gate) multiply(numbers, gate_of(first + i, group), sources, numbers);
+        }
         for (int64_t i = 0; i < many; ++i)
           tiles.template blocks<true>({lists.sources.data + i * g.sources, count, step, 0, count,
                                        lists.results.data + i * g.results, results},
