@@ -119,8 +119,11 @@ def test_an_infinity_and_a_nan_stay_in_their_pixel():
         lambda gate, y: lax.broadcast_in_dim(gate.reshape(gate.shape[0], -1), y.shape, (0, 3)),
         lambda gate, y: gate[:1],  # the same for all images
         lambda gate, y: gate[..., :1],  # and for all channels
+        lambda gate, y: gate[0, 0, 0, 0],
+        lambda gate, y: lax.broadcast_in_dim(gate[0, 0, 0, 0], y.shape, ()),
+        lambda gate, y: lax.broadcast_in_dim(gate[0, 0, 0], y.shape, (3,)),
     ),
-    ids=range(4),
+    ids=range(7),
 )
 def test_spellings(repeat):
     function, args = partial(excited, repeat=repeat), operands(2, 13, 12, 16)

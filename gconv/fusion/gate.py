@@ -59,6 +59,8 @@ def _repeated(atom: Atom) -> tuple[Value, tuple[int, int]] | None:
     if not isinstance(atom, Value):
         return None
     shape = typeof(atom).shape
+    if not shape:
+        return atom, (1, 1)
     if all(n == 1 for n in shape[1:-1]):
         return atom, (shape[0], shape[-1])
     node = atom.node
