@@ -2,6 +2,7 @@
 
 import re
 import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,24 @@ def test_convolutions_that_follow_each_other_are_computed_once(derivative, windo
 
     two, six = operations(2), operations(6)
     assert 2 * two < six < 3.5 * two
+
+
+@pytest.mark.parametrize(
+    "function, platform, count",
+    (
+        (partial(grouped_conv, padding=1), "cpu", 1),
+        (partial(grouped_conv, padding=1), "cuda", 0),  # XLA pads within its sums there
+        (grouped_conv, "cpu", 0),
+        (partial(grouped_conv, padding=1, strides=2), "cpu", 1),
+        (partial(grouped_conv_transpose, groups=6, padding=1), "cpu", 1),
+        (partial(grouped_conv_transpose, groups=6, padding=1, strides=2), "cpu", 0),  # each of its phases pads for itself
+    ),
+    ids=range(6),
+)
+def test_where_xla_may_not_look_through_the_padding(function, platform, count):
+    traced = jax.jit(partial(function, implementation="xla")).trace(X, kernel_of("depthwise"))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("optimization_barrier") == count
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -64,7 +64,7 @@ def sums_products(role: str, g: Geometry) -> bool:
 def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision, apart: bool = False) -> Array:
     """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`.
 
-    `apart`, of every role: padded arrays are written for themselves, so that XLA does not fuse what comes before.
+    `apart`, of every role: whether XLA is kept from looking through the padding (`_pad`).
     """
     x, kernel = _widen(dtype, x, kernel)
     return _convolve(x, kernel, geometry, precision, apart).astype(dtype)
@@ -77,6 +77,7 @@ def x(y: Array, kernel: Array, geometry: Geometry, *, dtype, precision, apart: b
     split = _split(kernel, g.groups)
     swapped = split.swapaxes(-1, -3).reshape(*g.window, g.filters, g.in_channels)
     quotient = tuple(-(-n // s) for n, s in zip(g.spatial, g.strides, strict=True))
+    apart &= max(g.strides) == 1  # otherwise each phase pads y, which XLA fuses with its sums
     phases = [_phase(y, swapped, r, quotient, g, precision, apart) for r in itertools.product(*map(range, g.strides))]
     return _interleave(phases, g).astype(dtype)
 
