@@ -639,15 +639,32 @@ def test_without_jit_and_with_checks():
         close(gconv.fuse(bottleneck)(*block()), expected, 2e-5)
 
 
-def test_an_exported_program_holds_xlas_operations_only():
-    exported = jax.export.export(jax.jit(gconv.fuse(bottleneck)))(*block())
+def check_exported(function, x, *weights):
+    """That an exported program holds XLA's operations only, and computes the same, also of any number of images."""
+    export, expected = jax.export.export(jax.jit(gconv.fuse(function))), function(x, *weights)
+    exported = export(x, *weights)
     assert "custom_call" not in exported.mlir_module()
-    close(jax.export.deserialize(exported.serialize()).call(*block()), bottleneck(*block()), 2e-5)
-    x, ws, ps = block()
+    close(jax.export.deserialize(exported.serialize()).call(x, *weights), expected, 2e-5)
     (n,) = jax.export.symbolic_shape("n")
-    like = jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype)
-    exported = jax.export.export(jax.jit(gconv.fuse(bottleneck)))(like, ws, ps)
-    close(exported.call(x, ws, ps), bottleneck(x, ws, ps), 2e-5)
+    close(export(jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), *weights).call(x, *weights), expected, 2e-5)
+
+
+def test_an_exported_program_holds_xlas_operations_only():
+    check_exported(bottleneck, *block())
+
+
+# Where images lie on four devices: each has some images, some rows or some channels.
+SPECS = (PartitionSpec("i"), PartitionSpec(None, "i"), PartitionSpec(None, None, None, "i"))
+
+
+def check_on_four_devices(function, spec, x, *weights):
+    """That the fused function computes the same there, and where it has only some images, in a shard_map too."""
+    mesh, run, expected = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,)), gconv.fuse(function), function(x, *weights)
+    placed = jax.device_put(x, NamedSharding(mesh, spec))
+    close(np.asarray(run(placed, *weights)), np.asarray(expected), 2e-5)
+    if spec == PartitionSpec("i"):
+        mapped = jax.shard_map(run, mesh=mesh, in_specs=(spec, *(PartitionSpec() for _ in weights)), out_specs=spec)
+        close(np.asarray(jax.jit(mapped)(placed, *weights)), np.asarray(expected), 2e-5)
 
 
 @pytest.mark.parametrize("kind", (AxisType.Auto, AxisType.Explicit))

@@ -4,7 +4,6 @@ import threading
 from functools import partial
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import oracle
@@ -15,7 +14,7 @@ from jax import lax
 from jax.experimental import jet
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from process import printed, printed_on_any_threads
-from test_fuse import TRANSFORMED, close
+from test_fuse import TRANSFORMED, check_exported, close
 
 import gconv
 from gconv import native
@@ -376,13 +375,7 @@ def test_a_program_of_the_primitive_alone_has_the_kernels_as_arguments():
 
 
 def test_an_exported_program_holds_xlas_operations_only():
-    x, ws, ps = arguments()
-    exported = jax.export.export(jax.jit(gconv.fuse(block)))(x, ws, ps)
-    assert "custom_call" not in exported.mlir_module()
-    close(jax.export.deserialize(exported.serialize()).call(x, ws, ps), block(x, ws, ps), 2e-5)
-    (n,) = jax.export.symbolic_shape("n")
-    exported = jax.export.export(jax.jit(gconv.fuse(block)))(jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), ws, ps)
-    close(exported.call(x, ws, ps), block(x, ws, ps), 2e-5)
+    check_exported(block, *arguments())
 
 
 IMAGES = PartitionSpec("i")

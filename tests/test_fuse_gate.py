@@ -3,15 +3,13 @@
 from functools import partial
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from foreign import normal
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from process import printed_on_any_threads
-from test_fuse import TRANSFORMED, close
+from test_fuse import SPECS, TRANSFORMED, check_exported, check_on_four_devices, close
 
 import gconv
 from gconv import native
@@ -256,25 +254,12 @@ def test_without_jit_and_with_checks():
 
 
 def test_an_exported_program_holds_xlas_operations_only():
-    args = operands(2, 13, 12, 16)
-    exported = jax.export.export(jax.jit(gconv.fuse(excited)))(*args)
-    assert "custom_call" not in exported.mlir_module()
-    close(jax.export.deserialize(exported.serialize()).call(*args), excited(*args), 2e-5)
-    (n,) = jax.export.symbolic_shape("n")
-    like = jax.ShapeDtypeStruct((n, *args[0].shape[1:]), args[0].dtype)
-    exported = jax.export.export(jax.jit(gconv.fuse(excited)))(like, *args[1:])
-    close(exported.call(*args), excited(*args), 2e-5)
+    check_exported(excited, *operands(2, 13, 12, 16))
 
 
-@pytest.mark.parametrize("spec", (PartitionSpec("i"), PartitionSpec(None, "i"), PartitionSpec(None, None, None, "i")), ids=str)
+@pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_on_four_devices(spec):
-    x, *weights = operands(8, 12, 12, 16)
-    mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
-    placed, run = jax.device_put(x, NamedSharding(mesh, spec)), gconv.fuse(excited)
-    close(np.asarray(run(placed, *weights)), np.asarray(excited(x, *weights)), 2e-5)
-    if spec == PartitionSpec("i"):
-        mapped = jax.shard_map(run, mesh=mesh, in_specs=(spec, *(PartitionSpec(),) * 4), out_specs=spec)
-        close(np.asarray(jax.jit(mapped)(placed, *weights)), np.asarray(excited(x, *weights)), 2e-5)
+    check_on_four_devices(excited, spec, *operands(8, 12, 12, 16))
 
 
 def test_without_kernels(monkeypatch, tmp_path):
@@ -287,6 +272,18 @@ def test_without_kernels(monkeypatch, tmp_path):
         assert last(fused)[0] == "gate" and not gates(fused, *args)
     finally:
         native.load.cache_clear()
+
+
+@built
+@pytest.mark.parametrize("taken", (False, True))
+def test_where_xla_multiplies_by_the_gate_what_follows_stays_the_kernels(taken, monkeypatch):
+    if not taken:  # as where they multiply pairs of bfloat16
+        monkeypatch.setattr("gconv.backends.native.takes_gate", lambda *_: False)
+    args = operands(2, 13, 12, 32)
+    fused = gconv.fuse(excited)
+    close(fused(*args), jax.jit(excited)(*args), 2e-5)
+    text = jax.jit(fused).lower(*args).as_text()
+    assert [f"parts = {n} : i64" in text for n in (3, 11)] == [not taken, taken]
 
 
 @built

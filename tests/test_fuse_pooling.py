@@ -4,16 +4,14 @@ import hashlib
 from functools import partial
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
 from foreign import normal
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from process import printed_on_any_threads
-from test_fuse import TRANSFORMED, close
+from test_fuse import SPECS, TRANSFORMED, check_exported, check_on_four_devices, close
 
 import gconv
 from gconv import native
@@ -220,25 +218,12 @@ def test_without_jit_and_with_checks():
 
 
 def test_an_exported_program_holds_xlas_operations_only():
-    args = operands(2, 20, 20, 24)
-    exported = jax.export.export(jax.jit(gconv.fuse(pooled)))(*args)
-    assert "custom_call" not in exported.mlir_module()
-    close(jax.export.deserialize(exported.serialize()).call(*args), pooled(*args), 2e-5)
-    (n,) = jax.export.symbolic_shape("n")
-    like = jax.ShapeDtypeStruct((n, *args[0].shape[1:]), args[0].dtype)
-    exported = jax.export.export(jax.jit(gconv.fuse(pooled)))(like, args[1])
-    close(exported.call(*args), pooled(*args), 2e-5)
+    check_exported(pooled, *operands(2, 20, 20, 24))
 
 
-@pytest.mark.parametrize("spec", (PartitionSpec("i"), PartitionSpec(None, "i"), PartitionSpec(None, None, None, "i")), ids=str)
+@pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_on_four_devices(spec):
-    x, w = operands(8, 20, 20, 24)
-    mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
-    placed = jax.device_put(x, NamedSharding(mesh, spec))
-    close(np.asarray(gconv.fuse(pooled)(placed, w)), np.asarray(pooled(x, w)), 2e-5)
-    if spec == PartitionSpec("i"):
-        mapped = jax.shard_map(gconv.fuse(pooled), mesh=mesh, in_specs=(spec, None), out_specs=spec)
-        close(np.asarray(jax.jit(mapped)(placed, w)), np.asarray(pooled(x, w)), 2e-5)
+    check_on_four_devices(pooled, spec, *operands(8, 20, 20, 24))
 
 
 def test_without_kernels(monkeypatch):

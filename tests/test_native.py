@@ -725,6 +725,23 @@ def test_a_malformed_epilogue_is_an_error(parts, operands, message):
 
 
 @built
+@pytest.mark.parametrize(
+    ("operands", "given"),
+    (
+        ([], {"activation": np.int64(1)}),
+        ([jnp.ones(8)], {"parts": np.int64(1)}),
+        ([jnp.ones((2, 6))], {"parts": np.int64(8)}),
+    ),
+    ids=range(3),
+)
+def test_a_kernel_gradient_has_no_epilogue(operands, given):
+    shapes = {"w": SHAPES["y"], "y": SHAPES["w"], "role": np.int64(2)}  # the second operand, and the result
+    np.testing.assert_array_equal(call(**shapes), np.full(SHAPES["w"], 14.0))
+    with pytest.raises((ValueError, RuntimeError), match="gconv: role w has no epilogue"):
+        jax.block_until_ready(call(*operands, **shapes, **given))
+
+
+@built
 @pytest.mark.parametrize("axis", ["low", "dilation", "strides"])
 def test_huge_attributes_meet_no_data(axis):
     """As large as they may be, a stride, a dilation or a padding leaves whole windows outside."""

@@ -109,7 +109,7 @@ def options(name: str, role: str, platform: str, split: bool) -> dict:
     """What the function of a role is told beside type and precision; `split`: whether XLA's partitioner may split the program
     over devices."""
     if name == "xla":
-        return {"apart": platform == "cpu"}
+        return {"opaque": platform == "cpu"}
     if name != "lax":
         return {}
     # Accelerators are given lax's own convolutions to the letter, negative paddings included, which they read rightly.

@@ -258,12 +258,9 @@ def gives(operand, dtype) -> bool:
 
 
 def takes_gate(g: Geometry, dtype, batch: int, precision) -> bool:
-    """Whether role "y" multiplies x by a gate itself: one group whose window is one pixel, which meets each.
-
-    Products of pairs of bfloat16 do not: XLA multiplies before those.
-    """
-    without, gated = (_planned("y", g, dtype, batch, precision, "", gated)["plan"] for gated in (False, True))
-    return not isinstance(gated, str) and not without["by_pairs"]
+    """Whether role "y" multiplies x by a gate itself: a matrix product does, but not of pairs of bfloat16."""
+    plan = lambda gated: _planned("y", g, dtype, batch, precision, "", gated)["plan"]
+    return not plan(False)["by_pairs"] and not isinstance(plan(True), str)
 
 
 def _above_default(precision) -> bool:

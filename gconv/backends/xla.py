@@ -61,35 +61,35 @@ def sums_products(role: str, g: Geometry) -> bool:
     return _by_products(g if role == "y" else replace(g, channels=g.filters, filters=g.channels))
 
 
-def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision, apart: bool = False) -> Array:
+def y(x: Array, kernel: Array, geometry: Geometry, *, dtype, precision, opaque: bool = False) -> Array:
     """The convolution: `x (N, *spatial, G*J)`, `kernel (*window, J, G*K)` -> `(N, *output, G*K)`.
 
-    `apart`, of every role: whether XLA is kept from looking through the padding (`_pad`).
+    `opaque`, of every role: whether XLA may not look through the padding (`_pad`).
     """
     x, kernel = _widen(dtype, x, kernel)
-    return _convolve(x, kernel, geometry, precision, apart).astype(dtype)
+    return _convolve(x, kernel, geometry, precision, opaque).astype(dtype)
 
 
-def x(y: Array, kernel: Array, geometry: Geometry, *, dtype, precision, apart: bool = False) -> Array:
+def x(y: Array, kernel: Array, geometry: Geometry, *, dtype, precision, opaque: bool = False) -> Array:
     """The transposed convolution: `y (N, *output, G*K)`, `kernel (*window, J, G*K)` -> `(N, *spatial, G*J)`."""
     g = geometry
     y, kernel = _widen(dtype, y, kernel)
     split = _split(kernel, g.groups)
     swapped = split.swapaxes(-1, -3).reshape(*g.window, g.filters, g.in_channels)
     quotient = tuple(-(-n // s) for n, s in zip(g.spatial, g.strides, strict=True))
-    apart &= max(g.strides) == 1  # otherwise each phase pads y, which XLA fuses with its sums
-    phases = [_phase(y, swapped, r, quotient, g, precision, apart) for r in itertools.product(*map(range, g.strides))]
+    opaque &= max(g.strides) == 1  # otherwise each phase pads y, which XLA fuses with its sums
+    phases = [_phase(y, swapped, r, quotient, g, precision, opaque) for r in itertools.product(*map(range, g.strides))]
     return _interleave(phases, g).astype(dtype)
 
 
-def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision, apart: bool = False) -> Array:
+def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision, opaque: bool = False) -> Array:
     """The kernel gradient: `x (N, *spatial, G*J)`, `y (N, *output, G*K)` -> `(*window, J, G*K)`."""
     g = geometry
     x, y = _widen(dtype, x, y)
     if 0 in g.output:
         result = jnp.zeros(g.kernel_shape, x.dtype)
     elif g.channels == 1:
-        result = _gradient_by_products(jnp.repeat(_pad(x, g, apart), g.filters, axis=-1), y, g)
+        result = _gradient_by_products(jnp.repeat(_pad(x, g, opaque), g.filters, axis=-1), y, g)
     elif is_dense_gradient(g) and not jnp.issubdtype(x.dtype, jnp.integer):
         result = _gradient_by_dense(x, y, g, precision)
     else:
@@ -100,11 +100,11 @@ def w(x: Array, y: Array, geometry: Geometry, *, dtype, precision, apart: bool =
 # --- role "y" --------------------------------------------------------------------------------------------------------
 
 
-def _convolve(x: Array, kernel: Array, g: Geometry, precision, apart: bool) -> Array:
+def _convolve(x: Array, kernel: Array, g: Geometry, precision, opaque: bool) -> Array:
     if 0 in g.output:
         return jnp.zeros(g.y_shape(x.shape[0]), x.dtype)
     if _by_products(g):
-        return _products(x, kernel, g, apart)
+        return _products(x, kernel, g, opaque)
     if g.groups > GROUPS or jnp.issubdtype(x.dtype, jnp.integer):
         return _matmuls(x, kernel, g, precision)
     s = SPATIAL[g.rank]
@@ -118,9 +118,9 @@ def _by_products(g: Geometry) -> bool:
     return g.channels == 1 or (g.channels * g.filters <= NARROW and g.channels * math.prod(g.window[1:]) <= TERMS)
 
 
-def _products(x: Array, kernel: Array, g: Geometry, apart: bool) -> Array:
+def _products(x: Array, kernel: Array, g: Geometry, opaque: bool) -> Array:
     """Sum over taps and channels of shifted input times weight: unrolled, in a loop over rows of taps where they are many."""
-    grouped = _split(_pad(x, g, apart), g.groups)
+    grouped = _split(_pad(x, g, opaque), g.groups)
     sources = [jnp.repeat(grouped[..., j], g.filters, axis=-1) for j in range(g.channels)]
     rows = max(TERMS // (g.channels * math.prod(g.window[1:])), 1)  # of taps in one fused sum
     first = g.window[0] % rows or min(rows, g.window[0])
@@ -159,7 +159,7 @@ def _matmuls(x: Array, kernel: Array, g: Geometry, precision) -> Array:
 # That is a convolution of y with these taps, flipped, dilated by d / gcd(s, d).
 
 
-def _phase(y: Array, kernel: Array, remainder: tuple, quotient: tuple, g: Geometry, precision, apart: bool) -> Array:
+def _phase(y: Array, kernel: Array, remainder: tuple, quotient: tuple, g: Geometry, precision, opaque: bool) -> Array:
     """`(N, *quotient, G*J)`: the results at one remainder by the strides; `kernel` has channels and filters swapped."""
     taps, window, padding, dilation = [], [], [], []
     for r, count, k, s, d, (lo, _), out in zip(
@@ -176,7 +176,7 @@ def _phase(y: Array, kernel: Array, remainder: tuple, quotient: tuple, g: Geomet
         padding.append((low, count + (len(chosen) - 1) * dilation[-1] - out - low))
     ones = (1,) * g.rank
     part = Geometry(g.output, tuple(window), ones, tuple(padding), tuple(dilation), g.groups, g.filters, g.channels)
-    return _convolve(y, kernel[tuple(taps)], part, precision, apart)
+    return _convolve(y, kernel[tuple(taps)], part, precision, opaque)
 
 
 def _interleave(phases: list[Array], g: Geometry) -> Array:
@@ -272,15 +272,15 @@ def _split(a: Array, groups: int) -> Array:
     return a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups)
 
 
-def _pad(x: Array, g: Geometry, apart: bool = False) -> Array:
+def _pad(x: Array, g: Geometry, opaque: bool = False) -> Array:
     """`x` with its padding; a negative one crops.
 
     A tap that meets no padding reads, to XLA, `x` itself. So where `x` is elementwise, the sum of another convolution among
     them, XLA computes it twice: for the padded array and within the sum of that tap. Of convolutions that follow each other
-    each computes all before it once more. `apart` ends that: it has XLA read the padded array.
+    each computes all before it once more. Where the padding is `opaque`, XLA reads the padded array.
     """
     padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((lo, hi, 0) for lo, hi in g.padding), (0, 0, 0)])
-    return lax.optimization_barrier(padded) if apart and max(map(max, g.padding)) > 0 else padded
+    return lax.optimization_barrier(padded) if opaque and max(map(max, g.padding)) > 0 else padded
 
 
 def _taps(window: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -55,6 +55,12 @@ class Convolution:
     result: Callable[[Array], Array] = _same
     canonical: Callable[[Array], Array] = _same
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it is one group whose window is one pixel, which meets every pixel."""
+        g = self.geometry
+        return g.groups == 1 and {*g.window, *g.strides} == {1} and {n for pair in g.padding for n in pair} == {0}
+
 
 def is_convolution(node: Node) -> bool:
     """Whether a node is a convolution of lax's or of gconv's, or a matrix product like one."""

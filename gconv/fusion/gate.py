@@ -37,10 +37,9 @@ class Gate(NamedTuple):
 
 def gate_of(conv: Convolution) -> Gate | None:
     """The product that a convolution reads, if it is one with a gate, and the convolution pointwise; otherwise None."""
-    g, product = conv.geometry, conv.inputs[0]
-    pointwise = g.groups == 1 and {*g.window, *g.strides} == {1} and {n for pair in g.padding for n in pair} == {0}
-    if not (pointwise and conv.role == "y" and conv.in_place) or "gate" in conv.parts:
+    if not (conv.is_pointwise and conv.role == "y" and conv.in_place) or "gate" in conv.parts:
         return None
+    product = conv.inputs[0]
     node = product.node if isinstance(product, Value) and len(product.readers) == 1 and not product.is_result else None
     if node is None or node.name != "mul" or node.equation.ctx.compute_type is not None:
         return None
@@ -49,7 +48,7 @@ def gate_of(conv: Convolution) -> Gate | None:
         return None
     for source, factors in (node.inputs, node.inputs[::-1]):
         if isinstance(source, Value) and typeof(source).shape == shape and (found := _repeated(factors)):
-            # What nothing else reads takes the factors in itself, where they are the same for all images.
+            # A convolution whose result nothing else reads may take the factors in itself, as a scale.
             return Gate(node, source, *found) if len({*source.readers}) > 1 else None
     return None
 

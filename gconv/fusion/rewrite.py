@@ -34,22 +34,32 @@ class Plan:
 
     Attributes:
       node: the convolution.
+      inputs: its operands, the kernel last.
       gate: the product that it forms itself, or None.
-      hidden: the values that are then not computed any more.
       needed: the values that it reads.
     """
 
     node: Node
     convolution: Convolution
+    inputs: tuple[Atom, ...]
     chain: Chain
     gate: Gate | None
-    hidden: frozenset[Value]
     needed: frozenset[Value]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All that it computes."""
+        return (*([self.gate.node] if self.gate else []), self.node, *self.chain.nodes)
+
+    @property
+    def hidden(self) -> frozenset[Value]:
+        """The values that are then not computed any more."""
+        return frozenset(v for node in self.nodes for v in node.outputs) - {self.chain.value}
 
     @property
     def place(self) -> int:
         """Where it runs: in the place of its last node, where all that it reads has been computed."""
-        return max(node.place for node in (self.node, *self.chain.nodes))
+        return max(node.place for node in self.nodes)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -59,12 +69,6 @@ class Plan:
         given = {"gate": self.gate, "scale": scales, "shift": shifts, "residual": self.chain.residual is not None}
         activation = self.chain.activation
         return (*(name for name, is_there in given.items() if is_there), *([activation.name] if activation else []))
-
-    @property
-    def inputs(self) -> tuple[Atom, ...]:
-        """The convolution's operands, the kernel last."""
-        first, *kernel = self.convolution.inputs
-        return (self.gate.source if self.gate else first, *kernel)
 
 
 class Rewritten:
@@ -138,12 +142,12 @@ class Rewritten:
             return _said(node, (), "its result is not used")
         chains, reason = follow(node, conv)
         nothing, gate = Chain(node.outputs[0], conv.axis), gate_of(conv)
-        candidates = [(chain, gate) for chain in reversed([nothing, *chains])] if gate else []
-        for chain, product in [*candidates, *((chain, None) for chain in reversed(chains))]:
-            plan = _plan(node, conv, chain, product)
+        with_gate = [(chain, gate) for chain in reversed([nothing, *chains])] if gate else []
+        for candidate in [*with_gate, *((chain, None) for chain in reversed(chains))]:
+            plan = _plan(node, conv, *candidate)
             if self._fits(plan):
                 self._plans[plan.place] = plan
-                self._left_out.update(chain.nodes, [node, *([product.node] if product else [])])
+                self._left_out.update(plan.nodes)
                 return _said(node, plan.parts, reason)
             reason = "what follows it is taken in by another convolution"
         self._alone.append(_plan(node, conv, nothing, None))
@@ -193,15 +197,12 @@ def _untouched(programs: Iterable, reason: str) -> list[Fused]:
 
 
 def _plan(node: Node, conv: Convolution, chain: Chain, gate: Gate | None) -> Plan:
-    hidden = {v for inner in (node, *chain.nodes) for v in inner.outputs} - {chain.value}
-    read: list[Atom] = [*conv.inputs, *conv.parts.values()]
-    if gate:
-        hidden.add(gate.node.outputs[0])
-        read[0] = gate.source
-        read.append(gate.factors)
+    inputs = (gate.source, *conv.inputs[1:]) if gate else conv.inputs
+    read: list[Atom] = [*inputs, *conv.parts.values()]
+    read += [gate.factors] if gate else []
     read += [v for _, found in chain.affine if found is not None for v in found.values]
     read += [chain.residual] if chain.residual is not None else []
-    return Plan(node, conv, chain, gate, frozenset(hidden), frozenset(values(read)))
+    return Plan(node, conv, inputs, chain, gate, frozenset(values(read)))
 
 
 def _retraced(closed: ClosedJaxpr, written: Rewritten) -> ClosedJaxpr | None:
@@ -253,10 +254,10 @@ def _cascades(plans: Iterable[Plan]) -> list[list[Plan]]:
             continue
         group = [plan]
         before = result.get(plan.convolution.inputs[0])
-        if before and (_is_pointwise(before) or _is_of_colours(before)) and _is_only_for(before, plan):
+        if before and (before.convolution.is_pointwise or _is_of_colours(before)) and _is_only_for(before, plan):
             group.insert(0, before)
         after = source.get(plan.chain.value)
-        if after and _is_pointwise(after) and _is_only_for(plan, after):
+        if after and after.convolution.is_pointwise and _is_only_for(plan, after):
             group.append(after)
         group = [p for p in group if p.place not in taken]
         images = plan.chain.value.aval.shape[0], plan.convolution.dtype
@@ -276,11 +277,6 @@ def _may_cascade(plan: Plan) -> bool:
 def _is_channel_wise(plan: Plan) -> bool:
     g = plan.convolution.geometry
     return g.channels == g.filters == 1
-
-
-def _is_pointwise(plan: Plan) -> bool:
-    g = plan.convolution.geometry
-    return g.groups == 1 and g.window == g.strides == (1, 1) and g.padding == ((0, 0), (0, 0))
 
 
 def _is_of_colours(plan: Plan) -> bool:

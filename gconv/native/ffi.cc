@@ -117,7 +117,7 @@ ffi::Error call(Kept* frozen, ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::A
   epilogue.activation = static_cast<Activation>(activation), epilogue.slope = slope;
   if (const char* why = read_epilogue(parts, which, first, *result, epilogue)) return refuse(why);
   p.gated = epilogue.gate;
-  if (role == Role::w && which) return refuse("role w has no epilogue");
+  if (role == Role::w && (is_any(epilogue) || p.gated)) return refuse("role w has no epilogue");
   if (role == Role::w && frozen) return refuse("role w has no kernel that could be frozen");
   if (result->element_count() == 0) return ffi::Error::Success();
   if (first.element_count() == 0 || second.element_count() == 0) {

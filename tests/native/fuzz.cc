@@ -239,25 +239,28 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
   processor.lengths = 1, processor.pairs = pairs, processor.two_passes = random() % 2;
   processor.cache = random() % 2 ? 0 : 1e18;  // x and y fill it or not
   auto right = [&](const char* kernel) {
-    auto planned = [&](int64_t threads, bool frozen = false) {
+    auto planned = [&](int64_t threads, bool frozen = false, bool gated = false) {
       Plan plan;
       Problem of = p;
-      of.frozen = frozen;
+      of.frozen = frozen, of.gated = gated;
       if (const char* why = plan_call(role, type, of, processor, threads, kernel, plan))
         std::printf("%s was not planned: %s\n", kernel, why), std::exit(1);
       plan.threads = threads;  // also where so many do not pay
       return plan;
     };
     std::vector<unsigned char> scratch(planned(1).scratch);
-    auto run = [&](int64_t threads, const Epilogue& epilogue = {}) {
+    auto run = [&](int64_t threads, const Epilogue& epilogue) {
+      bool gated = epilogue.gate;
       memset(result.bytes.data(), 0xff, result.bytes.size());
       std::fill(scratch.begin(), scratch.end(), 0xff);
-      Plan plan = planned(threads);
+      Plan plan = planned(threads, false, gated);
+      Problem of = p;
+      of.gated = gated;
       Threads pool;
       OnPool<Threads> parallel(&pool, threads, true);
       return plan.scratch == int64_t(scratch.size()) &&
              (plan.by_pairs ? *set.pairs : unit)
-                 .run(plan, type, role, p, first.bytes.data(), second.bytes.data(), result.bytes.data(),
+                 .run(plan, type, role, of, first.bytes.data(), second.bytes.data(), result.bytes.data(),
                       {scratch.data(), false, scratch.data() + packed_bytes(role, plan)}, epilogue, parallel);
     };
     // A frozen kernel: the first call packs it elsewhere, and the next ones have no other, where it is
@@ -277,29 +280,43 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
                {elsewhere.data(), is_packed, rest.data()}, epilogue, parallel);
     };
     Bytes before;
-    for (int64_t threads : {1, 2, 8}) {
-      if (!run(threads) || (threads > 1 && before != result.bytes)) return false;
-      before = result.bytes;
-    }
-    for (int64_t threads : {1, 2})
-      for (int64_t n = 0; refusing; n += 1 + n / 16) {  // the n-th request, or it and all that follow
-        granted = n, refused = 0, refusals = n % 2 ? 1 : INT64_MAX, limited = true;
-        bool done = run(threads);
-        limited = false;
-        if (!refused) break;
-        if (done && before != result.bytes) {
-          std::printf("wrong after request %ld for memory was refused, %ld threads\n", long(n),
-                      long(threads));
+    auto has_same_bits = [&](const char* with, const Epilogue& epilogue) {
+      for (int64_t threads : {1, 2, 8}) {
+        if (!run(threads, epilogue) || (threads > 1 && before != result.bytes)) {
+          std::printf("with %s %ld threads give other bits\n", with, long(threads));
           return false;
         }
-        (done ? survived : reported) += 1;
+        before = result.bytes;
       }
-    for (int64_t i = 0; i < result.size; ++i)
-      if (!(std::fabs(result.get(i) - expected[i]) <=
-            half * std::fabs(expected[i]) + sum * size[i] + (half ? 6e-8 : 0))) {
-        std::printf("element %ld is %.9g, not %.9g\n", long(i), result.get(i), expected[i]);
-        return false;
-      }
+      return true;
+    };
+    auto survives = [&](const Epilogue& epilogue) {
+      for (int64_t threads : {1, 2})
+        for (int64_t n = 0; refusing; n += 1 + n / 16) {  // the n-th request, or it and all that follow
+          granted = n, refused = 0, refusals = n % 2 ? 1 : INT64_MAX, limited = true;
+          bool done = run(threads, epilogue);
+          limited = false;
+          if (!refused) break;
+          if (done && before != result.bytes) {
+            std::printf("wrong after request %ld for memory was refused, %ld threads\n", long(n),
+                        long(threads));
+            return false;
+          }
+          (done ? survived : reported) += 1;
+        }
+      return true;
+    };
+    // Whether each result is what it should be, beside products of such magnitudes.
+    auto is_sum = [&](const std::vector<double>& wanted, const std::vector<double>& magnitudes) {
+      for (int64_t i = 0; i < result.size; ++i)
+        if (!(std::fabs(result.get(i) - wanted[i]) <=
+              half * std::fabs(wanted[i]) + sum * magnitudes[i] + (half ? 6e-8 : 0))) {
+          std::printf("element %ld is %.9g, not %.9g\n", long(i), result.get(i), wanted[i]);
+          return false;
+        }
+      return true;
+    };
+    if (!has_same_bits("nothing", {}) || !survives({}) || !is_sum(expected, size)) return false;
     ++runs;
     if (role == Role::w) return true;
     int64_t channels = p.groups * results_of(role, p);
@@ -310,13 +327,7 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
     if (random() % 2) epilogue.scale = scale.bytes.data();
     if (random() % 2) epilogue.shift = shift.bytes.data();
     if (random() % 2) epilogue.residual = residual.bytes.data();
-    for (int64_t threads : {1, 2, 8}) {
-      if (!run(threads, epilogue) || (threads > 1 && before != result.bytes)) {
-        std::printf("with an epilogue %ld threads give other bits\n", long(threads));
-        return false;
-      }
-      before = result.bytes;
-    }
+    if (!has_same_bits("an epilogue", epilogue)) return false;
     // Where nothing is to be packed another kernel may be chosen, which was run by its own name.
     bool same = frozen.kernel == planned(1).kernel;
     for (int64_t threads : {1, 2})
@@ -340,29 +351,10 @@ bool test(const Set& set, Role role, Type type, const Problem& p, bool refusing,
     with_gate.gated = true;
     Plan plan;
     if (plan_call(role, type, with_gate, processor, 1, kernel, plan)) return true;
-    std::vector<unsigned char> room(plan.scratch, 0xff);
     Epilogue gating;
     gating.gate = gate.bytes.data();
-    for (int64_t threads : {1, 2, 8}) {
-      memset(result.bytes.data(), 0xff, result.bytes.size());
-      Threads pool;
-      OnPool<Threads> parallel(&pool, threads, true);
-      plan.threads = threads;
-      if (plan.by_pairs ||
-          !unit.run(plan, type, role, with_gate, first.bytes.data(), second.bytes.data(), result.bytes.data(),
-                    {room.data(), false, room.data() + packed_bytes(role, plan)}, gating, parallel) ||
-          (threads > 1 && before != result.bytes)) {
-        std::printf("with a gate %ld threads give other bits\n", long(threads));
-        return false;
-      }
-      before = result.bytes;
-    }
-    for (int64_t i = 0; i < result.size; ++i)
-      if (!(std::fabs(result.get(i) - gated[i]) <=
-            half * std::fabs(gated[i]) + sum * gated_size[i] + (half ? 6e-8 : 0))) {
-        std::printf("with a gate element %ld is %.9g, not %.9g\n", long(i), result.get(i), gated[i]);
-        return false;
-      }
+    scratch.resize(plan.scratch);
+    if (!has_same_bits("a gate", gating) || !survives(gating) || !is_sum(gated, gated_size)) return false;
     ++gates;
     return true;
   };
