@@ -156,6 +156,18 @@ def test_an_instruction_set_can_be_forced():
     assert name == "baseline" and len(hashes) == 9
 
 
+@built
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux tells what the processor has")
+def test_pairs_of_bfloat16_are_multiplied_unasked_only_by_amds_processors(monkeypatch):
+    monkeypatch.delenv("GCONV_NATIVE_ISA", raising=False)
+    processor = Path("/proc/cpuinfo").read_text()
+    has_them = "avx512_bf16" in processor and "avx512vl" in processor
+    by_itself, hashes = run_program()
+    assert (by_itself == "avx512_bf16") == (has_them and "AuthenticAMD" in processor)
+    if has_them:
+        assert run_program(GCONV_NATIVE_ISA="avx512_bf16") == ["avx512_bf16", hashes]  # of float32
+
+
 EXHAUSTED = """
 import json, resource
 import jax, jax.numpy as jnp, numpy as np

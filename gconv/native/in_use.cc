@@ -19,11 +19,15 @@ namespace {
 // The best set first.
 const Set SETS[] = {
 #ifdef __x86_64__
-    {"avx512_bf16", has_avx512_bf16(), {UNITS_OF_AVX512}, {&avx512_pairs, &avx512_short_pairs}},
-    {"avx512", has_avx512(), {UNITS_OF_AVX512}, {}},
-    {"avx2", has_avx2(), {UNITS_OF(avx2), {}}, {}},
+    {"avx512_bf16",
+     has_avx512_bf16(),
+     has_fast_pairs(),
+     {UNITS_OF_AVX512},
+     {&avx512_pairs, &avx512_short_pairs}},
+    {"avx512", has_avx512(), true, {UNITS_OF_AVX512}, {}},
+    {"avx2", has_avx2(), true, {UNITS_OF(avx2), {}}, {}},
 #endif
-    {"baseline", true, {UNITS_OF(baseline), {}}, {}},
+    {"baseline", true, true, {UNITS_OF(baseline), {}}, {}},
 };
 
 // Of the cache that a processor shares with its neighbours, where Linux tells (sysconf counts those of all
@@ -42,7 +46,7 @@ double last_cache_bytes() {
 InUse::InUse() {
   const char *named = std::getenv("GCONV_NATIVE_ISA"), *kernel = std::getenv("GCONV_NATIVE_KERNEL");
   for (const Set& candidate : SETS)
-    if (!set && candidate.here && (!named || !*named || !std::strcmp(named, candidate.name)))
+    if (!set && candidate.here && (named && *named ? !std::strcmp(named, candidate.name) : candidate.gains))
       set = &candidate;
   if (!set) return;
   if (kernel) forced = kernel;

@@ -12,13 +12,14 @@ namespace gconv {
 // types.
 struct Set {
   const char* name;
-  bool here;  // whether this processor has it
+  bool here;   // whether this processor has it
+  bool gains;  // whether it is taken without being named
   const Unit* units[2][4];
   const Unit* pairs[2];  // those that take pairs of bfloat16, or nullptr
 };
 
-// The set in use: the best that this processor has, or the one that GCONV_NATIVE_ISA names; none if it has
-// not got it.
+// The set in use: the first that this processor has and that gains, or the one that GCONV_NATIVE_ISA names;
+// none if it has not got it.
 struct InUse {
   const Set* set = nullptr;
   Processor processor{};
