@@ -59,6 +59,9 @@ struct Plan {
   bool near;            // whether the next tile's sources are asked for into the nearest cache
   bool whole_rows;      // role w: whether registers hold a sum from one end of a row to the other
 
+  // A matrix product.
+  bool by_pixels;  // whether threads share the pixels of few, and each reads all weights
+
   // Winograd.
   bool once;    // whether the weights are read once, by all squares
   int64_t gap;  // numbers between the packed kernel's points: else they would crowd the nearest cache's sets

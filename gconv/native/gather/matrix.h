@@ -19,7 +19,7 @@ class GatherMatrix {
   const Plan& plan;
   Type type;
   bool in_place;  // whether sources are read where they are
-  bool cold;      // whether weights come from memory: those that this call packs are in the caches
+  bool cold;      // whether weights come from memory or the last cache
   Gather g;
   const Finish<A>& finish;
   const A* gate;    // of each image the channels' numbers, or nullptr
@@ -31,7 +31,7 @@ class GatherMatrix {
  public:
   GatherMatrix(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish,
                const void* gate)
-      : plan(plan), type(type), in_place(gconv::in_place<E>(type)), cold(!plan.packed || p.frozen),
+      : plan(plan), type(type), in_place(gconv::in_place<E>(type)), cold(Gather::is_cold(plan, p)),
         g(role, p), finish(finish), gate(static_cast<const A*>(gate)), steps(g.sources / TERMS<E>),
         pixels(p.in[0] * p.in[1] * p.in[2]), columns(g.batch * pixels), tiles(plan, type, p, g, finish) {}
 
@@ -42,7 +42,7 @@ class GatherMatrix {
     const E* kernel = g.packed<E>(plan, parallel, type, w, scratch, 1);
     int64_t stretches = ceil_div(columns, plan.stretch);
     // With a gate each unit copies its sources, so that units of pixels are better where there are enough.
-    if (in_place && g.groups == 1 && stretches < (gate ? 2 : 8) * parallel.threads)
+    if (in_place && g.groups == 1 && !plan.by_pixels && stretches < (gate ? 2 : 8) * parallel.threads)
       return by_filters(parallel, stretches, reinterpret_cast<const E*>(x), kernel,
                         reinterpret_cast<Result*>(result));
     g.for_stretches(parallel, stretches, [&](int64_t unit, const Part& part) {

@@ -20,8 +20,7 @@ namespace gconv {
 namespace {
 
 // Weights that are read next: a tile asks for its share of them while it multiplies. They come from memory or
-// the last cache, since a network has more weights than the nearer ones hold, and row by row, which the
-// processor does not foresee.
+// the last cache, since a network has more weights than the nearer ones hold.
 template <class E>
 struct Ahead {
   const E* first;
@@ -95,13 +94,14 @@ class RowTiles {
   bool in_place;  // whether sources are read where they are
   int64_t steps;  // numbers or pairs of a group's sources
   int64_t span;   // columns that the taps of a row meet
+  bool asks;      // whether a tile of a matrix product asks for the next weights
 
  public:
   const bool crowded;  // whether weights are copied
 
   RowTiles(const Plan& plan, Type type, const Problem& p, const Gather& g, const Finish<A>& finish)
       : plan(plan), g(g), finish(finish), in_place(gconv::in_place<E>(type)), steps(g.sources / TERMS<E>),
-        span(p.window[2]), crowded(g.is_crowded<E>(plan)) {}
+        span(p.window[2]), asks(g.asks_for_weights(plan, p)), crowded(g.is_crowded<E>(plan)) {}
 
   // A group's filters from the first, which begins a pair of vectors, to the last.
   template <bool MATRIX>
@@ -113,9 +113,7 @@ class RowTiles {
     for (int64_t v = first / L, block; v < vectors; v += block) {
       block = block_of(vectors - v, 3);
       Gather::Weights<E> w = g.weights(plan, kernel, group, v, block);
-      // Of a packed kernel nothing: its weights lie in the order in which they are read.
-      Ahead<E> next{w.first, 0, 0, 0};
-      if (!plan.packed) next = {w.first + block * L, w.source, 0, 0};
+      Ahead<E> next{w.first + (plan.packed ? steps : 1) * block * L, w.source, 0, 0};
       if (crowded) w = g.side_by_side(w, block, lists.weights);
       int64_t filters = minimum(block * L, g.results - v * L);
       Result* to = row.result + v * L;
@@ -193,12 +191,12 @@ class RowTiles {
       Vector<E> sums[Q][V] = {};
       if constexpr (MATRIX) {
         const E* from = row.x + first * step;
-        if (plan.packed) {
-          multiply_row<E, Q, V>(sums, from, step, w.first, V * L, steps);
-        } else {
+        if (asks) {
           Ahead<E> ahead = next;
           ahead.row = steps * q / row.count, ahead.share = 256 * Q / row.count;
           multiply_row<E, Q, V>(sums, from, step, w.first, w.source, steps, ahead);
+        } else {
+          multiply_row<E, Q, V>(sums, from, step, w.first, V * L, steps);
         }
       } else {
         bool inside = first >= 0 && first + wide <= row.columns;

@@ -244,8 +244,8 @@ class GatherWide {
         block = block_of(vectors - v, 3);
         Gather::Weights<E> w = g.weights(plan, kernel, group, v, block);
         int64_t filters = minimum(block * L, g.results - v * L);
-        // Of a packed kernel nothing: its weights lie in the order in which they are read.
-        const E* next = plan.packed ? nullptr : w.first + block * L;
+        const E* next = w.first + (plan.packed ? g.taps * steps : 1) * block * L;
+        if (!g.asks_for_weights(plan, p)) next = nullptr;
         bool first_reader = in_place && v == part.filter / L;
         Result* to = result + (group - part.group) * g.results + v * L - part.filter;
         with_number<3>(block, [&](auto V) {
