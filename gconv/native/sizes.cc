@@ -166,12 +166,13 @@ int64_t packed_or_none(const Call& c) {
   return fits && few ? 0 : packed_filters(c);
 }
 
-// Whether the weights of a single group fill a good part of the last cache. They are then read once: by a
-// stretch of all results, or as many as stay in the nearer caches. On 2 threads of a Zen 3 with 32 MiB,
-// 2026-11-29, 3 x 3 windows of 512 channels at 7 x 7 took 0.75 of the time by Winograd's kernel, and as long
-// or longer with fewer channels.
+// Whether the weights of a single group fill a good part of the last cache, of which a large one is shared by
+// many. They are then read once: by a stretch of all results, or as many as stay in the nearer caches. On 2
+// threads of a Zen 3 with 32 MiB, 2026-11-29, 3 x 3 windows of 512 channels at 7 x 7 took 0.75 of the time by
+// Winograd's kernel, and as long or longer with fewer channels; of an Emerald Rapids with 260 MiB 0.8.
 bool reads_once(const Call& c, int64_t weights) {
-  return c.p.groups == 1 && double(weights * c.number) > c.cache / 4;
+  constexpr double SHARE = 32 << 20;
+  return c.p.groups == 1 && double(weights * c.number) > (c.cache < SHARE ? c.cache : SHARE) / 4;
 }
 int64_t one_stretch(int64_t results, int64_t most, int64_t tile) {  // whole tiles
   return tile * maximum(1, minimum(ceil_div(results, tile), most / tile));

@@ -51,14 +51,19 @@ class WinogradTiles {
                                           int64_t tiles, A* to) const {
     constexpr int P = V == 1 ? P1 : V == 2 ? P2 : 1;  // points at once
     int64_t step = p.window[0] * g.sources * V * L + plan.gap;
+    // The tile's share of the next row's weights, of a channel: see Gather::asks_for_weights.
+    int64_t each = g.asks_for_weights(plan, p) ? V * L / tiles : 0;
     for (int64_t row = 0; row < 4; ++row)
       for (int64_t tile = 0; tile < tiles; ++tile) {
         Vector<A> products[4][Q][V];
         UNROLL for (int j = 0; j < 4; j += P) {
           Vector<A> sum[P][Q][V] = {};
-          for (int64_t a = 0; a < depth.size; ++a)
-            add_products(x + (tile * 16 + row * 4 + j) * point + a * blocks * Q * L, point,
-                         w + (row * 4 + j) * step + depth.taps[a].index * g.sources * V * L, step, sum);
+          for (int64_t a = 0; a < depth.size; ++a) {
+            const A* first = w + (row * 4 + j) * step + depth.taps[a].index * g.sources * V * L;
+            const A* next = each ? first + 4 * step + tile * g.sources * each : first;
+            add_products(x + (tile * 16 + row * 4 + j) * point + a * blocks * Q * L, point, first, step, next,
+                         each, sum);
+          }
           UNROLL for (int k = 0; k < P; ++k) UNROLL
           for (int q = 0; q < Q; ++q) UNROLL
           for (int v = 0; v < V; ++v) products[j + k][q][v] = sum[k][q][v];
@@ -107,13 +112,14 @@ class WinogradTiles {
  private:
   // The products of one depth tap, added to P points.
   template <int P, int V>
-  ALWAYS_INLINE void add_products(const A* x, int64_t point, const A* w, int64_t step,
-                                  Vector<A> (&products)[P][Q][V]) const {
+  ALWAYS_INLINE void add_products(const A* x, int64_t point, const A* w, int64_t step, const A* next,
+                                  int64_t each, Vector<A> (&products)[P][Q][V]) const {
     for (int64_t left = g.sources; left > 0; left -= L, x += Q * L)
-      for (int64_t s = 0; s < minimum(L, left); ++s, w += V * L) UNROLL
+      for (int64_t s = 0; s < minimum(L, left); ++s, w += V * L, next += each) UNROLL
     for (int i = 0; i < P; ++i) {
       Vector<A> weight[V];
       UNROLL for (int v = 0; v < V; ++v) weight[v] = load(w + i * step + v * L);
+      if constexpr (MANY) __builtin_prefetch(next + i * step, 0, 2);
       UNROLL for (int q = 0; q < Q; ++q) {
         Vector<A> source = broadcast(x[i * point + q * L + s]);
         UNROLL for (int v = 0; v < V; ++v) products[i][q][v] += source * weight[v];
