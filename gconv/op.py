@@ -93,8 +93,9 @@ def grouped_conv(
         and the kernels on CPU multiply in the operands' type, half precision in float32: never less than asked for. By default
         the kernels on CPU take windows of 3 x 3 by Winograd's algorithm (arxiv.org/abs/1509.09308) where that is faster: its
         rounding errors are as large as those of plain sums, but relative to the largest products of a window, also where a
-        small or zero weight meets a large sample. By default they also multiply bfloat16 by AVX512-BF16, where the processor
-        has it, which takes numbers below the smallest normal one (1.2e-38) for zeros. "high" and "highest" do neither.
+        small or zero weight meets a large sample. By default they also multiply bfloat16 by AVX512-BF16, where that gains
+        (on AMD's processors), which takes numbers below the smallest normal one (1.2e-38) for zeros. "high" and "highest" do
+        neither.
       preferred_element_type: dtype of the result (and of the accumulation), as in `jax.lax.conv_general_dilated`.
 
     Returns:
