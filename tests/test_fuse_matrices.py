@@ -13,6 +13,7 @@ from flax import linen, nnx
 from foreign import normal
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from process import printed_on_any_threads
 from test_fuse import TRANSFORMED, close, epilogues, equations, with_a_jvp, with_a_vjp
 
 import gconv
@@ -491,3 +492,26 @@ def test_inside_and_around_shard_map(checked):
     around = gconv.fuse(mapped(block))
     close(around(x, *weights), block(x, *weights), 1e-5)
     assert [row.reason for row in rows(around)] == ["inside a shard_map"] * 2
+
+
+FEW_PIXELS = """
+import hashlib, json, jax, numpy as np, gconv
+rng, hashes = np.random.default_rng(3), []
+# Images, size, channels, filters: weights smaller and larger than sources and results, tiles and vectors with a rest.
+for n, h, w, c, f in ((1, 13, 15, 160, 176), (1, 7, 7, 192, 1000), (3, 5, 9, 24, 40), (2, 3, 5, 65, 17)):
+    x = rng.standard_normal((n, h, w, c)).astype(np.float32)
+    kernel = rng.standard_normal((1, 1, c, f)).astype(np.float32)
+    constant = jax.numpy.asarray(kernel)
+    run = jax.jit(gconv.fuse(lambda x: jax.nn.relu(gconv.grouped_conv(x, constant)))).lower(x).compile()
+    assert "gconv_grouped_conv_frozen" in run.as_text()
+    run(x)  # packs
+    got, expected = np.asarray(run(x)), np.maximum(x.astype(float) @ kernel[0, 0], 0)
+    assert abs(got - expected).max() < 2e-6 * expected.max()
+    hashes.append(hashlib.sha256(got.tobytes()).hexdigest())
+print(json.dumps(hashes))
+"""
+
+
+@built
+def test_few_pixels_and_constant_weights_have_the_same_bits_on_any_number_of_threads():
+    assert len({*printed_on_any_threads(FEW_PIXELS)}) == 4

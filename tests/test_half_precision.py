@@ -4,7 +4,11 @@ The oracle sums in float64. `make sanitize` adds random problems, also for the i
 """
 
 import functools
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +23,9 @@ from gconv.roles import OPERANDS
 
 MISSING = native.load()[1]
 built = pytest.mark.skipif(MISSING is not None, reason=f"native: {MISSING}")
-by_pairs = pytest.mark.skipif(
-    native.instruction_set() != "avx512_bf16", reason="this processor cannot multiply pairs of bfloat16"
-)
+by_pairs = pytest.mark.skipif(native.instruction_set() != "avx512_bf16", reason="no pairs of bfloat16 are multiplied here")
+CPUINFO = Path("/proc/cpuinfo")
+HAS_PAIRS = CPUINFO.exists() and "avx512_bf16" in CPUINFO.read_text()
 
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # at most, of a number
 
@@ -166,6 +170,17 @@ def test_explain_says_that_pairs_are_multiplied():
     assert "products of pairs of bfloat16" in str(gconv.explain(x, kernel, padding="same", platform="cpu"))
     wide_x, wide_kernel = (jax.ShapeDtypeStruct(a.shape, "float32") for a in (x, kernel))
     assert "pairs of bfloat16" not in str(gconv.explain(wide_x, wide_kernel, padding="same", platform="cpu"))
+
+
+@built
+@pytest.mark.skipif(not HAS_PAIRS or native.instruction_set() != "avx512", reason="pairs are multiplied unasked, or not at all")
+def test_pairs_where_they_have_to_be_asked_for():
+    """The two above, and one of all kernels, on Intel's processors."""
+    chosen = "numbers_below or explain_says or finite"
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-k", chosen, __file__]
+    environment = os.environ | {"GCONV_NATIVE_ISA": "avx512_bf16"}
+    done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout
 
 
 @built

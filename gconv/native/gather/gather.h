@@ -202,13 +202,13 @@ struct Gather {
 
   // Whether weights come from memory or the last cache: those that this call packs are in nearer ones.
   static bool is_cold(const Plan& plan, const Problem& p) { return !plan.packed || p.frozen; }
-  // Whether a tile then asks for the next ones. As they are their rows lie apart, which no processor
-  // foresees. Packed ones lie in the order in which they are read; Intel's processors still do not have them
-  // in time. With 2 threads of an Emerald Rapids, 2026-11-30, 12 products of 49 pixels and 1024 x 1024
-  // channels took 0.75 of the time, 24 of 400 x 400 channels 0.88; by Winograd's kernel 3 x 3 windows of 512
-  // channels at 7 x 7 0.7. With 16 registers that is not measured.
+  // Whether a tile then asks for the next ones. Those of a kernel that is read as it is lie apart, row by
+  // row, which no processor foresees. Packed ones lie in the order in which they are read; Intel's processors
+  // still do not have them in time. With 2 threads of an Emerald Rapids, 2026-11-30, 12 products of 49 pixels
+  // and 1024 x 1024 channels took 0.75 of the time, 24 of 400 x 400 channels 0.88; by Winograd's kernel 3 x 3
+  // windows of 512 channels at 7 x 7 0.7. With 16 registers that is not measured.
   static bool asks_for_weights(const Plan& plan, const Problem& p) {
-    return !plan.packed || (p.frozen && REGISTERS == 32);
+    return is_cold(plan, p) && (!plan.packed || REGISTERS == 32);
   }
 
   // Whether the plan reads the kernel as it is and its rows crowd a cache: what is read often is copied then.
