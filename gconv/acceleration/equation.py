@@ -63,24 +63,26 @@ class Reading:
         split = _split(lhs, self.equation.dimension_numbers.lhs_spec, self._groups_in_batch, g.groups)
         order = ("c", "s", "g", "b") if images_are_channels else ("b", "s", "g", "c")
         first = _merged(split, order)
-        split = _split_kernel(rhs, self.equation.dimension_numbers.rhs_spec, g.groups)
+        rhs_spec = self.equation.dimension_numbers.rhs_spec
+        if self.role == "x":
+            rhs = jnp.flip(rhs, rhs_spec[2:])  # at once, so that XLA sees the other flip in lax's input gradient
+        split = _split_kernel(rhs, rhs_spec, g.groups)
         if self.role == "w":
             second = _merged(split, ("c", "s", "g", "k"))
             return {"y": first, "x": second} if self.swapped else {"x": first, "y": second}
         if self.role == "y":
             return {"x": first, "w": _merged(split, ("s", "c", "g", "k"))}
-        return {"y": first, "w": jnp.flip(_merged(split, ("s", "k", "g", "c")), range(g.rank))}
+        return {"y": first, "w": _merged(split, ("s", "k", "g", "c"))}
 
     def result(self, value: Array) -> Array:
         """The equation's result from the role's."""
         g, (batch, feature, *spatial) = self.geometry, self.equation.dimension_numbers.out_spec
-        if self.role == "w":
-            value = value.reshape(*g.window, g.channels, g.groups, g.filters)
-            inner, outer = (g.rank + 2, g.rank) if self.swapped else (g.rank, g.rank + 2)
-            if self.swapped:
-                value = jnp.flip(value, range(g.rank))
-            moved = value.transpose(inner, g.rank + 1, outer, *range(g.rank))  # b, g, k, window
-            value = moved.reshape(moved.shape[0], -1, *g.window)
+        if self.swapped:
+            split = jnp.flip(value, range(g.rank)).reshape(*g.window, g.channels, g.groups, g.filters)
+            moved = split.transpose(g.rank + 2, g.rank + 1, g.rank, *range(g.rank))  # b, g, k, window
+            value = moved.reshape(g.filters, -1, *g.window)
+        elif self.role == "w":
+            value = value.transpose(g.rank, g.rank + 1, *range(g.rank))
         else:
             value = jnp.moveaxis(value, -1, 1)
         return value.transpose(np.argsort((batch, feature, *spatial)))
@@ -119,7 +121,7 @@ def read(equation: Equation) -> Reading | str:
         return "sizes that are not known, gconv needs numbers"
     if min(numbers) < 1 or min(_output(e)) < 1 or (isinstance(batch, int) and batch < 1):
         return "nothing to compute, an operand or the result is empty"
-    convolution = _as_y(e) if max(e.lhs_dilation) == 1 else _as_x(e) if max(e.window_strides) == 1 else None
+    convolution = _as_convolution(e)
     if not isinstance(batch, int):  # symbolic: a batch may be, what a gradient has for channels may not
         unknown = "a batch of unknown size that is no batch of a convolution"
         return unknown if convolution is None or e.batch_group_count > 1 else convolution
@@ -138,7 +140,7 @@ def read(equation: Equation) -> Reading | str:
         return convolution
     if e.batch_group_count > 1:
         return gradient if larger or _window(e) == _output(e) else convolution
-    kernel_order = ("s", "c", "k") if convolution.role == "y" else ("s", "k", "c")
+    kernel_order = _KERNEL_ORDER[convolution.role]
     moved = _numbers_moved(e, ("b", "s", "c"), kernel_order), _numbers_moved(e, ("c", "s", "b"), ("c", "s", "k"))
     if moved[0] != moved[1]:
         return convolution if moved[0] < moved[1] else gradient
@@ -156,6 +158,18 @@ def of_matrix_product(pixels: Sequence[int], channels: int, filters: int) -> tup
 
 
 # --- the four readings -------------------------------------------------------------------------------------------------
+
+_KERNEL_ORDER = {"y": ("s", "c", "k"), "x": ("s", "k", "c")}
+
+
+def _as_convolution(e: Equation) -> Reading | None:
+    """As "y" or "x". One that can be both is "y", unless the kernel lies in memory as "x" takes it: so it does in the input
+    gradient that lax makes of a convolution without strides, which would have to be transposed in each step of training."""
+    may_be_y, may_be_x = max(e.lhs_dilation) == 1, max(e.window_strides) == 1
+    if may_be_y and may_be_x:
+        y, x = (_numbers_moved(e, ("b", "s", "c"), _KERNEL_ORDER[role]) for role in "yx")
+        may_be_y = y <= x
+    return _as_y(e) if may_be_y else _as_x(e) if may_be_x else None
 
 
 def _as_y(e: Equation) -> Reading:
@@ -239,6 +253,7 @@ def _numbers_moved(e: Equation, lhs_order, rhs_order) -> int:
     ):
         place = dict(zip((*names, *range(rank)), spec, strict=True))
         wanted = [i for name in order for i in ([place[i] for i in range(rank)] if name == "s" else [place[name]])]
+        wanted = [i for i in wanted if shape[i] != 1]
         total += 0 if wanted == sorted(wanted) else math.prod(shape)
     return total
 
