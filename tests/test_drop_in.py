@@ -6,6 +6,7 @@ The arrays hold small integers, so that every sum is exact in float32 whatever i
 import inspect
 import itertools
 import random
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
 
+import gconv
 from gconv import backends
 from gconv.acceleration.drop_in import conv_general_dilated
 
@@ -258,6 +260,25 @@ def test_gradients_take_the_fast_path_too(call):
     gradient = jax.grad(lambda *a: conv_general_dilated(*a, **call.options).sum(), (0, 1))
     # The sum's gradient does not need the values; an input gradient is the other one of y and x.
     assert {"w"} < scopes(gradient, *call.arrays())
+
+
+@pytest.mark.parametrize(("window", "groups"), ((1, 1), (3, 1), (3, 4)))
+def test_gradients_without_strides_move_no_array(window, groups):
+    """lax's own rules turn the kernel and its gradient, the role turns them back, and XLA sees that."""
+    if reason := gconv.implementations("cpu")["native"]:
+        pytest.skip(reason)
+    convolve = partial(
+        conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        implementation="native",
+    )
+    x, kernel = jnp.ones((2, 7, 7, 16)), jnp.ones((window, window, 16 // groups, 16))
+    program = jax.jit(lambda x, kernel, y: jax.vjp(convolve, x, kernel)[1](y)).lower(x, kernel, x).compile().as_text()
+    assert {"gconv_x_native", "gconv_w_native"} <= {*re.findall(r"gconv_[yxw]_native", program)}
+    assert not re.findall(r" (?:transpose|reverse|copy)\(", program)
 
 
 @pytest.mark.parametrize("call", (GROUPED, DEPTHWISE, TRANSPOSED), ids=("grouped", "depthwise", "transposed"))

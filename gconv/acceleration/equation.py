@@ -140,8 +140,8 @@ def read(equation: Equation) -> Reading | str:
         return convolution
     if e.batch_group_count > 1:
         return gradient if larger or _window(e) == _output(e) else convolution
-    kernel_order = _KERNEL_ORDER[convolution.role]
-    moved = _numbers_moved(e, ("b", "s", "c"), kernel_order), _numbers_moved(e, ("c", "s", "b"), ("c", "s", "k"))
+    as_convolution = _numbers_moved(e, ("b", "s", "c"), _KERNEL_ORDER[convolution.role])
+    moved = as_convolution, _numbers_moved(e, ("c", "s", "b"), ("c", "s", "k"))
     if moved[0] != moved[1]:
         return convolution if moved[0] < moved[1] else gradient
     return gradient if larger else convolution
@@ -167,8 +167,7 @@ def _as_convolution(e: Equation) -> Reading | None:
     gradient that lax makes of a convolution without strides, which would have to be transposed in each step of training."""
     may_be_y, may_be_x = max(e.lhs_dilation) == 1, max(e.window_strides) == 1
     if may_be_y and may_be_x:
-        y, x = (_numbers_moved(e, ("b", "s", "c"), _KERNEL_ORDER[role]) for role in "yx")
-        may_be_y = y <= x
+        may_be_y = _moved_kernel(e, _KERNEL_ORDER["y"]) <= _moved_kernel(e, _KERNEL_ORDER["x"])
     return _as_y(e) if may_be_y else _as_x(e) if may_be_x else None
 
 
@@ -245,17 +244,18 @@ def _output(e: Equation) -> tuple[int, ...]:
 
 def _numbers_moved(e: Equation, lhs_order, rhs_order) -> int:
     """How many numbers have to be copied to give the operands these orders of axes: none where an order is theirs already."""
-    rank, numbers = len(e.padding), e.dimension_numbers
-    total = 0
-    for shape, spec, names, order in (
-        (e.lhs_shape, numbers.lhs_spec, "bc", lhs_order),
-        (e.rhs_shape, numbers.rhs_spec, "kc", rhs_order),
-    ):
-        place = dict(zip((*names, *range(rank)), spec, strict=True))
-        wanted = [i for name in order for i in ([place[i] for i in range(rank)] if name == "s" else [place[name]])]
-        wanted = [i for i in wanted if shape[i] != 1]
-        total += 0 if wanted == sorted(wanted) else math.prod(shape)
-    return total
+    return _moved(e.lhs_shape, e.dimension_numbers.lhs_spec, "bc", lhs_order) + _moved_kernel(e, rhs_order)
+
+
+def _moved_kernel(e: Equation, order) -> int:
+    return _moved(e.rhs_shape, e.dimension_numbers.rhs_spec, "kc", order)
+
+
+def _moved(shape, spec, names: str, order) -> int:
+    """`names`: of the first two axes of `spec`; the others are the spatial ones, "s"."""
+    place = {names[0]: [spec[0]], names[1]: [spec[1]], "s": [*spec[2:]]}
+    wanted = [i for name in order for i in place[name] if shape[i] != 1]
+    return 0 if wanted == sorted(wanted) else math.prod(shape)
 
 
 def _split(lhs: Array, spec, in_batch: bool, groups: int) -> tuple[Array, dict]:
