@@ -262,7 +262,7 @@ def test_gradients_take_the_fast_path_too(call):
     assert {"w"} < scopes(gradient, *call.arrays())
 
 
-@pytest.mark.parametrize(("window", "groups"), ((1, 1), (3, 1), (3, 4)))
+@pytest.mark.parametrize(("window", "groups"), ((1, 1), (3, 1), (3, 4), (3, 16)))
 def test_gradients_without_strides_move_no_array(window, groups):
     """lax's own rules turn the kernel and its gradient, the role turns them back, and XLA sees that."""
     if reason := gconv.implementations("cpu")["native"]:

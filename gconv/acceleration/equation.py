@@ -82,7 +82,7 @@ class Reading:
             moved = split.transpose(g.rank + 2, g.rank + 1, g.rank, *range(g.rank))  # b, g, k, window
             value = moved.reshape(g.filters, -1, *g.window)
         elif self.role == "w":
-            value = value.transpose(g.rank, g.rank + 1, *range(g.rank))
+            value = value.transpose(g.rank, g.rank + 1, *range(g.rank))  # b, groups and k as they lie, window
         else:
             value = jnp.moveaxis(value, -1, 1)
         return value.transpose(np.argsort((batch, feature, *spatial)))
@@ -141,9 +141,9 @@ def read(equation: Equation) -> Reading | str:
     if e.batch_group_count > 1:
         return gradient if larger or _window(e) == _output(e) else convolution
     as_convolution = _numbers_moved(e, ("b", "s", "c"), _KERNEL_ORDER[convolution.role])
-    moved = as_convolution, _numbers_moved(e, ("c", "s", "b"), ("c", "s", "k"))
-    if moved[0] != moved[1]:
-        return convolution if moved[0] < moved[1] else gradient
+    as_gradient = _numbers_moved(e, ("c", "s", "b"), ("c", "s", "k"))
+    if as_convolution != as_gradient:
+        return convolution if as_convolution < as_gradient else gradient
     return gradient if larger else convolution
 
 
@@ -254,7 +254,7 @@ def _moved_kernel(e: Equation, order) -> int:
 def _moved(shape, spec, names: str, order) -> int:
     """`names`: of the first two axes of `spec`; the others are the spatial ones, "s"."""
     place = {names[0]: [spec[0]], names[1]: [spec[1]], "s": [*spec[2:]]}
-    wanted = [i for name in order for i in place[name] if shape[i] != 1]
+    wanted = [i for name in order for i in place[name]]
     return 0 if wanted == sorted(wanted) else math.prod(shape)
 
 
