@@ -55,14 +55,14 @@ struct Sums {
   double phases, longest;                                 // of a row
   double outer, inner;  // pairs of a row and the taps of the outer axes, and of a row's results and its taps
   double lanes, registers;
-  double terms;     // products that a lane adds at once: 2 of pairs, in roles y and x of source channels
+  double terms;     // source channels of a lane, 2 of pairs; in role w products that it adds at once
   double crossing;  // loads of x for each vector: where pixels do not begin at a multiple of it, lines are
                     // crossed
 
   Sums(Role role, const Problem& p, const Plan& plan, int64_t registers) : registers(double(registers)) {
     const int64_t* of = role == Role::x ? p.in : p.out;
     images = double(role == Role::w ? p.batch : IMAGES), groups = double(p.groups);
-    terms = plan.by_pairs ? 2 : 1;
+    terms = plan.by_pairs || plan.even_odd ? 2 : 1;
     sources = double(sources_of(role, p)) / (role == Role::w ? 1 : terms),
     results = double(results_of(role, p)), taps = double(taps_of(p));
     across = double(p.window[2]), rows = images * double(of[0]) * double(of[1]), row = double(of[2]);
@@ -99,8 +99,9 @@ double of_tile(double pixels, double vectors) { return larger(pixels * vectors, 
 Counts narrow(const Sums& s, const Plan& plan) {
   Counts c{};
   double per_block = s.sources < s.lanes ? std::floor(s.lanes / s.sources) : 1;
-  double vectors = tiles_in(s.sources, s.lanes), blocks = tiles_in(s.groups, per_block);
-  bool whole = vectors > 1 || s.groups == 1 || s.sources == s.lanes;  // lanes of one group
+  double vectors = tiles_in(s.sources, s.lanes) * (plan.even_odd ? 2 : 1);
+  double blocks = tiles_in(s.groups, per_block);
+  bool whole = s.sources >= s.lanes || s.groups == 1;  // lanes of one group
   take(s.results, {double(plan.vectors), 3, 2, 1}, [&](double filters, double times) {
     double tile = narrow_tile(int(s.registers), int(filters)), in_row = tiles_in(s.longest, tile);
     double starts = smaller(s.outer * s.across * in_row, s.outer * s.inner);
@@ -115,7 +116,7 @@ Counts narrow(const Sums& s, const Plan& plan) {
     } else if (whole) {
       c.vectors += tiles * tiles_in(tile * filters, s.lanes) * 2 * s.lanes;
       c.numbers += results;
-    } else if (s.sources == 1 && s.results == filters && (filters == 2 || filters == 4)) {
+    } else if (plan.even_odd || (s.sources == 1 && s.results == filters && (filters == 2 || filters == 4))) {
       c.vectors += 2 * results;
     } else {
       // Each waits for the sum before it, and longer where it is read out of a stored vector of 64 bytes.

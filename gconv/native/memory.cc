@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "problem.h"
+
 namespace gconv {
 namespace {
 
@@ -45,7 +47,7 @@ void* take_memory(int64_t& bytes) {
       return memory;
     }
   }
-  return std::malloc(bytes);
+  return std::aligned_alloc(LINE, size_t(ceil_div(bytes, LINE) * LINE));
 }
 
 void give_memory(void* memory, int64_t bytes) {

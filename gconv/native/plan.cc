@@ -23,6 +23,16 @@ bool takes_pairs(Kernel kernel, Role role, Type type, const Problem& p, const Pr
   return kernel != Kernel::depthwise && kernel != Kernel::winograd && sources_of(role, p) % 2 == 0;
 }
 
+// Whether a kernel of narrow groups of bfloat16 has even and odd source channels in vectors of their own, as
+// vectors/strand.h has: then a lane is two channels, a tree is a round shorter, and its results are even and
+// odd ones too, which are rounded together. So it is where sums are a tree, and of two channels and one
+// filter.
+bool has_even_odd(Kernel kernel, Role role, Type type, const Problem& p, int64_t lanes, int64_t registers) {
+  if (type != Type::bf16 || kernel != Kernel::narrow || role == Role::w) return false;
+  int64_t sources = sources_of(role, p), results = results_of(role, p);
+  return is_tree(sources, results, lanes, registers) || (sources == 2 && results == 1);
+}
+
 // Whether x and y are large beside the last cache: their beginning has left it when their end is reached. A
 // result's lines then only cost to be fetched before they are written. With AVX-512 and 32 MiB, the next
 // reader of the result included: twice as fast where the two fill the cache, a third faster at 0.54 of it, as
@@ -60,6 +70,7 @@ Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, co
   plan.kernel = kernel, plan.length = length;
   plan.bytes = vectors.bytes, plan.lanes = vectors.bytes / number_bytes(type);
   plan.by_pairs = takes_pairs(kernel, role, type, p, processor);
+  plan.even_odd = !plan.by_pairs && has_even_odd(kernel, role, type, p, plan.lanes, vectors.registers);
   const Problem seen = kernel == Kernel::wide && role == Role::w ? with_long_rows(p) : p;
   const Call c{role,
                type,
@@ -71,7 +82,7 @@ Plan sized(Kernel kernel, int length, Role role, Type type, const Problem& p, co
                vectors.registers,
                element_bytes(type),
                number_bytes(type),
-               sources_of(role, p) / (plan.by_pairs ? 2 : 1),
+               sources_of(role, p) / (plan.by_pairs || plan.even_odd ? 2 : 1),
                processor.cache};
   plan.past_caches = plan.streams = fills_cache(c);
   plan_threads(c, threads, plan);

@@ -67,7 +67,8 @@ struct Plan {
   int64_t gap;  // numbers between the packed kernel's points: else they would crowd the nearest cache's sets
 
   // Roles y and x of narrow groups.
-  bool tree;  // whether sums of lanes are a tree, whose results lie side by side as they are stored
+  bool tree;      // whether sums of lanes are a tree, whose results lie side by side as they are stored
+  bool even_odd;  // of bfloat16: whether a lane is two source channels, in two vectors
 
   // Role w of wide groups. A block of the result is summed at once.
   int64_t block_channels, block_vectors;

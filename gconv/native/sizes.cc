@@ -137,17 +137,14 @@ void plan_narrow(const Call& c, Plan& plan) {
     plan.vectors = p.filters >= 4 && plan.tile <= 3 ? 4 : minimum(p.filters, 2);
     return;
   }
-  // As many filters as a group has lanes, or of pairs twice as many, where their sums are a tree; the
-  // registers do not hold eight otherwise.
-  auto tree = [&](int64_t size) {
-    bool fits = size < c.L && (size < 8 || c.registers == 32) && c.results == size;
-    return fits && (c.steps == size || (plan.by_pairs && 2 * c.steps == size && size > 2));
-  };
-  plan.tree = tree(2) || tree(4) || tree(8);
-  plan.vectors = tree(8) ? 8 : minimum(c.results, 4);
+  // A tree: of pairs also where a group has half as many lanes as filters, if they are more than one.
+  plan.tree = is_tree(c.steps, c.results, c.L, c.registers) || (plan.even_odd && c.results > 1) ||
+              (plan.by_pairs && c.steps > 1 && is_tree(2 * c.steps, c.results, c.L, c.registers));
+  plan.vectors = plan.tree ? c.results : minimum(c.results, 4);
   plan.tile = narrow_tile(int(c.registers), int(plan.vectors));
   plan.stretch = 64;
-  plan.packed = blocks * c.results * c.taps * vectors * c.L, plan.scratch = plan.packed * c.number;
+  plan.packed = blocks * c.results * c.taps * vectors * (plan.even_odd ? 2 : 1) * c.L;
+  plan.scratch = plan.packed * c.number;
 }
 
 // Numbers of the packed kernel, or none where it is read as it is: to pack it takes a good part of the time

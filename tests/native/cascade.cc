@@ -14,10 +14,15 @@
 
 namespace {
 int64_t left = -1;  // requests of memory until one is refused; none is below 0
+bool refuse() { return left >= 0 && left-- == 0; }
 }
 extern "C" {
 void* __real_malloc(size_t size);
-void* __wrap_malloc(size_t size) { return left >= 0 && left-- == 0 ? nullptr : __real_malloc(size); }
+void* __real_aligned_alloc(size_t alignment, size_t size);
+void* __wrap_malloc(size_t size) { return refuse() ? nullptr : __real_malloc(size); }
+void* __wrap_aligned_alloc(size_t alignment, size_t size) {
+  return refuse() ? nullptr : __real_aligned_alloc(alignment, size);
+}
 }
 
 namespace gconv {

@@ -65,12 +65,16 @@ bool refuse() {
 
 }  // namespace
 
-// The linker makes these of the kernels' and this file's calls of malloc and new.
+// The linker makes these of the kernels' and this file's calls of malloc, aligned_alloc and new.
 extern "C" {
 void* __real_malloc(size_t size);
+void* __real_aligned_alloc(size_t alignment, size_t size);
 void* __real__Znwm(size_t size);
 void* __real__ZnwmSt11align_val_t(size_t size, std::align_val_t align);
 void* __wrap_malloc(size_t size) { return refuse() ? nullptr : __real_malloc(size); }
+void* __wrap_aligned_alloc(size_t alignment, size_t size) {
+  return refuse() ? nullptr : __real_aligned_alloc(alignment, size);
+}
 void* __wrap__Znwm(size_t size) {
   if (refuse()) throw std::bad_alloc();
   return __real__Znwm(size);

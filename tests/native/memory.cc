@@ -15,11 +15,11 @@ std::atomic<int64_t> requests{0}, in_use{0};  // pieces that the library gave, a
 
 // The linker makes these of this program's calls.
 extern "C" {
-void* __real_malloc(size_t size);
+void* __real_aligned_alloc(size_t alignment, size_t size);
 void __real_free(void* memory);
-void* __wrap_malloc(size_t size) {
+void* __wrap_aligned_alloc(size_t alignment, size_t size) {
   ++requests, ++in_use;
-  return __real_malloc(size);
+  return __real_aligned_alloc(alignment, size);
 }
 void __wrap_free(void* memory) {
   in_use -= memory != nullptr;
@@ -38,6 +38,7 @@ struct Piece {
   unsigned char mark;
   Piece(int64_t asked, unsigned char mark) : bytes(asked), asked(asked), mark(mark) {
     memory = static_cast<unsigned char*>(gconv::take_memory(bytes));
+    check(reinterpret_cast<intptr_t>(memory) % 64 == 0, "a piece begins within a line");
     std::memset(memory, mark, bytes);
   }
   bool is_whole() const {

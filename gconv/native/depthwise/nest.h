@@ -26,7 +26,7 @@
 
 #pragma once
 
-#include "depthwise/strand.h"
+#include "vectors/strand.h"
 #include "gather/gather.h"
 
 namespace gconv {

@@ -221,7 +221,7 @@ struct Gather {
   template <class A>
   Weights<A> side_by_side(const Weights<A>& weights, int64_t vectors, List<A>& room) const {
     int64_t length = vectors * LANES<A>;
-    A* to = lines(room, taps * sources * length);
+    A* to = room.reserve(taps * sources * length);
     for (int64_t row = 0; row < taps * sources; ++row)
       for (int64_t i = 0; i < length; i += LANES<A>)
         store(to + row * length + i, load(weights.first + row * weights.source + i));

@@ -91,7 +91,7 @@ class GatherMatrix {
   Row<E> apart(Row<E> row, int64_t group, Lists& lists) const {
     if (!gate && !crowds(row.channels)) return row;
     int64_t step = step_of_copy(steps);
-    E* to = lines(lists.copies, row.count * step);
+    E* to = lists.copies.reserve(row.count * step);
     for (int64_t i = 0; i < row.count; ++i) {
       const E* from = row.x + (row.column + i) * row.channels;
       if constexpr (TERMS<E> == 1)

@@ -2,7 +2,7 @@
 //
 // Each tile (narrow_tile.h) has some results of one row. Tiles that reach over a border carry a mask per tap
 // that says which of the results meet a source; nothing is padded. Sources are read where they are, but for
-// half precision, groups of several vectors and the end of x, of which rows are read as lanes first.
+// half precision, blocks of several vectors and the end of x, of which rows are read as lanes first.
 
 #pragma once
 
@@ -14,7 +14,6 @@ namespace {
 template <class E>
 class GatherNarrow {
   using A = Wide<E>;
-  using Result = Stored<E>;
   static constexpr int L = LANES<E>;
   const Plan& plan;
   const Problem& p;
@@ -23,9 +22,11 @@ class GatherNarrow {
   int64_t bytes;  // of an element
   Gather g;
   const Finish<A>& finish;
-  int64_t steps;  // lanes of a group's sources: numbers or pairs
+  int64_t steps;  // lanes of a group's sources: numbers, pairs, or an even and an odd one
   Lanes<E> lanes;
+  int64_t vectors;  // of a block
   LaneSums<E> lane_sums;
+  int64_t stored;  // bytes of a result as a tile stores it
   bool direct;     // whether vectors are loaded from x: else sources are read as numbers first
   int64_t pixel;   // lanes from one source to the next
   int64_t beyond;  // how many lanes the last vector of a source has beyond it: they hold what follows
@@ -34,18 +35,18 @@ class GatherNarrow {
  public:
   GatherNarrow(const Plan& plan, Type type, Role role, const Problem& p, const Finish<A>& finish)
       : plan(plan), p(p), type(type), in_place(gconv::in_place<E>(type)), bytes(bytes_of<A>(type)),
-        g(role, p), finish(finish), steps(g.sources / TERMS<E>), lanes(g.groups, steps),
-        lane_sums(plan, g, lanes, finish, steps, in_place),
-        direct(in_place && (lanes.vectors == 1 || steps % L == 0)),
-        pixel(lanes.vectors == 1 ? g.groups * steps : lanes.blocks * lanes.vectors * L),
-        beyond(first_lane(lanes.blocks - 1) + lanes.vectors * L - pixel),
+        g(role, p), finish(finish), steps(g.sources / (plan.even_odd ? 2 : TERMS<E>)), lanes(g.groups, steps),
+        vectors(plan.even_odd ? 2 : lanes.vectors), lane_sums(plan, g, lanes, finish, steps, type),
+        stored(lane_sums.at_once ? bytes : sizeof(A)), direct(in_place && (vectors == 1 || steps % L == 0)),
+        pixel(vectors == 1 ? g.groups * steps : lanes.blocks * vectors * L),
+        beyond(first_lane(lanes.blocks - 1) + vectors * L - pixel),
         image(g.axis[0].sources * g.axis[1].sources * g.axis[2].sources * pixel) {}
 
   void run(const void* x, const void* w, void* result, const Scratch& scratch,
            const Parallel& parallel) const {
     E* weights = static_cast<E*>(scratch.packed);
     if (!scratch.is_packed)
-      for_each(parallel, lanes.blocks, g.taps * g.results * lanes.vectors * L, [&](int64_t block) {
+      for_each(parallel, lanes.blocks, g.taps * tap_stride(), [&](int64_t block) {
         with_element<E>(
             type, [&](auto element) { pack(block, static_cast<const decltype(element)*>(w), weights); });
       });
@@ -54,8 +55,8 @@ class GatherNarrow {
     for (int64_t i = 0; i < g.axis[2].phases.size; ++i) longest = maximum(longest, g.axis[2].phases[i].count);
     int64_t in_row = ceil_div(longest, plan.stretch);
     int64_t stretches = g.batch * g.axis[0].results * g.axis[1].results * in_row;
-    int64_t work = minimum(longest, plan.stretch) * g.axis[2].phases.size * g.taps * g.results *
-                   lanes.blocks * lanes.vectors;
+    int64_t work =
+        minimum(longest, plan.stretch) * g.axis[2].phases.size * g.taps * g.results * lanes.blocks * vectors;
     int64_t per_unit =
         maximum(1, minimum(WORK / maximum(work, 1), ceil_div(stretches, 4 * parallel.threads)));
     int64_t parts =
@@ -80,7 +81,7 @@ class GatherNarrow {
     List<TapOfRow> taps, edge;
     List<uint32_t> masks;
     KeptRows<E> sources;  // that were read as numbers, or copied
-    List<A> results;      // of half precision: of a stretch of a row, [pixel][channel]
+    List<A> results;      // of a stretch of a row, [pixel][channel], where they are not stored at once
   };
   struct Part {  // of the blocks, from one to another
     int64_t from, to;
@@ -90,18 +91,21 @@ class GatherNarrow {
   // Where a block begins among a source's numbers. One of several vectors must not see its neighbour's
   // channels, which may be NaN; the unused lanes of a single vector never meet the others.
   int64_t first_lane(int64_t block) const {
-    return lanes.vectors == 1 ? lanes.first_channel(block) : block * lanes.vectors * L;
+    return vectors == 1 ? lanes.first_channel(block) : block * vectors * L;
   }
 
   // [block][tap][vector][filter][lane]
   template <class T>
   void pack(int64_t block, const T* w, E* packed) const {
     E* to_block = packed + block * g.taps * tap_stride();
-    for (int64_t v = 0; v < lanes.vectors; ++v) {
-      int64_t offset[L], used = lanes.offsets(block, v, g.group_stride, TERMS<E> * g.source_stride, offset);
+    int64_t terms = plan.even_odd ? 2 : TERMS<E>;
+    for (int64_t v = 0; v < vectors; ++v) {
+      bool odd = plan.even_odd && v == 1;
+      int64_t offset[L],
+          used = lanes.offsets(block, odd ? 0 : v, g.group_stride, terms * g.source_stride, offset);
       for (int64_t tap = 0; tap < g.taps; ++tap)
         for (int64_t k = 0; k < g.results; ++k) {
-          const T* from = w + tap * g.tap_stride + k * g.result_stride;
+          const T* from = w + tap * g.tap_stride + k * g.result_stride + odd * g.source_stride;
           E* to = to_block + tap * tap_stride() + (v * g.results + k) * L;
           auto lane = [&](const T* first) {
             if constexpr (TERMS<E> == 2)
@@ -128,17 +132,15 @@ class GatherNarrow {
       int64_t rows = minimum(p.window[0], g.axis[0].sources) * minimum(p.window[1], g.axis[1].sources);
       lists.sources.begin(rows, columns.first, columns.count * pixel + L);
     }
-    if (!in_place) lists.results.reserve(pixels * g.result_channels());
+    if (!lane_sums.at_once) lists.results.reserve(pixels * g.result_channels());
     for (int64_t i = 0; i < width.phases.size; ++i) {
       const Phase& phase = width.phases[i];
       int64_t end = minimum(begin + plan.stretch, phase.count);
       if (end <= begin) continue;
       list_taps(index, phase, columns, part, x, lists);
       const E* sources = direct ? reinterpret_cast<const E*>(x) : lists.sources.all();
-      Result* to_phase = reinterpret_cast<Result*>(to);
-      if constexpr (TERMS<E> == 1)
-        if (!in_place) to_phase = lists.results.data;
-      to_phase += phase.first * g.result_channels();
+      char* to_phase = lane_sums.at_once ? to : reinterpret_cast<char*>(lists.results.data);
+      to_phase += phase.first * g.result_channels() * stored;
       for (int64_t k = 0, filters; k < g.results; k += filters) {
         filters = minimum(plan.vectors, g.results - k);
         auto of = [&](auto count) {
@@ -150,7 +152,7 @@ class GatherNarrow {
         with_number<4>(filters, of);
       }
     }
-    if (!in_place) write_part(lists.results.data, pixels, part, to);
+    if (!lane_sums.at_once) write_part(lists.results.data, pixels, part, to);
     if (finish.any()) {
       int64_t channel = part.from * lanes.per_block * g.results;
       int64_t last = minimum(g.result_channels(), part.to * lanes.per_block * g.results);
@@ -228,12 +230,27 @@ class GatherNarrow {
   void read_part_of(const T* from, int64_t pixels, Part part, E* to) const {
     int64_t channels = g.groups * steps, first = lanes.first_channel(part.from);
     int64_t count = minimum(channels, lanes.first_channel(part.to - 1) + L) - first;
-    if (lanes.vectors == 1 && count == channels) return read(from, pixels * channels, to);
+    if (plan.even_odd) {
+      if constexpr (std::is_same_v<T, Bf16>) read_even_odd(from, pixels, part, to);
+      return;
+    }
+    if (vectors == 1 && count == channels) return read(from, pixels * channels, to);
     for (int64_t i = 0; i < pixels; ++i, from += channels, to += pixel)
-      if (lanes.vectors == 1)
+      if (vectors == 1)
         read(from + first, count, to + first);
       else
         for (int64_t b = part.from; b < part.to; ++b) read(from + b * steps, steps, to + first_lane(b));
+  }
+  // The same with the even and the odd channels of a block in two vectors.
+  void read_even_odd(const Bf16* from, int64_t pixels, Part part, A* to) const {
+    const EvenOddStrand strand;
+    int64_t channels = g.source_channels();
+    for (int64_t i = 0; i < pixels; ++i, from += channels, to += pixel)
+      for (int64_t b = part.from; b < part.to; ++b) {
+        int64_t at = first_lane(b), left = channels - at;
+        EvenOdd both = left < 2 * L ? strand.load_first(from + at, left) : strand.load(from + at);
+        store(to + at, both.even), store(to + at + L, both.odd);
+      }
   }
 
   // Writes the results of a part of the blocks to some pixels.
@@ -247,12 +264,12 @@ class GatherNarrow {
 
   template <int Q, int K>
   void tiles(const Phase& phase, int64_t begin, int64_t end, int64_t k, Part part, const E* x,
-             const E* weights, Result* result, Lists& lists) const {
+             const E* weights, char* result, Lists& lists) const {
     const Axis& width = g.axis[2];
     for (int64_t q = begin; q < end; q += Q) {
       int64_t count = minimum(Q, end - q);
       const E* source = x + q * width.stride * pixel;
-      Result* to_tile = result + (q - begin) * width.step * g.result_channels();
+      char* to_tile = result + (q - begin) * width.step * g.result_channels() * stored;
       if (count == Q && q >= phase.inside && q + Q <= phase.outside) {
         blocks<Q, K, false>(count, k, part, source, weights, to_tile, lists.taps);
         continue;
@@ -278,25 +295,26 @@ class GatherNarrow {
         lists.edge.push({lists.taps[t].source, lists.taps[t].weights, mask});
   }
 
-  int64_t tap_stride() const { return lanes.vectors * g.results * L; }
+  int64_t tap_stride() const { return vectors * g.results * L; }
 
   template <int Q, int K, bool EDGE>
-  void blocks(int64_t count, int64_t k, Part part, const E* x, const E* weights, Result* tile,
+  void blocks(int64_t count, int64_t k, Part part, const E* x, const E* weights, char* tile,
               const List<TapOfRow>& taps) const {
     int64_t step = g.axis[2].stride * pixel * (int64_t)sizeof(E);
-    int64_t block_stride = g.taps * lanes.vectors * g.results * L;
+    int64_t apart = g.axis[2].step * g.result_channels();  // results of neighbours in the phase
     // The pixels that this tile is the first to read are the next tile's, of the row furthest ahead.
     int64_t ahead = taps.size ? maximum(taps[0].source, taps[taps.size - 1].source) + Q * step : 0;
     for (int64_t block = part.from; block < part.to; ++block) {
       const E* source = x + first_lane(block);
-      const E* w = weights + block * block_stride + k * L;
-      if (block % 2 == 0) UNROLL
+      const E* w = weights + block * g.taps * tap_stride() + k * L;
+      if (direct && block % 2 == 0) UNROLL
       for (int q = 0; q < Q; ++q)
         __builtin_prefetch(reinterpret_cast<const char*>(source) + ahead + q * step);
       Vector<E> sums[Q][K] = {};
-      for (int64_t v = 0; v < lanes.vectors; ++v, source += L, w += g.results * L)
+      for (int64_t v = 0; v < vectors; ++v, source += L, w += g.results * L)
         accumulate<E, Q, K, EDGE>(sums, source, step, taps.data, taps.size, w);
-      lane_sums.template add_and_store<Q, K>(sums, count, k, block, tile);
+      char* to = tile + (block * lanes.per_block * g.results + k) * stored;
+      lane_sums.template add_and_store<Q, K>(sums, count, block, to, apart);
     }
   }
 };

@@ -11,12 +11,14 @@
 // lanes.h) where a group has 2, 4 or 8 lanes and as many filters, or twice as many, and where all lanes that
 // are loaded are one group's. Where a group has one lane it is a result already.
 //
-// A lane is a number, or a pair of channels (vectors/products.h).
+// A lane is a number, or a pair of channels (vectors/products.h); or two channels of bfloat16 as numbers, the
+// even ones of a block in one vector and the odd ones in the next (vectors/strand.h). Trees are two there, of
+// even filters and of odd ones, whose results are rounded together.
 
 #pragma once
 
 #include "gather/finish.h"
-#include "vectors/lanes.h"
+#include "vectors/strand.h"
 
 namespace gconv {
 namespace {
@@ -70,55 +72,76 @@ ALWAYS_INLINE void accumulate(Vector<E> (&sums)[Q][K], const E* x, int64_t step,
 template <class E>
 class LaneSums {
   using A = Wide<E>;
-  using Result = Stored<E>;
   static constexpr int L = LANES<E>;
   const Plan& plan;
   const Gather& g;
   const Lanes<E>& lanes;
-  const Finish<A>& finish;
-  int64_t steps;  // lanes of a group's sources
-  bool in_place;  // whether the results are stored where they will stay
+  const Results<A> results;
+  const Type type;
+  const int64_t steps;  // lanes of a group's sources
+  const bool alone;     // whether the lanes that are loaded are one group's
+  const bool in_twos;   // whether the even and the odd one of two neighbouring channels are rounded at once
+
+  bool lane_is_result() const { return steps == 1 && (g.results == 2 || g.results == 4); }
+  bool in_vectors() const { return plan.tree || (lane_is_result() && !alone); }
 
  public:
-  LaneSums(const Plan& plan, const Gather& g, const Lanes<E>& lanes, const Finish<A>& finish, int64_t steps,
-           bool in_place)
-      : plan(plan), g(g), lanes(lanes), finish(finish), steps(steps), in_place(in_place) {}
+  // Whether results are stored as elements of the operands' type. Others of half precision are numbers, in a
+  // buffer: to round them one by one would take long.
+  const bool at_once;
 
-  // Of filters k to k + K of a block's groups, as sums of lanes.
+  LaneSums(const Plan& plan, const Gather& g, const Lanes<E>& lanes, const Finish<A>& finish, int64_t steps,
+           Type type)
+      : plan(plan), g(g), lanes(lanes), results(finish.results), type(type), steps(steps),
+        alone(lanes.vectors > 1 || g.groups == 1 || steps == L),
+        in_twos(plan.even_odd || (type == Type::bf16 && g.sources == 1 && g.results == 2)),
+        at_once(in_place<E>(type) || in_twos || (type == Type::f16 && in_vectors())) {}
+
+  // Of K filters of a block's groups, as sums of lanes. Those of the first pixel are stored from `to` on, and
+  // those of each next one `step` elements later.
   template <int Q, int K>
-  ALWAYS_INLINE void add_and_store(Vector<E> (&sums)[Q][K], int64_t count, int64_t k, int64_t block,
-                                   Result* tile) const {
-    int64_t step = g.axis[2].step * g.result_channels(), groups = lanes.groups_in(block);
-    Result* to = tile + block * lanes.per_block * g.results + k;
-    const Results<A> out = finish.results;
+  ALWAYS_INLINE void add_and_store(Vector<E> (&sums)[Q][K], int64_t count, int64_t block, char* to,
+                                   int64_t step) const {
+    int64_t groups = lanes.groups_in(block);
+    const Results<A> out = results;
+    auto put = [&](int64_t offset, Vector<E> v, int64_t left, bool streams) __attribute__((always_inline)) {
+      if constexpr (TERMS<E> == 2) return out.store(reinterpret_cast<Bf16*>(to) + offset, v, left, streams);
+      if constexpr (sizeof(A) == 4)
+        if (type == Type::f16 && at_once)
+          return out.store(reinterpret_cast<F16*>(to) + offset, v, left, streams);
+      out.store(reinterpret_cast<A*>(to) + offset, v, left, streams);
+    };
+    auto put_one = [&](int64_t offset, A sum) __attribute__((always_inline)) {
+      out.store_one(reinterpret_cast<Stored<E>*>(to) + offset, sum);
+    };
     std::make_index_sequence<L> all;
+    if constexpr (std::is_same_v<E, float> && K != 3)
+      if (in_twos) return add_and_store_twos(sums, count, groups, reinterpret_cast<Bf16*>(to), step);
     if constexpr (K != 3 && K >= 2 && K < L) {
       if (plan.tree && plan.vectors == K) {
         constexpr int VECTORS = K * TERMS<E> > L ? 1 : TERMS<E>;
-        bool streams = in_place && plan.streams &&
-                       finish.results.template whole_lines<Result, VECTORS>(to, g.result_channels());
+        bool streams = in_place<E>(type) && plan.streams &&
+                       out.template whole_lines<Stored<E>, VECTORS>(reinterpret_cast<Stored<E>*>(to),
+                                                                    g.result_channels());
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
-          int64_t left = groups * K;
-          Result* at = to + q * step;
+          int64_t left = groups * K, at = q * step;
           if constexpr (TERMS<E> == 2)
             if (2 * steps == K) {  // two trees, of half the filters each, whose results are zipped by groups
               add_lanes<K / 4>(sums[q], all);
               add_lanes<K / 4>(reinterpret_cast<Vector<E>(&)[K / 2]>(sums[q][K / 2]), all);
-              out.store(at, zip_by<K / 2, 0>(sums[q][0], sums[q][K / 2], all), left, streams);
-              if (left > L)
-                out.store(at + L, zip_by<K / 2, 1>(sums[q][0], sums[q][K / 2], all), left - L, streams);
+              put(at, zip_by<K / 2, 0>(sums[q][0], sums[q][K / 2], all), left, streams);
+              if (left > L) put(at + L, zip_by<K / 2, 1>(sums[q][0], sums[q][K / 2], all), left - L, streams);
               continue;
             }
           add_lanes<K / 2>(sums[q], all);
-          out.store(at, sums[q][0], left, streams);
+          put(at, sums[q][0], left, streams);
         }
         return;
       }
     }
     if constexpr (K == 8) return;  // these are trees
-    if (lanes.vectors > 1 || g.groups == 1 ||
-        steps == L) {  // a block is one group, and so are the lanes it loads
+    if (alone) {
       constexpr int TREES = (Q * K + L - 1) / L;
       A sum[TREES * L];
       // The lanes that a single narrow group leaves over hold the next pixel's channels.
@@ -134,17 +157,16 @@ class LaneSums {
         store(sum + tree * L, part[0]);
       }
       for (int64_t q = 0; q < count; ++q) UNROLL
-      for (int f = 0; f < K; ++f) out.store_one(to + q * step + f, sum[q * K + f]);
+      for (int f = 0; f < K; ++f) put_one(q * step + f, sum[q * K + f]);
       return;
     }
     if constexpr (K == 2 || K == 4)
-      if (steps == 1 && g.results == K) {  // a lane is a result: side by side they lie by filters
+      if (lane_is_result()) {  // side by side they lie by filters
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
           zip<K / 2>(sums[q], all);
           UNROLL for (int k = 0; k < K; ++k)
-            if (int64_t left = groups * K - k * L; left > 0)
-              out.store(to + q * step + k * L, sums[q][k], left, false);
+            if (int64_t left = groups * K - k * L; left > 0) put(q * step + k * L, sums[q][k], left, false);
         }
         return;
       }
@@ -153,7 +175,7 @@ class LaneSums {
         UNROLL for (int q = 0; q < Q; ++q) {
           if (q >= count) break;
           Vector<E> sum = every_other<0>(sums[q][0] + swap_neighbours(sums[q][0], all), all);
-          out.store(to + q * step, sum, groups, false);
+          put(q * step, sum, groups, false);
         }
         return;
       }
@@ -164,8 +186,33 @@ class LaneSums {
         for (int64_t f = 0; f < K; ++f) {
           A sum = lane[q][f][group * steps];
           for (int64_t j = 1; j < steps; ++j) sum += lane[q][f][group * steps + j];
-          out.store_one(to + q * step + group * g.results + f, sum);
+          put_one(q * step + group * g.results + f, sum);
         }
+  }
+
+ private:
+  // The same in bfloat16, where even channels are the lower halves of words and odd ones the upper halves.
+  template <int Q, int K>
+  ALWAYS_INLINE void add_and_store_twos(Vector<E> (&sums)[Q][K], int64_t count, int64_t groups, Bf16* to,
+                                        int64_t step) const {
+    const Results<A> out = results;
+    if constexpr (K == 1) {
+      UNROLL for (int q = 0; q < Q; ++q)
+        if (q < count) out.store(to + q * step, sums[q][0], groups, false);
+    } else {
+      const EvenOddStrand strand;
+      bool streams = plan.streams && out.template whole_lines<Bf16, 2>(to, g.result_channels());
+      UNROLL for (int q = 0; q < Q; ++q) {
+        if (q >= count) break;
+        Vector<E> even[K / 2], odd[K / 2];
+        UNROLL for (int i = 0; i < K / 2; ++i) even[i] = sums[q][2 * i], odd[i] = sums[q][2 * i + 1];
+        if constexpr (K > 2) {
+          std::make_index_sequence<L> all;
+          add_lanes<K / 4>(even, all), add_lanes<K / 4>(odd, all);
+        }
+        out.store_strand(strand, to + q * step, EvenOdd{even[0], odd[0]}, groups * K, streams);
+      }
+    }
   }
 };
 

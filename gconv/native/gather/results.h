@@ -34,7 +34,7 @@ class Results {
       if (__builtin_expect(widens, 0)) return void(*number(to) = v);
     *to = rounded<T>(v);
   }
-  // The same of a strand: depthwise/strand.h.
+  // The same of a strand: vectors/strand.h.
   template <class S, class T>
   ALWAYS_INLINE void store_strand(const S& strand, T* to, typename S::Numbers v, int64_t count,
                                   bool streams) const {

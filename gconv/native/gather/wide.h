@@ -211,7 +211,7 @@ class GatherWide {
   // Half precision: numbers the pixels that a table's taps meet, and puts these numbers into the table.
   // Returns of how many groups their sources stay in the nearer caches.
   int64_t number_pixels(Table& table, Near& near) const {
-    constexpr int64_t ROOM = 1 << 16;  // numbers
+    constexpr int64_t ROOM = 1 << 14;  // numbers
     int64_t first = INT64_MAX, last = 0;
     for (int64_t source : table.sources)
       if (source >= 0) first = minimum(first, source), last = maximum(last, source);

@@ -138,7 +138,7 @@ class GatherWinograd {
     int64_t point = taps * blocks * Q * L;
     List<A> halves;  // what register_tiles.multiply() leaves
     List<A> buffer;  // [tile][point][depth tap][block of channels][square][lane], in whole lines of the cache
-    A* points = lines(buffer, tiles * 16 * point);
+    A* points = buffer.reserve(tiles * 16 * point);
     A near[4 * Q * VECTORS * L];  // of half precision: a tile's results, as numbers
     int64_t near_outputs[4 * Q];
     for (int i = 0; i < 4 * Q; ++i) near_outputs[i] = i * VECTORS * L;
@@ -159,7 +159,7 @@ class GatherWinograd {
         int64_t filters = minimum(g.results - v * L, block * L), half = 8 * Q * block * L;
         // Weights that are read once meet all tiles, a row of points at a time, which stays in a near cache.
         int64_t together = plan.once ? tiles : 1;
-        A* rows = lines(halves, together * half);
+        A* rows = halves.reserve(together * half);
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t* tile_outputs = &outputs[t * Q * 4];
           bool finite = true;

@@ -34,7 +34,7 @@ struct Numbers {
   List<A> list;
   A* data = nullptr;
   void make(int64_t size) {
-    data = lines(list, size + 2 * LANES<A>);
+    data = list.reserve(size + 2 * LANES<A>);
     for (int64_t i = 0; i < size + LANES<A>; i += LANES<A>) store(data + i, Vector<A>{});
   }
   // `of` for each channel, as often as rows are folded.

@@ -167,7 +167,7 @@ class ReduceWide {
     y += (stretches.first_row(index) * p.out[2] + stretches.first_column(index)) * stretches.out_channels;
     int64_t row = columns * stretches.out_channels;  // as long as a stretch's, or the only one
     if (apart) skip = lists.from[0] - stretches.first_column(index), columns = lists.to[0] - lists.from[0];
-    E *packed = lines(lists.y, stretches.rows_in(index) * columns * wide * L + wide * L), *to = packed;
+    E *packed = lists.y.reserve(stretches.rows_in(index) * columns * wide * L + wide * L), *to = packed;
     for (int64_t r = 0; r < stretches.rows_in(index); ++r, y += row)
       for (int64_t c = 0; c < columns; c += 1 + apart, to += wide * L) {
         const T* pixel = y + (skip + c) * stretches.out_channels;
@@ -211,7 +211,7 @@ class ReduceWide {
       }
       return lists.kept.all();
     }
-    E *packed = lines(lists.x, lists.rows.size * (length + high) + L), *to_row = packed;
+    E *packed = lists.x.reserve(lists.rows.size * (length + high) + L), *to_row = packed;
     for (const RowPair& row : lists.rows) {
       pack_row(row, to_row);
       lists.packed.push({to_row - packed - from * high / (1 + apart), row.y, row.pixel});

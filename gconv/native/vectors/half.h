@@ -35,8 +35,23 @@ ALWAYS_INLINE Floats widen(Half h, Bf16) { return (Floats)(words(h) << 16); }
 // To nearest even. A NaN is not rounded, which could carry into its exponent: as it comes from a sum or a
 // product it is quiet, so what makes it one lies in the upper half.
 ALWAYS_INLINE Half narrow(Floats f, Bf16) {
-  Word bits = (Word)f, half = ((bits >> 16) & 1) + 0x7fff;
+  Word bits = (Word)f;
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+  // In five instructions, where GCC 12 makes eight of the lines below.
+  constexpr uint16_t
+      __attribute__((vector_size(64))) UPPER = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  __mmask16 number = _mm512_cmp_ps_mask((__m512)f, (__m512)f, _CMP_ORD_Q);
+  __mmask16 odd = _mm512_mask_test_epi32_mask(number, (__m512i)bits, (__m512i)(Word{} + 0x10000));
+  __m512i sum = _mm512_mask_add_epi32((__m512i)bits, number, (__m512i)bits, (__m512i)(Word{} + 0x7fff));
+  sum = _mm512_mask_add_epi32(sum, odd, sum, (__m512i)(Word{} + 1));
+  sum = _mm512_maskz_permutexvar_epi16(~__mmask32{0}, (__m512i)UPPER, sum);
+  Half first;
+  memcpy(&first, &sum, sizeof first);
+  return first;
+#else
+  Word half = ((bits >> 16) & 1) + 0x7fff;
   return halves((bits + (f == f ? half : Word{})) >> 16);
+#endif
 }
 
 #if defined(__AVX512F__) && VECTOR_BYTES == 64

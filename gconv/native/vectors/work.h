@@ -33,14 +33,16 @@ struct List {
   ~List() {
     if (data != first) give_memory(data, bytes);
   }
-  void reserve(int64_t more) {
-    if (more <= room) return;
+  // Room for so many items, from the beginning of a line of the cache on if they do not lie in the list.
+  T* reserve(int64_t more) {
+    if (more <= room) return data;
     int64_t taken = (more > 2 * room ? more : 2 * room) * int64_t(sizeof(T));
     T* moved = static_cast<T*>(take_memory(taken));
     if (!moved) out_of_memory();
     memcpy(moved, data, size * sizeof(T));
     if (data != first) give_memory(data, bytes);
     data = moved, bytes = taken, room = bytes / int64_t(sizeof(T));
+    return data;
   }
   void push(const T& item) {
     if (size == room) reserve(size + 1);
@@ -51,13 +53,6 @@ struct List {
   const T& operator[](int64_t i) const { return data[i]; }
   T& operator[](int64_t i) { return data[i]; }
 };
-
-// Room for so many numbers, from the beginning of a line of the cache on.
-template <class A>
-A* lines(List<A>& list, int64_t size) {
-  list.reserve(size + LINE / sizeof(A));
-  return reinterpret_cast<A*>(line_from(list.data));
-}
 
 // parallel.run with a lambda of a range, of which each unit is about `work` operations on vectors: a range
 // takes microseconds.

@@ -1,4 +1,5 @@
-// What depthwise kernels take at once, a strand: the channels that fill a register, as numbers.
+// What kernels of depthwise convolution take at once, a strand: the channels that fill a register, as
+// numbers. Those of narrow groups take one of bfloat16 too.
 //
 // Of bfloat16 these may be twice the numbers of a vector. Every 32 bits hold two channels, of which the even
 // one is a shift and the odd one a mask away from its number: so the even channels are one vector and the odd
