@@ -104,11 +104,11 @@ class LaneSums {
                                    int64_t step) const {
     int64_t groups = lanes.groups_in(block);
     const Results<A> out = results;
+    const bool rounds = type == Type::f16 && at_once;  // stays in a register, as `out` does
     auto put = [&](int64_t offset, Vector<E> v, int64_t left, bool streams) __attribute__((always_inline)) {
       if constexpr (TERMS<E> == 2) return out.store(reinterpret_cast<Bf16*>(to) + offset, v, left, streams);
       if constexpr (sizeof(A) == 4)
-        if (type == Type::f16 && at_once)
-          return out.store(reinterpret_cast<F16*>(to) + offset, v, left, streams);
+        if (rounds) return out.store(reinterpret_cast<F16*>(to) + offset, v, left, streams);
       out.store(reinterpret_cast<A*>(to) + offset, v, left, streams);
     };
     auto put_one = [&](int64_t offset, A sum) __attribute__((always_inline)) {
