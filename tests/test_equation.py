@@ -74,7 +74,7 @@ def by_definition(e: Equation, lhs, rhs):
 
 def by_the_role(reading, lhs, rhs):
     """The role of the reading's geometry, by the oracle."""
-    g, operands = reading.geometry, {name: np.asarray(a) for name, a in reading.operands(lhs, rhs).items()}
+    g, operands = reading.geometry, {name: np.asarray(a) for name, a in jax.jit(reading.operands)(lhs, rhs).items()}
     facts = {"groups": g.groups, "strides": g.strides, "pads": [(max(lo, 0), max(hi, 0)) for lo, hi in g.padding]}
     facts["dilation"] = g.dilation
     crop = tuple(slice(max(-lo, 0), n - max(-hi, 0)) for n, (lo, hi) in zip(g.spatial, g.padding, strict=True))
@@ -88,7 +88,7 @@ def by_the_role(reading, lhs, rhs):
         value = np.zeros(g.x_shape(len(operands["y"])))
         inner = value[(slice(None), *crop)]
         inner[...] = oracle.input_gradient(operands["y"], operands["w"], inner.shape, **facts)
-    return np.asarray(reading.result(jnp.asarray(value, jnp.float32)))
+    return np.asarray(jax.jit(reading.result)(value.astype(np.float32)))
 
 
 @pytest.mark.parametrize("seed", range(4))

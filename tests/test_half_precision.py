@@ -109,7 +109,7 @@ def test_every_kernel_rounds_sums_in_float32_once(name, role, dtype):
     x, kernel, y, options = problem(name, dtype)
     facts = facts_of(x, kernel, options)
     expected = expected_of(role, x, kernel, y, options)
-    magnitude = expected_of(role, abs(x), abs(kernel), abs(y), options)
+    magnitude = expected_of(role, *(abs(wide(a)) for a in (x, kernel, y)), options)
     half = ROUNDING[dtype]
     found = kernels(role, facts, dtype, 3)
     assert found
@@ -121,7 +121,7 @@ def test_every_kernel_rounds_sums_in_float32_once(name, role, dtype):
         assert worst <= 1, f"{kernel_name}: {worst}"
         worst = (abs(sums - expected) / (6e-7 * magnitude + 6e-8)).max()
         assert worst <= 1, f"{kernel_name}, in float32: {worst}"
-        np.testing.assert_array_equal(wide(jnp.asarray(sums, "float32").astype(dtype)), result, err_msg=kernel_name)
+        np.testing.assert_array_equal(wide(np.float32(sums).astype(jnp.dtype(dtype))), result, err_msg=kernel_name)
 
 
 @built

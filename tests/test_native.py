@@ -324,7 +324,7 @@ def test_each_kernel_against_loops(role, spatial, window, strides, dilation, gro
     ordered = [operands[name] for name in roles.OPERANDS[role]]
     found = jax.jit(lambda *of: {name: run(*of, g, forced=name, **options) for name in ["", *able]})(*ordered)
     for name, result in found.items():
-        assert np.all(np.abs(result - expected) <= 1e-6 * size), name  # the sum of the products' magnitudes
+        assert np.all(np.abs(np.asarray(result) - expected) <= 1e-6 * size), name  # the sum of the products' magnitudes
     chosen = backends.native.plan(role, g, "float32", 2).kernel
     np.testing.assert_array_equal(found[""], found[chosen])
     if "squares" in request.node.callspec.id and role != "w":
@@ -529,14 +529,14 @@ def test_an_image_has_the_same_bits_alone_and_in_any_batch(
     role, dtype, spatial, window, strides, dilation, groups, channels, filters
 ):
     pads = tuple((k // 2 * d, k // 2 * d) for k, d in zip(window, dilation, strict=True))
-    kernel = random((*window, channels, groups * filters), seed=1).astype(dtype)
+    kernel = np.asarray(random((*window, channels, groups * filters), seed=1)).astype(jnp.dtype(dtype))
     _, g = geometry((9, *spatial, groups * channels), kernel.shape, strides=strides, padding=pads, dilation=dilation)
     name, shape = ("x", g.x_shape(9)) if role == "y" else ("y", g.y_shape(9))
-    images = random(shape).astype(dtype)
+    images = np.asarray(random(shape)).astype(kernel.dtype)
 
     def run(images):
         how = {"geometry": g, "dtype": jnp.dtype(dtype), "precision": None, "implementation": "native"}
-        return np.asarray(roles.bind(role, {name: images, "w": kernel}, **how).astype("float32"))
+        return np.asarray(roles.bind(role, {name: jnp.asarray(images), "w": jnp.asarray(kernel)}, **how)).astype("float32")
 
     whole = run(images)
     assert np.isfinite(whole).all()
