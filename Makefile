@@ -81,7 +81,7 @@ $(VENV)/bin/python:
 
 $(VENV)/demo-ready: $(VENV)/bin/python pyproject.toml
 	$(SAY) "gconv with what the demo needs (jax, flax, optax, matplotlib, scikit-learn: 47 packages, 0.9 GB on disk)."
-	$(SAY) "Its CPU kernels are compiled, which takes a minute or two on two cores: at 'Building editable for gconv'."
+	$(SAY) "Its CPU kernels are compiled, which takes 1 to 2.5 minutes on two cores: at 'Building editable for gconv'."
 	$(PIP) install --editable ".[demo]"
 	@touch $@
 
